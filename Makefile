@@ -1,0 +1,37 @@
+# Two commands for everybody: `make demo` and `make test`. Both set up .venv first, where that is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint gpu-test clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      render a video with the embedded sample model, dense and accelerated, on a CPU"
+	@echo "make test      run the tests"
+	@echo "make lint      ruff and mypy"
+	@echo "make gpu-test  run the tests that need a CUDA GPU"
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,triton]'
+	@touch $@
+
+setup: .venv/.ready
+
+demo: setup
+	$(BIN)/vidaccel demo --output out/demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Uses the Python at hand rather than .venv: GPU machines bring their own torch and triton.
+gpu-test:
+	$(PYTHON) -m pytest -m gpu
+
+clean:
+	rm -rf .venv build dist *.egg-info out

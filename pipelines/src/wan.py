@@ -1,0 +1,95 @@
+"""Wan 2.1 and 2.2: text to video, image to video, video to video, VACE, TI2V-5B and the two experts of A14B.
+
+Text sits in its own cross-attention (`attn2`), so `attn1` sees video tokens alone, (b, l, h * d), with RMSNorm across
+all heads before they are split, and RoPE on interleaved pairs of channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import InstallError
+from ..family import Call
+from ..grid import Site, TokenLayout, VideoGrid
+
+
+class Wan:
+    """The Wan family; `WAN` is its one instance."""
+
+    name = "wan"
+
+    def sites(self, transformer: Any) -> list[Site]:
+        """`attn1` of every block; VACE's own blocks run first and count as the layers that they feed."""
+        names = [
+            (f"vace_blocks.{n}.attn1.processor", layer)
+            for n, layer in enumerate(getattr(transformer.config, "vace_layers", ()))
+        ]
+        names += [(f"blocks.{n}.attn1.processor", n) for n in range(len(transformer.blocks))]
+        return [Site(name, layer, "self", self.name) for name, layer in names]
+
+    def read(self, transformer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """`hidden_states` is (b, channels, frames, height, width) of latents."""
+        given = dict(zip(("hidden_states", "timestep", "encoder_hidden_states"), args, strict=False)) | dict(kwargs)
+        latents = given["hidden_states"]
+        patch = transformer.config.patch_size
+        grid = VideoGrid(*(size // side for size, side in zip(latents.shape[2:], patch, strict=True)))
+        return Call(grid, 0, given["timestep"], given.get("encoder_hidden_states"), latents.device)
+
+    def is_video(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None) -> bool:
+        """Cross-attention gets encoder states, self-attention gets none."""
+        return encoder_hidden_states is None
+
+    def layout(self, call: Call, block: int) -> TokenLayout:
+        """Video tokens only."""
+        return TokenLayout.of(call.grid, block=block)
+
+    def project(
+        self,
+        attn: Any,
+        layout: TokenLayout,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k, v in kernel order: normalised across heads, split, rotated, reordered.
+
+        Raises:
+            InstallError: an attention mask; stock Wan passes none, and a block mask cannot carry it.
+        """
+        if attention_mask is not None:
+            raise InstallError("an attention mask was passed to Wan's self-attention; sparse patterns cannot honour it")
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
+        if rotary_emb is not None:
+            query, key = rotate_pairs(query, *rotary_emb), rotate_pairs(key, *rotary_emb)
+        return layout.to_kernel(query), layout.to_kernel(key), layout.to_kernel(value)
+
+    def output(self, attn: Any, out: torch.Tensor, hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:
+        """(b, tokens, h, d) -> (b, tokens, width)."""
+        out = out.flatten(2, 3).type_as(hidden_states)
+        for module in attn.to_out:
+            out = module(out)
+        return out
+
+
+def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """RoPE on interleaved pairs: (x0 + i x1) (cos + i sin) for each pair of channels.
+
+    Args:
+        x: (b, l, h, d).
+        cos: (1, l, 1, d), every value twice.
+        sin: (1, l, 1, d), every value twice.
+    """
+    swapped = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+    return (x * cos + swapped * sin).type_as(x)
+
+
+WAN = Wan()

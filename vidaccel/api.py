@@ -1,0 +1,182 @@
+"""The front of the library: `accelerate`, `attn_processors` and `remove`."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from .errors import InstallError
+from .frontdoor import Clock
+from .install import Installation
+from .patterns import Pattern
+from .recipe import Recipe, pattern_from
+from .report import Report
+from .schedule import DENSE, Schedule
+from .trace import Trace
+
+# A quarter of the steps and the first layer dense: the authors' rule of thumb for radial attention (its issue 46: steps
+# // 4; scripts: one dense layer on Wan).
+DEFAULT_SCHEDULE = Schedule(dense_steps=0.25, dense_layers=1)
+
+
+class Acceleration:
+    """An accelerated pipeline: leave its `with` block, or call `remove`, and the pipeline is what it was.
+
+    Attributes:
+        recipe: what runs.
+        trace: what ran so far.
+    """
+
+    def __init__(self, pipe: Any, recipe: Recipe, installations: list[Installation], trace: Trace) -> None:
+        self.recipe = recipe
+        self.trace = trace
+        self._pipeline = type(pipe).__name__
+        self._installations = installations
+        self._active = True
+
+    def report(self) -> Report:
+        """What ran so far: densities, kernels and times of every call, settings, environment."""
+        plans = [plan for installation in self._installations for plan in installation.plans.values()]
+        return Report.of(self.trace, self.recipe, plans, self._pipeline)
+
+    def remove(self) -> None:
+        """Give the pipeline its own processors back. A second call does nothing."""
+        if not self._active:
+            return
+        self._active = False
+        for installation in self._installations:
+            _remove(installation)
+
+    def __enter__(self) -> Acceleration:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def accelerate(
+    pipe: Any,
+    attention: str | Pattern | None = None,
+    *,
+    density: float | None = None,
+    schedule: Schedule | None = None,
+    recipe: Recipe | str | Path | None = None,
+) -> Acceleration:
+    """Make a diffusers video pipeline sparse, until the returned handle is removed.
+
+    Args:
+        pipe: a pipeline whose `transformer` (and `transformer_2`) is of a known family: stock classes, any weights;
+            LoRA, offload or compile enabled before or after.
+        attention: a pattern's name ("radial") or a pattern.
+        density: fraction of video-video pairs that sparse layers keep, in (0, 1].
+        schedule: which steps and layers stay dense. Without one, and without a recipe, the first quarter of the steps
+            and the first layer do.
+        recipe: a preset's name, a file, or a `Recipe`; the arguments above replace its values.
+
+    Returns:
+        A handle with `.report()` and `.remove()`, also a context manager.
+
+    Raises:
+        InstallError: the pipeline has no transformer of a known family, is accelerated already, or nothing was asked.
+        PatternError: a density outside (0, 1], or one that the pattern cannot give.
+        RecipeError: an unknown pattern, preset or setting.
+
+    Example:
+        >>> with vidaccel.accelerate(pipe, "radial", density=0.25) as run:
+        ...     video = pipe("a cat playing piano", num_frames=81).frames[0]
+        >>> run.report().save("out/")
+    """
+    base = (
+        recipe if isinstance(recipe, Recipe) else Recipe.load(recipe) if recipe else Recipe(schedule=DEFAULT_SCHEDULE)
+    )
+    whole = base.merge(attention=pattern_from(attention), density=density, schedule=schedule)
+    if whole.attention is None:
+        raise InstallError("nothing to do was given: name an attention pattern (such as 'radial') or a recipe")
+    transformers = {name: getattr(pipe, name, None) for name in ("transformer", "transformer_2")}
+    found = {name: module for name, module in transformers.items() if isinstance(module, nn.Module)}
+    if not found:
+        raise InstallError(f"{type(pipe).__name__} has no transformer; a diffusers video pipeline is needed")
+    clock, trace = Clock(lambda: getattr(pipe, "_num_timesteps", None)), Trace()
+    installations: list[Installation] = []
+    try:
+        for name, module in found.items():
+            expert = {"transformer": "high", "transformer_2": "low"}[name] if len(found) == 2 else None
+            installations.append(
+                Installation.of(
+                    module,
+                    whole.attention,
+                    density=DENSE if whole.attention.name == "dense" else whole.density,
+                    schedule=whole.schedule,
+                    clock=clock,
+                    trace=trace,
+                    expert=expert,
+                )
+            )
+            installations[-1].place()
+    except BaseException:
+        for installation in installations:
+            installation.remove()
+        raise
+    return Acceleration(pipe, whole, installations, trace)
+
+
+def attn_processors(
+    transformer: nn.Module,
+    attention: str | Pattern,
+    *,
+    density: float | None = None,
+    schedule: Schedule | None = None,
+    num_inference_steps: int | None = None,
+) -> dict[str, Any]:
+    """Processors for `transformer.set_attn_processor`: a complete dict, one object for every attention layer.
+
+    Layers that are no video self-attention keep the very object that stands there. `vidaccel.remove(transformer)` gives
+    the others theirs back.
+
+    Args:
+        transformer: a transformer of a known family.
+        attention: a pattern's name or a pattern.
+        density: fraction of video-video pairs kept, in (0, 1].
+        schedule: which steps and layers stay dense; all are sparse without one.
+        num_inference_steps: needed by schedules with fractions or dense last steps.
+
+    Raises:
+        InstallError: an unknown transformer, or one that is accelerated already.
+    """
+    pattern = pattern_from(attention)
+    if pattern is None:
+        raise InstallError("no attention pattern was given; name one, such as 'radial'")
+    return Installation.of(
+        transformer,
+        pattern,
+        density=DENSE if pattern.name == "dense" else density,
+        schedule=schedule or Schedule(),
+        num_inference_steps=num_inference_steps,
+    ).complete()
+
+
+def remove(transformer: nn.Module) -> None:
+    """Give a transformer its own processors back, however ours came there.
+
+    Raises:
+        InstallError: nothing of ours is on it.
+    """
+    installation = Installation.on(transformer)
+    if installation is None:
+        raise InstallError(f"this {type(transformer).__name__} is not accelerated; there is nothing to remove")
+    _remove(installation)
+
+
+def _remove(installation: Installation) -> None:
+    if changed := installation.remove():
+        warnings.warn(
+            f"{len(changed)} attention layers hold a processor that was set after vidaccel's (first: {changed[0]}); "
+            "they were left as they are",
+            stacklevel=3,
+        )

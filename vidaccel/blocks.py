@@ -1,0 +1,172 @@
+"""Which key blocks each query block attends to: one list a row, full blocks first, then partial ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from .errors import MaskError
+from .grid import TokenLayout
+
+
+class Window(NamedTuple):
+    """Decides partial blocks token by token: key k is kept for query q iff lo[q] <= pos[k] < hi[q] on every axis.
+
+    Attributes:
+        lo: (slots, axes) int32, first kept position of each query.
+        hi: (slots, axes) int32, one past the last kept position of each query.
+        pos: (slots, axes) int32, position of each key.
+    """
+
+    lo: torch.Tensor
+    hi: torch.Tensor
+    pos: torch.Tensor
+
+    def kept(self) -> torch.Tensor:
+        """(slots, slots) bool: the window of every query, spelled out."""
+        inside = (self.lo[:, None] <= self.pos[None]) & (self.pos[None] < self.hi[:, None])
+        return inside.all(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMask:
+    """Kept key blocks of every query block, as compressed sparse rows (CSR). Build it with `BlockMask.of`.
+
+    Row `r = head * blocks + query_block` holds `idx[ptr[r] : ptr[r + 1]]`, key block numbers: first `n_full[r]` full
+    blocks in ascending order, then the partial ones, in ascending order too.
+
+    Attributes:
+        ptr: (h * blocks + 1,) int32, where each row starts; h is 1 where all heads share the rows.
+        idx: (kept,) int32, key block numbers.
+        n_full: (h * blocks,) int32, how many blocks of the row are full.
+        layout: the token order in which those blocks are counted.
+        window: per-token rule of the partial blocks; None where there are none.
+    """
+
+    ptr: torch.Tensor
+    idx: torch.Tensor
+    n_full: torch.Tensor
+    layout: TokenLayout
+    window: Window | None = None
+
+    @classmethod
+    def of(
+        cls,
+        keep: torch.Tensor,
+        layout: TokenLayout,
+        *,
+        partial: torch.Tensor | None = None,
+        window: Window | None = None,
+    ) -> BlockMask:
+        """Compress a map of blocks.
+
+        Args:
+            keep: (blocks, blocks) or (h, blocks, blocks) bool, [query block, key block], text blocks included.
+            layout: the order of those blocks.
+            partial: same shape, the kept blocks that `window` decides token by token.
+            window: needed with `partial`.
+
+        Raises:
+            MaskError: shapes that do not belong to the layout, or partial blocks without a window.
+        """
+        keep = keep[None] if keep.ndim == 2 else keep
+        partial = torch.zeros_like(keep) if partial is None else partial.expand_as(keep) & keep
+        if keep.dtype != torch.bool or keep.shape[-2:] != (layout.blocks, layout.blocks):
+            raise MaskError(
+                f"a block map of shape {tuple(keep.shape)}, {keep.dtype} was given; "
+                f"this layout needs (heads, {layout.blocks}, {layout.blocks}), torch.bool"
+            )
+        if window is None and bool(partial.any()):
+            raise MaskError("partial blocks were marked without a window; give `window=` too, or mark none")
+        # Rank 0 for full blocks, 1 for partial ones, 2 for dropped ones; a stable sort keeps each group ascending.
+        rank = torch.where(keep, partial.int(), 2).flatten(0, 1)
+        column = rank.argsort(dim=-1, stable=True)
+        count = keep.flatten(0, 1).sum(-1)
+        listed = torch.arange(layout.blocks, device=keep.device) < count[:, None]
+        ptr = torch.cat([count.new_zeros(1), count.cumsum(0)]).int()
+        n_full = (keep & ~partial).flatten(0, 1).sum(-1).int()
+        return cls(ptr, column[listed].int(), n_full, layout, window)
+
+    @property
+    def heads(self) -> int:
+        """1 where all heads share the rows."""
+        return self.n_full.shape[0] // self.layout.blocks
+
+    @property
+    def has_empty_rows(self) -> bool:
+        """Some query block keeps nothing at all."""
+        return bool((self.ptr.diff() == 0).any())
+
+    def to(self, device: torch.device | str) -> BlockMask:
+        """The same mask with its tensors on `device`."""
+        if self.ptr.device == torch.device(device):
+            return self
+        window = self.window and Window(*(t.to(device) for t in self.window))
+        moved = {name: getattr(self, name).to(device) for name in ("ptr", "idx", "n_full")}
+        return replace(self, **moved, layout=self.layout.to(device), window=window)
+
+    def block_map(self) -> torch.Tensor:
+        """(h, blocks, blocks) int8: 0 dropped, 1 partial, 2 full."""
+        rows = self.n_full.shape[0]
+        count = self.ptr.diff().long()
+        row = torch.arange(rows, device=self.ptr.device).repeat_interleave(count)
+        place = torch.arange(self.idx.shape[0], device=self.ptr.device) - self.ptr[:-1].long()[row]
+        kind = torch.where(place < self.n_full[row], 2, 1).to(torch.int8)
+        kinds = torch.zeros(rows, self.layout.blocks, dtype=torch.int8, device=self.ptr.device)
+        kinds[row, self.idx.long()] = kind
+        return kinds.view(self.heads, self.layout.blocks, self.layout.blocks)
+
+    @cached_property
+    def density(self) -> float:
+        """Fraction of video-video pairs that are kept, token by token."""
+        n = self.layout.video_blocks
+        kinds = self.block_map()[:, :n, :n]
+        length = self.layout.q_len[:n].double()
+        kept = float(((kinds == 2).double() @ length @ length).sum())
+        for _, i, j in (kinds == 1).nonzero().tolist():
+            kept += int(self._window_tile(i, j).sum())
+        return kept / (self.heads * self.layout.grid.tokens**2)
+
+    @cached_property
+    def visited(self) -> float:
+        """Video tiles touched x their area over all video-video pairs: it bounds speed. Holes count, so it can pass 1."""
+        n = self.layout.video_blocks
+        touched = int((self.block_map()[:, :n, :n] > 0).sum())
+        return touched * self.layout.block**2 / (self.heads * self.layout.grid.tokens**2)
+
+    def union(self, other: BlockMask) -> BlockMask:
+        """Keep what either mask keeps. Partial blocks of both must follow the same window.
+
+        Raises:
+            MaskError: other layouts, or two different windows.
+        """
+        mine, theirs = self.layout, other.layout
+        if (mine.grid, mine.text, mine.block, mine.tile) != (theirs.grid, theirs.text, theirs.block, theirs.tile):
+            raise MaskError("two masks of different layouts were joined; build both on the same grid, block and tile")
+        windows = [m.window for m in (self, other) if m.window is not None]
+        if len(windows) == 2 and not all(torch.equal(a, b) for a, b in zip(*windows, strict=True)):
+            raise MaskError("two masks with different token windows were joined; make one of them whole blocks first")
+        kinds = torch.maximum(*torch.broadcast_tensors(self.block_map(), other.block_map()))
+        return BlockMask.of(kinds > 0, mine, partial=kinds == 1, window=windows[0] if windows else None)
+
+    def to_slots(self) -> torch.Tensor:
+        """(h, slots, slots) bool in kernel order: the mask spelled out token by token. Small layouts only."""
+        block, slots = self.layout.block, self.layout.slots
+        kinds = self.block_map().repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :slots, :slots]
+        kept = kinds == 2 if self.window is None else (kinds == 2) | ((kinds == 1) & self.window.kept())
+        return kept & self.layout.filled[:, None] & self.layout.filled
+
+    def to_dense(self) -> torch.Tensor:
+        """(h, tokens, tokens) bool in model order: what a dense attention would be given as its mask."""
+        slot = self.layout.slot_of
+        return self.to_slots()[:, slot][:, :, slot]
+
+    def _window_tile(self, i: int, j: int) -> torch.Tensor:
+        """(q_len[i], k_len[j]) bool of one partial block."""
+        assert self.window is not None
+        block, length = self.layout.block, self.layout.q_len.tolist()
+        q, k = slice(i * block, i * block + length[i]), slice(j * block, j * block + length[j])
+        return Window(self.window.lo[q], self.window.hi[q], self.window.pos[k]).kept()

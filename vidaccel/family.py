@@ -1,0 +1,106 @@
+"""What vidaccel must know about a model family, and which families there are.
+
+A family is one file in `pipelines/src`. It says where attention sits, how to read a call of the transformer, and how to
+get q, k and v out of an attention layer in kernel order. It never copies a `forward`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import nn
+
+from .errors import InstallError
+from .grid import Site, TokenLayout, VideoGrid
+
+# transformer class -> "module:object" of its family
+FAMILIES = {
+    "WanTransformer3DModel": "vidaccel.pipelines.wan:WAN",
+    "WanVACETransformer3DModel": "vidaccel.pipelines.wan:WAN",
+}
+# attention class -> family, for processors that are built without a transformer
+ATTENTION_FAMILIES = {"WanAttention": "vidaccel.pipelines.wan:WAN"}
+
+
+class Call(NamedTuple):
+    """What the arguments of one transformer call say.
+
+    Attributes:
+        grid: latent tokens after patching.
+        text: text tokens in joint attention, 0 where text has its own cross-attention.
+        timestep: the scheduler's value, as given.
+        embeds: the text embeddings; their identity tells guidance branches apart where nothing else does.
+        device: where the call runs.
+    """
+
+    grid: VideoGrid
+    text: int
+    timestep: torch.Tensor
+    embeds: torch.Tensor | None
+    device: torch.device
+
+
+class Family(Protocol):
+    """One model family."""
+
+    name: str
+
+    def sites(self, transformer: Any) -> list[Site]:
+        """Every video self-attention (or joint attention) layer, in the order in which they run."""
+        ...
+
+    def read(self, transformer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Read the arguments of one call of the transformer."""
+        ...
+
+    def is_video(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None) -> bool:
+        """This call of an attention layer is video self-attention (or joint attention)."""
+        ...
+
+    def layout(self, call: Call, block: int) -> TokenLayout:
+        """The call's tokens in raster order."""
+        ...
+
+    def project(self, attn: Any, layout: TokenLayout, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k, v: (b, slots, h, d) in kernel order, normalised and rotated, from the inputs of an attention layer."""
+        ...
+
+    def output(self, attn: Any, out: torch.Tensor, *inputs: Any) -> Any:
+        """What the layer returns, from (b, tokens, h, d) in model order: the model's own output projection."""
+        ...
+
+
+def family_of(transformer: nn.Module) -> Family:
+    """The family of a transformer.
+
+    Raises:
+        InstallError: no family serves this class.
+    """
+    return _load(FAMILIES, type(transformer).__name__, "transformer")
+
+
+def attention_family_of(attn: Any) -> Family:
+    """The family of an attention layer, for processors that are built without a transformer.
+
+    Raises:
+        InstallError: no family serves this class.
+    """
+    return _load(ATTENTION_FAMILIES, type(attn).__name__, "attention layer")
+
+
+def _load(table: Mapping[str, str], name: str, what: str) -> Family:
+    if name not in table:
+        raise InstallError(
+            f"{name} is not a {what} that vidaccel knows; it knows {', '.join(sorted(table))}. "
+            "A new family is one file in pipelines/src (see pipelines/README.md)"
+        )
+    module, _, attribute = table[name].partition(":")
+    return cast(Family, getattr(importlib.import_module(module), attribute))
+
+
+def unwrap(transformer: nn.Module) -> nn.Module:
+    """The module itself, where torch.compile has wrapped it."""
+    return cast(nn.Module, getattr(transformer, "_orig_mod", transformer))

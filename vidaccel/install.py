@@ -1,0 +1,212 @@
+"""A pattern at work on one transformer: processors placed, plans made for each call, everything given back."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+from torch import nn
+
+from .errors import InstallError, PatternError
+from .family import Call, unwrap
+from .frontdoor import Clock, FrontDoor
+from .grid import Site, TokenLayout
+from .patterns import Pattern, Plan
+from .schedule import DENSE, Schedule, Step
+from .trace import CallRecord, Trace
+from .wrapping import SparseAttnProcessor
+
+logger = logging.getLogger(__name__)
+
+# Masks of one resolution are a few MiB; a server that sees many resolutions must not keep them all.
+_MOST_PLANS = 64
+
+
+class Installation:
+    """One pattern on one transformer. Build it with `Installation.of`.
+
+    Attributes:
+        pattern: the pattern.
+        schedule: which layers run sparse when.
+        sites: where it works, in the order of execution.
+        processors: one a site, by name.
+        originals: every processor that stood in the transformer, by name.
+        plans: what each plan was made for, with the plan.
+    """
+
+    def __init__(
+        self,
+        door: FrontDoor,
+        pattern: Pattern,
+        density: float | None,
+        schedule: Schedule,
+        stand_in: object | None,
+    ) -> None:
+        self.door = door
+        self.pattern = pattern
+        self.density_requested = density
+        self.schedule = schedule
+        self.sites = door.family.sites(door.transformer)
+        self.originals: dict[str, Any] = dict(door.transformer.attn_processors)
+        self.processors = {
+            site.name: SparseAttnProcessor(self.originals[site.name], door.family) for site in self.sites
+        }
+        self.plans: dict[tuple[Any, ...], Plan] = {}
+        self._stand_in = stand_in
+        self._layers = 1 + max(site.index for site in self.sites)
+        self._unsubscribe = door.subscribe(self)
+
+    @classmethod
+    def of(
+        cls,
+        transformer: nn.Module,
+        pattern: Pattern,
+        *,
+        density: float | None,
+        schedule: Schedule,
+        num_inference_steps: int | None = None,
+        clock: Clock | None = None,
+        trace: Trace | None = None,
+        expert: str | None = None,
+        stand_in: object | None = None,
+    ) -> Installation:
+        """Prepare a pattern for a transformer; `place` puts it there.
+
+        Args:
+            transformer: any transformer of a known family, compiled or not.
+            pattern: which pairs attend.
+            density: wanted fraction of video-video pairs, in (0, 1]; None lets the pattern decide.
+            schedule: which steps and layers stay dense.
+            num_inference_steps: steps of a trajectory, where no clock knows them.
+            clock: counts steps.
+            trace: records calls.
+            expert: "high" or "low".
+            stand_in: an object that the user will set as the one processor of all layers.
+
+        Raises:
+            InstallError: the transformer is accelerated already, has no site, or its class is unknown.
+            PatternError: a density outside (0, 1].
+        """
+        if density is not None and not 0 < density <= 1:
+            raise PatternError(
+                f"density {density} was asked for; it is the fraction of pairs kept, in (0, 1], 1 is dense"
+            )
+        if cls.on(transformer) is not None:
+            raise InstallError(
+                f"this {type(unwrap(transformer)).__name__} is accelerated already; "
+                "call .remove() on that acceleration, or vidaccel.remove(transformer), first"
+            )
+        if density == DENSE:
+            warnings.warn("density 1 keeps every pair: all layers run on the dense backend", stacklevel=4)
+        door = FrontDoor.of(transformer, clock or Clock(num_inference_steps), trace, expert)
+        if not door.family.sites(door.transformer):
+            raise InstallError(f"{type(door.transformer).__name__} has no video self-attention to make sparse")
+        return cls(door, pattern, density, schedule, stand_in)
+
+    @staticmethod
+    def on(transformer: nn.Module) -> Installation | None:
+        """The installation of this transformer, if any."""
+        door = FrontDoor.open_door(transformer)
+        found = [s for s in door.subscribers() if isinstance(s, Installation)] if door else []
+        return found[0] if found else None
+
+    def complete(self) -> dict[str, Any]:
+        """A processor for every attention layer: ours at the sites, elsewhere the very object that stands there."""
+        return self.originals | self.processors
+
+    def place(self) -> None:
+        """Put our processors in the transformer."""
+        # set_attn_processor empties the dict that it is given.
+        self.door.transformer.set_attn_processor(dict(self.complete()))
+
+    def remove(self) -> list[str]:
+        """Give every place that still holds ours its own processor back, and close the door.
+
+        Returns:
+            Names of the places that somebody else has changed since; they are left as they are.
+        """
+        changed: list[str] = []
+        current = self._current()
+        for name, original in self.originals.items():
+            mine = self.processors.get(name)
+            if current[name] is mine or current[name] is self._stand_in:
+                current[name] = original
+            elif mine is not None and current[name] is not original:
+                changed.append(name)
+        self.door.transformer.set_attn_processor(current)
+        self._unsubscribe()
+        return changed
+
+    def _current(self) -> dict[str, Any]:
+        return dict(self.door.transformer.attn_processors)
+
+    def before(self, call: Call, step: Step, record: CallRecord) -> None:
+        """Write a plan, or None, on every processor."""
+        if getattr(self.door.transformer, "_parallel_config", None) is not None:
+            raise InstallError(
+                "context parallelism is on: this transformer's sparse layers would attend to their own rank's tokens alone; "
+                " run without enable_parallelism, or remove the acceleration"
+            )
+        current = self._current()
+        if self._stand_in is not None and any(p is self._stand_in for p in current.values()):
+            self.place()
+            current = self._current()
+        displaced = [site.name for site in self.sites if current[site.name] is not self.processors[site.name]]
+        if displaced and self.door.trace.note(
+            f"{len(displaced)} layers, such as {displaced[0]}, do not hold our processor"
+        ):
+            warnings.warn(
+                f"{len(displaced)} of {len(self.sites)} attention layers do not hold vidaccel's processor (first: "
+                f"{displaced[0]}): they were never set, or set again since. They run as their own processor does",
+                stacklevel=2,
+            )
+        for site in self.sites:
+            if site.name in displaced:
+                continue
+            plan = self._plan(call, step, record, site)
+            self.processors[site.name].plan = plan
+            if plan is None:
+                record.dense.append(site.name)
+            else:
+                record.scheduled.append((site.name, plan.delivered))
+
+    def after(self, record: CallRecord) -> None:
+        """Take the plans away; say so where fewer layers ran sparse than were scheduled."""
+        for processor in self.processors.values():
+            processor.plan = None
+        missing = len(record.scheduled) - len(record.kernels)
+        if missing and not record.failed:
+            self.door.trace.note(
+                f"{missing} of {len(record.scheduled)} sparse layers did not run in step {record.step}"
+            )
+
+    def _plan(self, call: Call, step: Step, record: CallRecord, site: Site) -> Plan | None:
+        density = self.schedule.density(
+            step, site.index, self._layers, record.branch, record.expert, self.density_requested
+        )
+        if density == DENSE:
+            return None
+        key = (call.grid, call.text, call.device, density, site if self.pattern.per_site else site.family)
+        if key not in self.plans:
+            if len(self.plans) >= _MOST_PLANS:
+                del self.plans[next(iter(self.plans))]
+            self.plans[key] = self._make_plan(self.door.family.layout(call, self.pattern.block), density, site).to(
+                call.device
+            )
+        return self.plans[key]
+
+    def _make_plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
+        plan = self.pattern.plan(layout, density, site)
+        message = f"{self.pattern.name} on a {layout.grid} grid, {plan.rule}: density {plan.delivered:.3f}"
+        asked = "" if plan.requested is None else f" (requested {plan.requested:.3f})"
+        for text in (f"{message}{asked}, visited {plan.visited:.3f}", *plan.notes):
+            if self.door.trace.note(text):
+                logger.info(text)
+        if plan.delivered >= 1:
+            warnings.warn(
+                f"{message}: the pattern keeps every pair at this size, so nothing is gained; "
+                "ask for a lower density, or smaller blocks",
+                stacklevel=2,
+            )
+        return plan

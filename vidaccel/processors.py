@@ -1,0 +1,91 @@
+"""Named attention processors: one object for `set_attn_processor`, whatever the layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import InstallError
+from .family import Call, Family, attention_family_of
+from .grid import Site, VideoGrid
+from .install import Installation
+from .patterns import Pattern, Plan
+from .patterns.radial import Radial
+from .schedule import Schedule
+from .wrapping import SparseAttnProcessor
+
+
+class NamedAttnProcessor:
+    """Base of the named processors: one object for all layers of a transformer.
+
+    `transformer.set_attn_processor(RadialAttnProcessor(transformer, density=0.25))` puts one object in every place,
+    cross-attention and refiners included. It knows what stood in each place, and at the transformer's next call gives
+    every layer its own: a `SparseAttnProcessor` where video attends to video, and elsewhere what stood there.
+
+    Args:
+        transformer: the transformer it will serve, so that it sees grid and step.
+        density: wanted fraction of video-video pairs, in (0, 1]; None lets the pattern's own parameters decide.
+        schedule: which steps and layers stay dense; all are sparse without one.
+        num_inference_steps: needed by schedules with fractions or dense last steps.
+        grid: (t, y, x) latent tokens, instead of a transformer: one fixed plan, no schedule.
+        pattern: the pattern's own parameters.
+
+    Raises:
+        InstallError: at the first call, when neither `transformer` nor `grid` was given.
+    """
+
+    pattern_type: type[Pattern]
+
+    def __init__(
+        self,
+        transformer: nn.Module | None = None,
+        *,
+        density: float | None = None,
+        schedule: Schedule | None = None,
+        num_inference_steps: int | None = None,
+        grid: tuple[int, int, int] | None = None,
+        **pattern: Any,
+    ) -> None:
+        self._pattern = self.pattern_type(**pattern)
+        self._density = density
+        self._grid = None if grid is None else VideoGrid(*grid)
+        self._fixed: dict[torch.device, Plan] = {}
+        if transformer is not None:
+            Installation.of(
+                transformer,
+                self._pattern,
+                density=density,
+                schedule=schedule or Schedule(),
+                num_inference_steps=num_inference_steps,
+                stand_in=self,
+            )
+
+    def __call__(self, attn: Any, hidden_states: torch.Tensor, *inputs: Any, **kwargs: Any) -> Any:
+        """Attend on the fixed grid; with a transformer, its first call takes this object's place."""
+        name = type(self).__name__
+        if self._grid is None:
+            raise InstallError(
+                f"{name} does not know the video's grid: build it as {name}(pipe.transformer, ...), so that it reads "
+                f"every call, or with grid=(t, y, x) for one fixed size"
+            )
+        family = attention_family_of(attn)
+        processor = SparseAttnProcessor(attn._default_processor_cls(), family)
+        if family.is_video(attn, hidden_states, inputs[0] if inputs else kwargs.get("encoder_hidden_states")):
+            processor.plan = self._fixed_plan(family, hidden_states.device)
+        return processor(attn, hidden_states, *inputs, **kwargs)
+
+    def _fixed_plan(self, family: Family, device: torch.device) -> Plan:
+        assert self._grid is not None
+        if device not in self._fixed:
+            layout = family.layout(Call(self._grid, 0, torch.zeros(1), None, device), self._pattern.block)
+            site = Site("", 0, "self", family.name)
+            self._fixed[device] = self._pattern.plan(layout, self._density, site).to(device)
+        return self._fixed[device]
+
+
+class RadialAttnProcessor(NamedAttnProcessor):
+    """Radial attention (arXiv 2506.19852) for all layers; its pattern takes `rule`, `decay`, `block`, `sink`."""
+
+    pattern_type = Radial

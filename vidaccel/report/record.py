@@ -1,0 +1,139 @@
+"""The report as data: what was asked, what ran, how long it took, and where."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..env import environment
+from ..patterns import Plan
+from ..recipe import Recipe
+from ..trace import CallRecord, Trace
+from . import pages
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished run. `data` is plain and is what `report.json` holds; `schema` in it names its version."""
+
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, trace: Trace, recipe: Recipe, plans: Iterable[Plan], pipeline: str) -> Report:
+        """Collect a report from a trace. Waits for a GPU's timers."""
+        calls = [call for call in trace.calls if not call.failed]
+        return cls(
+            {
+                "schema": SCHEMA,
+                "pipeline": pipeline,
+                "recipe": recipe.to_dict(),
+                "recipe_hash": recipe.hash,
+                "summary": _summary(calls),
+                "plans": [_plan(plan) for plan in plans],
+                "calls": [_call(call) for call in calls],
+                "failed_calls": len(trace.calls) - len(calls),
+                "notes": list(trace.notes),
+                "environment": environment(),
+            }
+        )
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Densities and times of the whole run."""
+        return dict(self.data["summary"])
+
+    def to_json(self) -> str:
+        """`report.json`."""
+        return json.dumps(self.data, indent=1) + "\n"
+
+    def to_markdown(self) -> str:
+        """A page that pastes into a pull request or a model card."""
+        return pages.markdown(self.data)
+
+    def to_html(self) -> str:
+        """One self-contained page."""
+        return pages.html(self.data)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write report.json, report.md and report.html, each whole or not at all. Returns the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (
+            ("report.json", self.to_json()),
+            ("report.md", self.to_markdown()),
+            ("report.html", self.to_html()),
+        ):
+            temporary = folder / f".{name}.{os.getpid()}.tmp"
+            try:
+                temporary.write_text(text, encoding="utf-8")
+                temporary.replace(folder / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return folder
+
+
+def _summary(calls: list[CallRecord]) -> dict[str, Any]:
+    times = [call.watch.ms for call in calls if call.watch is not None]
+    sparse = [density for call in calls for _, density in call.scheduled]
+    kernels: dict[str, int] = {}
+    for name in (name for call in calls for name in call.kernels):
+        kernels[name] = kernels.get(name, 0) + 1
+    return {
+        "calls": len(calls),
+        "steps": len({(call.step, call.expert) for call in calls}),
+        "sparse_layer_calls": len(sparse),
+        "dense_layer_calls": sum(len(call.dense) for call in calls),
+        "delivered_density": sum(sparse) / len(sparse) if sparse else None,
+        "effective_density": _effective(calls),
+        "kernels": kernels,
+        "transformer_ms": sum(ms for ms in times if ms is not None),
+    }
+
+
+def _effective(calls: list[CallRecord]) -> float | None:
+    """Kept pairs over all pairs of the whole run: text, dense layers and dense steps included."""
+    kept = total = 0.0
+    for call in calls:
+        video, text = call.grid.tokens, call.text
+        around = 2 * video * text + text**2
+        kept += sum(density * video**2 + around for _, density in call.scheduled)
+        kept += len(call.dense) * (video + text) ** 2
+        total += (len(call.scheduled) + len(call.dense)) * (video + text) ** 2
+    return kept / total if total else None
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    layout = plan.layout
+    return {
+        "grid": str(layout.grid),
+        "text": layout.text,
+        "block": layout.block,
+        "tile": layout.tile,
+        "rule": plan.rule,
+        "requested": plan.requested,
+        "delivered": plan.delivered,
+        "visited": plan.visited,
+        "notes": list(plan.notes),
+    }
+
+
+def _call(call: CallRecord) -> dict[str, Any]:
+    return {
+        "step": call.step,
+        "total": call.total,
+        "sigma": call.sigma,
+        "branch": call.branch,
+        "expert": call.expert,
+        "grid": str(call.grid),
+        "sparse_layers": len(call.scheduled),
+        "dense_layers": len(call.dense),
+        "kernels": sorted(set(call.kernels)),
+        "kernels_ran": len(call.kernels),
+        "ms": call.watch.ms if call.watch else None,
+    }

@@ -1,0 +1,128 @@
+"""What really ran: an append-only record that the front door and the kernels write, and reports read.
+
+While a transformer call is under way its record is `current()`; a kernel adds its name to it, so that a processor that
+was displaced, or a fallback that nobody asked for, shows up as a difference between `scheduled` and `kernels`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+
+from .grid import VideoGrid
+
+_current: ContextVar[CallRecord | None] = ContextVar("vidaccel_call", default=None)
+
+
+def current() -> CallRecord | None:
+    """The transformer call under way in this thread, if a front door watches it."""
+    return _current.get()
+
+
+class Stopwatch:
+    """Time from `start` to `stop` where the work runs: CUDA events on a GPU (read later, no wait), else a clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._start = self._mark()
+        self._stop: torch.cuda.Event | float | None = None
+
+    def _mark(self) -> torch.cuda.Event | float:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def stop(self) -> None:
+        """End of the work (on a GPU: of the work queued so far)."""
+        self._stop = self._mark()
+
+    @property
+    def ms(self) -> float | None:
+        """Milliseconds, or None while running. Waits for a GPU."""
+        if self._stop is None:
+            return None
+        if isinstance(self._start, float) or isinstance(self._stop, float):
+            return 1e3 * (float(self._stop) - float(self._start))  # type: ignore[arg-type]
+        self._stop.synchronize()
+        return float(self._start.elapsed_time(self._stop))
+
+
+@dataclass
+class CallRecord:
+    """One call of one transformer.
+
+    Attributes:
+        step: index of the denoising step in its trajectory.
+        total: steps of the trajectory, where known.
+        sigma: noise level in [0, 1].
+        branch: "cond", "uncond", another context's name, or None where it cannot be told.
+        expert: "high" or "low" noise for models with two experts.
+        grid: latent tokens of the call.
+        text: text tokens in joint attention.
+        scheduled: (site, density) of every layer that must run sparse, in order.
+        dense: names of the sites that must run dense.
+        kernels: backend of every sparse attention that ran, in order.
+        watch: its time.
+        failed: the call ended with an exception.
+    """
+
+    step: int
+    total: int | None
+    sigma: float
+    branch: str | None
+    expert: str | None
+    grid: VideoGrid
+    text: int
+    scheduled: list[tuple[str, float]] = field(default_factory=list)
+    dense: list[str] = field(default_factory=list)
+    kernels: list[str] = field(default_factory=list)
+    watch: Stopwatch | None = None
+    failed: bool = False
+    trace: Trace | None = None
+
+    def open(self, device: torch.device) -> None:
+        """Make this the current call and start its clock."""
+        _current.set(self)
+        self.watch = Stopwatch(device)
+
+    def close(self, failed: bool = False) -> None:
+        """End of the call."""
+        self.failed = failed
+        if self.watch is not None:
+            self.watch.stop()
+        _current.set(None)
+
+    @property
+    def site(self) -> str:
+        """The layer whose sparse attention runs next."""
+        return (
+            self.scheduled[len(self.kernels)][0] if len(self.kernels) < len(self.scheduled) else "an unscheduled layer"
+        )
+
+
+@dataclass
+class Trace:
+    """All calls of one acceleration, what was decided, and which kernels were checked.
+
+    Attributes:
+        calls: one record a transformer call.
+        notes: decisions and warnings, in words, each once.
+        checked: kernel and shape of every canary that passed.
+    """
+
+    calls: list[CallRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    checked: set[Hashable] = field(default_factory=set)
+
+    def note(self, text: str) -> bool:
+        """Record a decision; True the first time it is said."""
+        if text in self.notes:
+            return False
+        self.notes.append(text)
+        return True
