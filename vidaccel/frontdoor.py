@@ -155,8 +155,9 @@ class FrontDoor:
         module = self.transformer
         # In the instance's own dict: neither state_dict nor save_pretrained sees it.
         vars(module)[_ATTRIBUTE] = self
-        before = module.register_forward_pre_hook(self._before, with_kwargs=True)
-        after = module.register_forward_hook(self._after, always_call=True)
+        # Disabled here rather than by decorators, which would load the compiler whenever vidaccel is imported.
+        before = module.register_forward_pre_hook(torch.compiler.disable(self._before), with_kwargs=True)
+        after = module.register_forward_hook(torch.compiler.disable(self._after), always_call=True)
         self._undo = [before.remove, after.remove, lambda: vars(module).pop(_ATTRIBUTE, None)]
         if hasattr(type(module), "cache_context"):
             vars(module)["cache_context"] = self._named_context
@@ -193,7 +194,6 @@ class FrontDoor:
             logger.info(self.trace.notes[-1])
         return ("cond", "uncond")[place] if place < 2 else None
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._record is not None:  # the last call was interrupted from the keyboard: torch runs no hook then
             self._after(module, (), None)
@@ -213,7 +213,6 @@ class FrontDoor:
             subscriber.before(call, step, record)
         record.open(call.device)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         record, self._record = self._record, None
         if record is None:

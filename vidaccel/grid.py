@@ -139,10 +139,10 @@ class TokenLayout:
 
     def tiled(self, tile: tuple[int, int, int] | None, block: int | None = None) -> TokenLayout:
         """The same tokens in another tile order."""
-        layout = TokenLayout.of(self.grid, self.text, block or self.block, tile, text_first=self.text_first).to(
-            self.device
-        )
-        return layout if self.k_len.ndim == 1 else layout.with_valid_text(self.k_len[:, self.video_blocks :].sum(1))
+        layout = TokenLayout.of(self.grid, self.text, block or self.block, tile, text_first=self.text_first)
+        if self.k_len.ndim == 2:
+            layout = layout.with_valid_text(self.k_len[:, self.video_blocks :].sum(1).cpu())
+        return layout.to(self.device)
 
     def with_valid_text(self, valid: torch.Tensor) -> TokenLayout:
         """Keys of padded text fall away: `valid` (b,) counts the valid text tokens of each sample."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import yaml
 
@@ -174,12 +174,15 @@ def _preset_folder() -> Any:
 def _build(cls: type[Any], settings: Any, what: str) -> Any:
     settings = dict(_mapping(settings, what))
     wanted = {f.name: f for f in fields(cls)}
+    hints = get_type_hints(cls)
     _known(settings, wanted, what)
     for key, value in settings.items():
         settings[key] = tuple(value) if isinstance(value, list) else value
-        # The annotation is text; its first words say which plain kinds are welcome.
-        if not _fits(settings[key], str(wanted[key].type)):
-            raise RecipeError(f"{what}: {key} is {value!r}; it takes {wanted[key].type}")
+        kind = str(hints[key]).replace("typing.", "").replace("collections.abc.", "")
+        if not _fits(settings[key], kind):
+            raise RecipeError(
+                f"{what}: {key} is {value!r}; it takes {kind.removeprefix("<class '").removesuffix("'>")}"
+            )
     missing = [
         n for n, f in wanted.items() if n not in settings and f.default is MISSING and f.default_factory is MISSING
     ]

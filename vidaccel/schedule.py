@@ -54,6 +54,10 @@ class Schedule:
             value = getattr(self, name)
             if value < 0 or (isinstance(value, float) and value > 1):
                 raise RecipeError(f"{name}={value} was asked for; give a count of steps, or a fraction in [0, 1]")
+        if isinstance(self.dense_layers, int) and self.dense_layers < 0:
+            raise RecipeError(
+                f"dense_layers={self.dense_layers} was asked for; give a count, or a tuple such as (0, -1) for the last too"
+            )
         for name in ("branch", "expert"):
             for key, value in getattr(self, name).items():
                 if not 0 < value <= 1:
@@ -92,10 +96,8 @@ class Schedule:
                 "pass num_inference_steps=, or use vidaccel.accelerate(pipe, ...)"
             )
         total = step.total or 0
-        if (
-            step.index < _count(self.dense_steps, total)
-            or step.index >= total - _count(self.dense_last_steps, total) > 0
-        ):
+        last = _count(self.dense_last_steps, total)
+        if step.index < _count(self.dense_steps, total) or (last > 0 and step.index >= total - last):
             return DENSE
         if layer in self._layers(layers):
             return DENSE

@@ -1,0 +1,159 @@
+"""Block masks against the same mask spelled out token by token."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidaccel.blocks import BlockMask, Window
+from vidaccel.errors import MaskError
+from vidaccel.grid import TokenLayout
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> TokenLayout:
+    grid = draw(st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6)))
+    text = draw(st.sampled_from([0, 5, 20]))
+    tile = draw(st.sampled_from([None, (1, 4, 4), (2, 2, 4), (2, 3, 2)]))
+    return TokenLayout.of(grid, text, 16, tile, text_first=draw(st.booleans()))
+
+
+@st.composite
+def masks(draw: st.DrawFn, layout: TokenLayout | None = None) -> tuple[BlockMask, torch.Tensor, torch.Tensor]:
+    """A random mask with the maps of kept and of partial blocks that it was built from."""
+    layout = layout or draw(layouts())
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    shape = (draw(st.sampled_from([1, 3])), layout.blocks, layout.blocks)
+    keep = torch.rand(shape, generator=generator) < draw(st.sampled_from([0.2, 0.6, 1.0]))
+    partial = torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.5]))
+    return BlockMask.of(keep, layout, partial=partial, window=window_of(layout)), keep, partial & keep
+
+
+def window_of(layout: TokenLayout) -> Window:
+    """A box around every token; text and holes stand at -1."""
+    position = layout.positions
+    return Window(position - torch.tensor([1, 2, 1]), position + torch.tensor([1, 2, 3]), position)
+
+
+def spelled_out(layout: TokenLayout, keep: torch.Tensor, partial: torch.Tensor, window: Window) -> torch.Tensor:
+    """(h, tokens, tokens) bool in model order, one pair at a time."""
+    dense = torch.zeros(keep.shape[0], layout.tokens, layout.tokens, dtype=torch.bool)
+    slot = layout.slot_of.tolist()
+    lo, hi, pos = (side.tolist() for side in window)
+    for q, k in itertools.product(range(layout.tokens), repeat=2):
+        i, j = slot[q], slot[k]
+        m, n = i // layout.block, j // layout.block
+        inside = all(low <= p < high for low, p, high in zip(lo[i], pos[j], hi[i], strict=True))
+        dense[:, q, k] = keep[:, m, n] & (~partial[:, m, n] | inside)
+    return dense
+
+
+@settings(max_examples=15, deadline=None)
+@given(masks())
+def test_dense_is_the_definition(built):
+    mask, keep, partial = built
+    layout = mask.layout
+    dense = spelled_out(layout, keep, partial, window_of(layout))
+    assert torch.equal(mask.to_dense(), dense)
+    start = layout.text if layout.text_first else 0
+    video = dense[:, start : start + layout.grid.tokens, start : start + layout.grid.tokens]
+    assert mask.density == pytest.approx(float(video.double().mean()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(masks())
+def test_rows_round_trip(built):
+    mask, keep, partial = built
+    layout = mask.layout
+    assert torch.equal(mask.block_map(), keep.to(torch.int8) * 2 - partial.to(torch.int8))
+    assert mask.heads == keep.shape[0]
+    assert mask.has_empty_rows == bool((~keep.any(-1)).any())
+    for head, row in itertools.product(range(mask.heads), range(layout.blocks)):
+        r = head * layout.blocks + row
+        listed = mask.idx[mask.ptr[r] : mask.ptr[r + 1]].tolist()
+        full, rest = listed[: mask.n_full[r]], listed[mask.n_full[r] :]
+        assert full == (keep & ~partial)[head, row].nonzero()[:, 0].tolist()
+        assert rest == partial[head, row].nonzero()[:, 0].tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(masks())
+def test_visited_counts_whole_tiles(built):
+    mask, keep, _ = built
+    n, layout = mask.layout.video_blocks, mask.layout
+    touched = int(keep[:, :n, :n].sum())
+    assert mask.visited == pytest.approx(touched * 16 * 16 / (keep.shape[0] * layout.grid.tokens**2))
+    assert mask.visited >= mask.density - 1e-12
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_union(data):
+    layout = data.draw(layouts())
+    one, *_ = data.draw(masks(layout))
+    two, *_ = data.draw(masks(layout))
+    both = one.union(two)
+    assert both.heads == max(one.heads, two.heads)
+    assert torch.equal(both.to_dense(), one.to_dense() | two.to_dense())
+    assert torch.equal(both.block_map(), two.union(one).block_map())
+
+
+def test_union_with_a_mask_without_window():
+    layout = TokenLayout.of((2, 4, 4), block=16)
+    everything = torch.ones(2, 2, dtype=torch.bool)
+    window = window_of(layout)
+    partial = BlockMask.of(everything, layout, partial=everything, window=window)
+    diagonal = BlockMask.of(torch.eye(2, dtype=torch.bool), layout)
+    union = diagonal.union(partial)
+    assert union.window is window
+    assert union.block_map()[0].tolist() == [[2, 1], [1, 2]]
+
+
+def test_union_errors():
+    layout = TokenLayout.of((2, 4, 4), block=16)
+    keep = torch.ones(2, 2, dtype=torch.bool)
+    mask = BlockMask.of(keep, layout, partial=keep, window=window_of(layout))
+    with pytest.raises(MaskError, match="different layouts"):
+        mask.union(BlockMask.of(keep, layout.tiled((2, 4, 2))))
+    wider = Window(mask.window.lo - 1, mask.window.hi, mask.window.pos)
+    with pytest.raises(MaskError, match="different token windows"):
+        mask.union(BlockMask.of(keep, layout, partial=keep, window=wider))
+
+
+def test_building_errors():
+    layout = TokenLayout.of((2, 4, 4), text=3, block=16)
+    with pytest.raises(MaskError, match=r"needs \(heads, 3, 3\), torch.bool"):
+        BlockMask.of(torch.ones(2, 2, dtype=torch.bool), layout)
+    with pytest.raises(MaskError, match=r"torch\.float32 was given"):
+        BlockMask.of(torch.ones(3, 3), layout)
+    keep = torch.ones(3, 3, dtype=torch.bool)
+    with pytest.raises(MaskError, match="without a window"):
+        BlockMask.of(keep, layout, partial=keep)
+
+
+def test_partial_counts_only_where_kept():
+    layout = TokenLayout.of((2, 4, 4), block=16)
+    mask = BlockMask.of(torch.eye(2, dtype=torch.bool), layout, partial=torch.ones(2, 2, dtype=torch.bool).triu(1))
+    assert mask.block_map()[0].tolist() == [[2, 0], [0, 2]]
+
+
+def test_density_is_of_video_alone_and_visited_counts_holes():
+    layout = TokenLayout.of((1, 4, 6), text=5, block=16)
+    keep = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1]], dtype=torch.bool)
+    mask = BlockMask.of(keep, layout)
+    assert mask.density == pytest.approx((16 * 16 + 8 * 8) / 24**2)
+    assert mask.visited == pytest.approx(2 * 16 * 16 / 24**2)
+    assert BlockMask.of(torch.ones_like(keep), layout).visited > 1
+
+
+def test_to_a_device_is_the_same_mask():
+    layout = TokenLayout.of((2, 4, 4), block=16)
+    keep = torch.eye(2, dtype=torch.bool)
+    mask = BlockMask.of(keep, layout, partial=keep, window=window_of(layout))
+    assert mask.to("cpu") is mask
+    moved = mask.to("meta")
+    assert {moved.ptr.device.type, moved.layout.device.type, moved.window.lo.device.type} == {"meta"}
