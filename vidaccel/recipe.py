@@ -178,10 +178,10 @@ def _build(cls: type[Any], settings: Any, what: str) -> Any:
     _known(settings, wanted, what)
     for key, value in settings.items():
         settings[key] = tuple(value) if isinstance(value, list) else value
-        kind = str(hints[key]).replace("typing.", "").replace("collections.abc.", "")
+        kind = hints[key].__name__ if isinstance(hints[key], type) else str(hints[key]).replace("typing.", "")
         if not _fits(settings[key], kind):
             raise RecipeError(
-                f"{what}: {key} is {value!r}; it takes {kind.removeprefix("<class '").removesuffix("'>")}"
+            raise RecipeError(f"{what}: {key} is {value!r}; it takes {kind}")
             )
     missing = [
         n for n, f in wanted.items() if n not in settings and f.default is MISSING and f.default_factory is MISSING
