@@ -180,9 +180,7 @@ def _build(cls: type[Any], settings: Any, what: str) -> Any:
         settings[key] = tuple(value) if isinstance(value, list) else value
         kind = hints[key].__name__ if isinstance(hints[key], type) else str(hints[key]).replace("typing.", "")
         if not _fits(settings[key], kind):
-            raise RecipeError(
             raise RecipeError(f"{what}: {key} is {value!r}; it takes {kind}")
-            )
     missing = [
         n for n, f in wanted.items() if n not in settings and f.default is MISSING and f.default_factory is MISSING
     ]
