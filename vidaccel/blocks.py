@@ -132,7 +132,7 @@ class BlockMask:
 
     @cached_property
     def visited(self) -> float:
-        """Video tiles touched x their area over all video-video pairs: it bounds speed. Holes count, so it can pass 1."""
+        """Video tiles touched x their area over all video-video pairs. Holes count, so it can pass 1."""
         n = self.layout.video_blocks
         touched = int((self.block_map()[:, :n, :n] > 0).sum())
         return touched * self.layout.block**2 / (self.heads * self.layout.grid.tokens**2)

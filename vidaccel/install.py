@@ -145,8 +145,8 @@ class Installation:
         """Write a plan, or None, on every processor."""
         if getattr(self.door.transformer, "_parallel_config", None) is not None:
             raise InstallError(
-                "context parallelism is on: this transformer's sparse layers would attend to their own rank's tokens alone; "
-                " run without enable_parallelism, or remove the acceleration"
+                "context parallelism is on: this transformer's sparse layers would see their own rank's tokens alone; "
+                "run without enable_parallelism, or remove the acceleration"
             )
         current = self._current()
         if self._stand_in is not None and any(p is self._stand_in for p in current.values()):
