@@ -1,0 +1,108 @@
+"""The command `vidaccel`: its commands, and the one place where their errors become a line and an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import signal
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import LayoutError, PatternError, RecipeError, UsageError, VidaccelError
+from .demo import demo
+from .doctor import doctor
+from .output import error
+from .presets import presets
+from .render import render
+from .rerun import rerun
+
+_BAD_USAGE = (UsageError, RecipeError, PatternError, LayoutError)
+
+
+class Boundary(TyperGroup):
+    """Ends every command with status 0, 1 (failed), 2 (bad usage) or 130 (interrupted), and no traceback for users."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; Ctrl-C ends it with one line."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            error(str(stop) or "interrupted")
+            raise typer.Exit(130) from None
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the program and exit."""
+        try:
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except VidaccelError as problem:
+            error(problem)
+            status = 2 if isinstance(problem, _BAD_USAGE) else 1
+        except typer.Abort:
+            error("interrupted")
+            status = 130
+        except Exception as problem:
+            # Typer's own usage errors; their class moved between its versions, their methods did not.
+            if not (hasattr(problem, "format_message") and hasattr(problem, "exit_code")):
+                raise
+            message = problem.format_message()
+            where = getattr(getattr(problem, "ctx", None), "command_path", "vidaccel")
+            error(f"{message} See {where} --help")
+            status = problem.exit_code
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+app = typer.Typer(
+    name="vidaccel",
+    cls=Boundary,
+    help="Sparse attention and caching for video diffusion.",
+    epilog='Example: vidaccel render --prompt "a red circle moves right" -o out.mp4',
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command(epilog='Example: vidaccel render --prompt "a red circle moves right" --density 0.3 --seed 1 -o out.mp4')(
+    render
+)
+app.command(epilog="Example: vidaccel rerun out.mp4 -o again.mp4")(rerun)
+app.command(epilog="Example: vidaccel doctor --format json")(doctor)
+app.command(epilog="Example: vidaccel presets wan2.1-14b-720p > my.yaml")(presets)
+app.command(epilog="Example: vidaccel demo -o out/demo")(demo)
+
+if importlib.util.find_spec("vidaccel.cli.bench") is not None:
+    app.add_typer(importlib.import_module("vidaccel.cli.bench").app, name="bench")
+
+
+def _version(value: bool) -> None:
+    if value:
+        from .. import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Sparse attention and caching for video diffusion."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+        raise typer.Exit(2)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        # As Ctrl-C does: temporary files go, finished videos stay.
+        raise KeyboardInterrupt("terminated")
+
+    with contextlib.suppress(ValueError, AttributeError):
+        signal.signal(signal.SIGTERM, stop)
+    app()

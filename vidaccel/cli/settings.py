@@ -1,0 +1,146 @@
+"""A recipe from command-line options."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+
+from ..api import DEFAULT_SCHEDULE
+from ..errors import UsageError, VidaccelError
+from ..patterns import Pattern
+from ..recipe import Recipe, pattern_from, presets
+from ..render import DENSE, Model
+
+T = TypeVar("T")
+
+
+def build_recipe(
+    model: Model,
+    *,
+    recipe: str | None = None,
+    attention: str | None = None,
+    density: float | None = None,
+    schedule: Mapping[str, str | None] | None = None,
+    settings: Sequence[str] = (),
+) -> Recipe:
+    """The recipe that a command's options describe; the later of these wins: preset or file, options, `--set`.
+
+    A sample model starts from the preset of its own name, because patterns made for large videos do not fit its size.
+
+    Raises:
+        UsageError: options that do not go together, or cannot be read.
+        RecipeError: an unknown pattern, preset or setting.
+        PatternError: a density outside (0, 1].
+    """
+    if attention == "dense":
+        if recipe or density not in (None, 1) or settings or any((schedule or {}).values()):
+            raise UsageError(
+                "attention dense leaves nothing for density, schedule, --set or a recipe to decide; drop them"
+            )
+        return DENSE
+    own = model.reference if model.kind == "sample" and model.reference in presets() else None
+    asked = recipe or attention or density is not None or settings or any((schedule or {}).values())
+    if recipe or own:
+        name = cast(str, recipe or own)
+        base = guard(f"recipe {name}", lambda: Recipe.load(name))
+    elif not asked:
+        return DENSE
+    elif attention is None:
+        raise UsageError("no attention pattern was named; add --attention, such as --attention radial, or a --recipe")
+    else:
+        base = Recipe(schedule=DEFAULT_SCHEDULE)
+    if attention and not (base.attention and base.attention.name == attention):
+        base = base.merge(attention=load_pattern(attention) if ":" in attention else pattern_from(attention))
+    # A density given by hand replaces the decay or whatever else the recipe's own knob is.
+    base = base.merge(density=density)
+    values = {
+        f"schedule.{name}": _schedule_value(name, value)
+        for name, value in (schedule or {}).items()
+        if value is not None
+    }
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting} is not key=value, such as --set attention.block=64")
+        values[key.strip()] = _scalar(key, text)
+    return guard("--set", lambda: _override(base, values))
+
+
+def guard(where: str, read: Callable[[], T]) -> T:
+    """Read or plan a recipe that somebody else may have written: whatever is wrong in it becomes an error in one line.
+
+    Raises:
+        UsageError: values of a kind that no recipe has.
+    """
+    try:
+        return read()
+    except VidaccelError:
+        raise
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{where} holds values that no recipe has: {type(error).__name__}: {error}") from None
+
+
+def load_pattern(name: str, values: Mapping[str, Any] | None = None) -> Pattern:
+    """A pattern of the user's own, `module:Class`, with these fields. Only for names that were typed by the user."""
+    module, _, attribute = name.partition(":")
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise UsageError(
+            f"attention {name} could not be imported from here: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove(folder)
+    if not (isinstance(cls, type) and is_dataclass(cls) and all(hasattr(cls, part) for part in ("name", "plan"))):
+        raise UsageError(
+            f"attention {name} is not a pattern: a frozen dataclass with `name`, `per_site`, `block` and `plan`"
+        )
+    try:
+        return cast(Pattern, cls(**(values or {})))
+    except TypeError as error:
+        raise UsageError(f"attention {name} could not be built: {error}") from None
+
+
+def _override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    pattern = recipe.attention
+    if pattern is None or not values:
+        return recipe.override(values) if values else recipe
+    mine = {key: value for key, value in values.items() if key.startswith("attention.")}
+    rest = {key: value for key, value in values.items() if key not in mine}
+    try:
+        pattern_from(pattern.name)
+    except Exception:
+        # A pattern of the user's own has no place in the table of names, so its fields are set here.
+        names = {f"attention.{f.name}" for f in fields(cast(Any, pattern))}
+        if unknown := sorted(set(mine) - names):
+            raise UsageError(
+                f"{unknown[0]!r} is not a setting of {pattern.name}; it has {', '.join(sorted(names))}"
+            ) from None
+        changed = replace(cast(Any, pattern), **{key.partition(".")[2]: value for key, value in mine.items()})
+        return replace(replace(recipe, attention=None).override(rest) if rest else recipe, attention=changed)
+    return recipe.override(values)
+
+
+def _schedule_value(name: str, text: str) -> Any:
+    try:
+        if name == "dense_layers" and "," in text:
+            return [int(part) for part in text.split(",")]
+        return float(text) if "." in text and name != "dense_layers" else int(text)
+    except ValueError:
+        kind = "a count, or numbers such as 0,1,-1" if name == "dense_layers" else "a count, or a fraction such as 0.25"
+        raise UsageError(f"--{name.replace('_', '-')} {text!r} is not {kind}") from None
+
+
+def _scalar(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {key}={text}: the value is not plain YAML") from None

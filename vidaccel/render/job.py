@@ -1,0 +1,178 @@
+"""What to render, as plain data: checked against a model's configuration and this machine, not run."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UsageError
+from ..patterns import Dense
+from ..recipe import Recipe
+from . import dense, models
+from .models import Model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OFFLOADS = ("none", "model", "sequential", "group")
+DENSE = Recipe(attention=Dense())
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    """What to render. What is None is filled by `complete`.
+
+    Attributes:
+        prompt: what to show.
+        model: a sample's name, a folder or a hub id.
+        recipe: what runs sparse; `DENSE` runs everything dense.
+        negative_prompt: what not to show.
+        height: pixels.
+        width: pixels.
+        num_frames: frames.
+        fps: frames in a second, of the file.
+        num_inference_steps: denoising steps.
+        guidance_scale: classifier-free guidance.
+        max_sequence_length: text tokens.
+        seed: of the noise; None takes one at random.
+        image: file of the first frame, for image-to-video.
+        video: file of a video to start from, for video-to-video.
+        strength: in (0, 1], how much of `video` is made anew.
+        dtype: "float32", "bfloat16" or "float16"; None is float32 on CPUs and bfloat16 on GPUs.
+        device: "cpu", "cuda", "cuda:1", "mps"; None is a GPU where there is one.
+        dense_backend: diffusers' attention backend for dense layers; None is diffusers' default.
+        offload: "none", "model", "sequential" or "group".
+        inputs: SHA-256 of `image` and `video`, by name.
+    """
+
+    prompt: str
+    model: str = "wan-tiny"
+    recipe: Recipe = DENSE
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    fps: float | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    max_sequence_length: int | None = None
+    seed: int | None = None
+    image: str | None = None
+    video: str | None = None
+    strength: float | None = None
+    dtype: str | None = None
+    device: str | None = None
+    dense_backend: str | None = None
+    offload: str = "none"
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    def complete(self, model: Model) -> ReadyJob:
+        """The job with every None filled in, its values checked against the model's configuration and this machine.
+
+        Raises:
+            UsageError: a value that cannot be; the message names those that can.
+        """
+        device = check_device(self.device)
+        dtype = self.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+        known = model.defaults()
+        given = {name: getattr(self, name) for name in models.SETTINGS if getattr(self, name) is not None}
+        for name in given.keys() - known.keys():
+            raise UsageError(f"{name} was given, but a {model.pipeline} takes none")
+        inputs = {name: _file_digest(value) for name in ("image", "video") if (value := getattr(self, name))}
+        seed = random.SystemRandom().randrange(2**31) if self.seed is None else self.seed
+        strength = 0.8 if self.video and self.strength is None else self.strength
+        filled = {"seed": seed, "strength": strength, "dtype": dtype, "device": device, "inputs": inputs}
+        job = ReadyJob(**{**vars(self), **known, **given, **filled})
+        job.check(model)
+        return job
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; the model's name and the recipe stand elsewhere in a video's record."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "recipe")}
+
+
+@dataclass(frozen=True)
+class ReadyJob(RenderJob):
+    """A job that lacks nothing; `RenderJob.complete` makes one."""
+
+    height: int = 0
+    width: int = 0
+    num_frames: int = 0
+    fps: float = 0
+    num_inference_steps: int = 0
+    seed: int = 0
+    dtype: str = ""
+    device: str = ""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype that it computes in."""
+        return DTYPES[self.dtype]
+
+    def check(self, model: Model) -> None:
+        """Compare every value with what the model and this machine can do.
+
+        Raises:
+            UsageError: a value that cannot be; the message names those that can.
+        """
+        model.grid(self.height, self.width, self.num_frames)
+        limits = {
+            "num_inference_steps": (1, 1000),
+            "fps": (1, 240),
+            "guidance_scale": (0, 100),
+            "max_sequence_length": (1, 4096),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"{name} {value} was asked for; it lies in {low} to {high}")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed {self.seed} was asked for; it is a whole number from 0 to 2**63 - 1")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"dtype {self.dtype!r} is unknown; possible: {', '.join(DTYPES)}")
+        if self.offload not in OFFLOADS:
+            raise UsageError(f"offload {self.offload!r} is unknown; possible: {', '.join(OFFLOADS)}")
+        if self.device == "cpu" and (self.dtype == "float16" or self.offload != "none"):
+            what = "dtype float16" if self.dtype == "float16" else f"offload {self.offload}"
+            raise UsageError(f"{what} needs a GPU; on a CPU take float32 or bfloat16, and no offload")
+        if self.dense_backend is not None:
+            dense.check_name(self.dense_backend)
+        if self.image and self.video:
+            raise UsageError("an image and a video were both given; a render starts from one of them")
+        if self.strength is not None and not (self.video and 0 < self.strength <= 1):
+            raise UsageError(f"strength {self.strength} was given; it lies in (0, 1] and needs a video to start from")
+        if self.image or self.video or model.kind != "sample":
+            model.pipeline_class(image=bool(self.image), video=bool(self.video))
+
+
+def check_device(device: str | None) -> str:
+    """A device that is there: the one named, or the best one.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    if device is not None and device not in there:
+        raise UsageError(f"device {device!r} is not on this machine; it has {', '.join(there)}")
+    return device or next(name for name in ("cuda", "mps", "cpu") if name in there)
+
+
+def _file_digest(name: str) -> str:
+    # Names may come from a record that somebody else wrote: devices and pipes never end.
+    if not Path(name).is_file():
+        raise UsageError(f"{name} is not a file")
+    try:
+        with Path(name).open("rb") as file:
+            total = hashlib.sha256()
+            while chunk := file.read(2**20):
+                total.update(chunk)
+        return total.hexdigest()
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read: {error.strerror or error}") from None

@@ -1,0 +1,73 @@
+"""What a render would do: grid, tokens and densities, from configurations alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..family import Call
+from ..grid import Site
+from ..patterns import Plan
+from ..schedule import DENSE, Step
+from .job import ReadyJob
+from .models import Model
+
+
+def preview(job: ReadyJob, model: Model) -> dict[str, Any]:
+    """Plan a complete job without loading weights.
+
+    Patterns with a plan for each layer are planned for the first one. Text tokens in joint attention and the split
+    between two experts are not known before a run, so densities count video tokens, and no expert.
+
+    Raises:
+        PatternError: the pattern cannot give the density on this grid.
+    """
+    grid = model.grid(job.height, job.width, job.num_frames)
+    pattern, schedule, total = job.recipe.attention, job.recipe.schedule, job.num_inference_steps
+    plans: dict[float | None, Plan] = {}
+    steps: list[list[float]] = []
+    notes: list[str] = []
+
+    def density(asked: float | None) -> float:
+        if asked == DENSE or pattern is None:
+            return DENSE
+        if asked not in plans:
+            call = Call(grid, 0, torch.zeros(1), None, torch.device("cpu"))
+            site = Site("", 0, "self", model.family.name)
+            plans[asked] = pattern.plan(model.family.layout(call, pattern.block), asked, site)
+            notes.extend(plans[asked].notes)
+        return plans[asked].delivered
+
+    requested = DENSE if pattern is None or pattern.name == "dense" else job.recipe.density
+    branches = ("cond", "uncond") if (job.guidance_scale or 0) > 1 else ("cond",)
+    for index in range(total):
+        step = Step(index, total, 0.0, index == 0)
+        calls = [(layer, branch) for branch in branches for layer in range(model.layers)]
+        asked = (schedule.density(step, layer, model.layers, branch, None, requested) for layer, branch in calls)
+        steps.append([density(each) for each in asked])
+    sparse = [step for step in steps if min(step) < DENSE]
+    return {
+        "model": {"reference": model.reference, "kind": model.kind, "pipeline": model.pipeline, "layers": model.layers},
+        "job": job.to_dict(),
+        "recipe": job.recipe.to_dict(),
+        "recipe_hash": job.recipe.hash,
+        "grid": str(grid),
+        "tokens": grid.tokens,
+        "dense_steps": len(steps) - len(sparse),
+        "sparse_steps": len(sparse),
+        "sparse_layers": max((sum(d < DENSE for d in step) // len(branches) for step in sparse), default=0),
+        "effective_density": sum(map(sum, steps)) / sum(map(len, steps)),
+        "plans": [
+            {
+                "requested": plan.requested,
+                "delivered": plan.delivered,
+                "visited": plan.visited,
+                "rule": plan.rule,
+                "block": plan.layout.block,
+                "tile": plan.layout.tile,
+            }
+            for plan in plans.values()
+        ],
+        "notes": notes,
+    }
