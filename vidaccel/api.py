@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from .errors import InstallError
+from .errors import InstallError, VidaccelWarning
 from .frontdoor import Clock
 from .install import Installation
 from .patterns import Pattern
@@ -178,5 +178,6 @@ def _remove(installation: Installation) -> None:
         warnings.warn(
             f"{len(changed)} attention layers hold a processor that was set after vidaccel's (first: {changed[0]}); "
             "they were left as they are",
+            VidaccelWarning,
             stacklevel=3,
         )

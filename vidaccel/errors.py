@@ -7,7 +7,12 @@ VidaccelError
  ├── BackendError       a kernel that cannot run this problem, or whose result was wrong
  ├── InstallError       nothing to install on, installed twice, or displaced by somebody else
  ├── RecipeError        a recipe, preset or setting that cannot be read
- └── UsageError         a command line's arguments
+ ├── ModelError         a model that cannot be found, or must not be loaded
+ ├── RenderError        a render that failed, or whose result is no video
+ ├── VideoError         a video file that cannot be written or read
+ └── UsageError         arguments of a command or a job
+
+VidaccelWarning         goes on, but not as asked; each carries the next step to take
 """
 
 
@@ -39,5 +44,21 @@ class RecipeError(VidaccelError, ValueError):
     """A recipe, preset or setting that cannot be read."""
 
 
+class ModelError(VidaccelError, RuntimeError):
+    """A model that cannot be found, or must not be loaded."""
+
+
+class RenderError(VidaccelError, RuntimeError):
+    """A render that failed, or whose result is no video."""
+
+
+class VideoError(VidaccelError, RuntimeError):
+    """A video file that cannot be written or read."""
+
+
 class UsageError(VidaccelError, ValueError):
-    """A command line's arguments."""
+    """Arguments of a command or a job."""
+
+
+class VidaccelWarning(UserWarning):
+    """Goes on, but not as asked; each carries the next step to take."""

@@ -79,7 +79,16 @@ def family_of(transformer: nn.Module) -> Family:
     Raises:
         InstallError: no family serves this class.
     """
-    return _load(FAMILIES, type(transformer).__name__, "transformer")
+    return family_named(type(transformer).__name__)
+
+
+def family_named(transformer_class: str) -> Family:
+    """The family of a transformer class, by the class's name.
+
+    Raises:
+        InstallError: no family serves this class.
+    """
+    return _load(FAMILIES, transformer_class, "transformer")
 
 
 def attention_family_of(attn: Any) -> Family:

@@ -73,6 +73,8 @@ class TokenLayout:
         block: slots in a block, one of 16, 32, 64, 128 (GPU kernels are tuned for 64 and 128).
         tile: tokens of one block along (t, y, x), or None for raster order. The last tile of an axis is
             clipped where the tile does not divide it.
+        fold: tiles along an axis gather tokens `fold` apart: those with the same remainder by it come first to last,
+            then those with the next remainder. (1, 1, 1) is the usual order; dilated windows use others.
         order: (slots,) int64, the model-order index of the token in each slot; holes hold 0.
         q_len: (blocks,) int32, filled slots of each query block, counted from its front.
         k_len: (blocks,) or (b, blocks) int32, the same for keys; two-dimensional where the valid text
@@ -92,6 +94,7 @@ class TokenLayout:
     slot_of: torch.Tensor
     text_first: bool = False
     is_identity: bool = False
+    fold: tuple[int, int, int] = (1, 1, 1)
 
     @classmethod
     def of(
@@ -102,6 +105,7 @@ class TokenLayout:
         tile: tuple[int, int, int] | None = None,
         *,
         text_first: bool = False,
+        fold: tuple[int, int, int] = (1, 1, 1),
     ) -> TokenLayout:
         """Lay out a grid and its text.
 
@@ -111,9 +115,11 @@ class TokenLayout:
             block: slots in a block.
             tile: shape of the box of tokens that makes one block; None keeps raster order.
             text_first: the model holds [text | video] (CogVideoX) rather than [video | text].
+            fold: along each axis, how far apart the neighbours inside a tile are; needs a tile.
 
         Raises:
-            LayoutError: an empty axis, an unknown block size, or a tile that does not fit its block.
+            LayoutError: an empty axis, an unknown block size, a tile that does not fit its block, or a fold without a
+                tile or beyond its axis.
         """
         grid = VideoGrid(*grid)
         if min(grid) < 1 or text < 0:
@@ -122,7 +128,13 @@ class TokenLayout:
             )
         if block not in BLOCK_SIZES:
             raise LayoutError(f"blocks of {block} tokens were asked for; possible: {', '.join(map(str, BLOCK_SIZES))}")
-        order, lengths = _raster(grid, block) if tile is None else _tiled(grid, block, tile)
+        if any(not 1 <= apart <= length for apart, length in zip(fold, grid, strict=True)) or (
+            tile is None and max(fold) > 1
+        ):
+            raise LayoutError(
+                f"a fold of {fold} was asked for; on a {grid} grid it lies in 1..axis, and needs a tile, not {tile}"
+            )
+        order, lengths = _raster(grid, block) if tile is None else _tiled(grid, block, tile, fold)
         if text:
             holes = len(lengths) * block - len(order)
             text_order, text_lengths = _raster(VideoGrid(1, 1, text), block)
@@ -135,11 +147,13 @@ class TokenLayout:
         slot_of = torch.empty(grid.tokens + text, dtype=torch.int64)
         slot_of[order[filled]] = slots[filled]
         identity = len(order) == len(slot_of) and bool((order == slots).all())
-        return cls(grid, text, block, tile, order, lengths, lengths, slot_of, text_first, identity)
+        return cls(grid, text, block, tile, order, lengths, lengths, slot_of, text_first, identity, fold)
 
-    def tiled(self, tile: tuple[int, int, int] | None, block: int | None = None) -> TokenLayout:
+    def tiled(
+        self, tile: tuple[int, int, int] | None, block: int | None = None, fold: tuple[int, int, int] = (1, 1, 1)
+    ) -> TokenLayout:
         """The same tokens in another tile order."""
-        layout = TokenLayout.of(self.grid, self.text, block or self.block, tile, text_first=self.text_first)
+        layout = TokenLayout.of(self.grid, self.text, block or self.block, tile, text_first=self.text_first, fold=fold)
         if self.k_len.ndim == 2:
             layout = layout.with_valid_text(self.k_len[:, self.video_blocks :].sum(1).cpu())
         return layout.to(self.device)
@@ -236,13 +250,22 @@ def _raster(grid: VideoGrid, block: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.arange(grid.tokens), (grid.tokens - start).clamp(max=block).int()
 
 
-def _tiled(grid: VideoGrid, block: int, tile: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def folded(length: int, fold: int) -> torch.Tensor:
+    """(length,) int64: the coordinates of an axis, those with the same remainder by `fold` side by side."""
+    return torch.cat([torch.arange(remainder, length, fold) for remainder in range(fold)])
+
+
+def _tiled(
+    grid: VideoGrid, block: int, tile: tuple[int, int, int], fold: tuple[int, int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One tile a block, tiles and the tokens in them in raster order, each packed from its block's front."""
     if min(tile) < 1 or math.prod(tile) > block:
         raise LayoutError(
             f"a tile of {tile} tokens was asked for in blocks of {block}; its product must lie in 1..{block}"
         )
     raster = torch.arange(grid.tokens).view(grid)
+    for axis, apart in enumerate(fold):
+        raster = raster.index_select(axis, folded(grid[axis], apart))
     counts = [-(-length // side) for length, side in zip(grid, tile, strict=True)]
     order = torch.zeros(math.prod(counts), block, dtype=torch.int64)
     lengths = torch.zeros(math.prod(counts), dtype=torch.int32)

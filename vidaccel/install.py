@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .errors import InstallError, PatternError
+from .errors import InstallError, PatternError, VidaccelWarning
 from .family import Call, unwrap
 from .frontdoor import Clock, FrontDoor
 from .grid import Site, TokenLayout
@@ -97,8 +97,10 @@ class Installation:
                 f"this {type(unwrap(transformer)).__name__} is accelerated already; "
                 "call .remove() on that acceleration, or vidaccel.remove(transformer), first"
             )
-        if density == DENSE:
-            warnings.warn("density 1 keeps every pair: all layers run on the dense backend", stacklevel=4)
+        if density == DENSE and pattern.name != "dense":
+            warnings.warn(
+                "density 1 keeps every pair: all layers run on the dense backend", VidaccelWarning, stacklevel=4
+            )
         door = FrontDoor.of(transformer, clock or Clock(num_inference_steps), trace, expert)
         if not door.family.sites(door.transformer):
             raise InstallError(f"{type(door.transformer).__name__} has no video self-attention to make sparse")
@@ -159,6 +161,7 @@ class Installation:
             warnings.warn(
                 f"{len(displaced)} of {len(self.sites)} attention layers do not hold vidaccel's processor (first: "
                 f"{displaced[0]}): they were never set, or set again since. They run as their own processor does",
+                VidaccelWarning,
                 stacklevel=2,
             )
         for site in self.sites:
@@ -207,6 +210,7 @@ class Installation:
             warnings.warn(
                 f"{message}: the pattern keeps every pair at this size, so nothing is gained; "
                 "ask for a lower density, or smaller blocks",
+                VidaccelWarning,
                 stacklevel=2,
             )
         return plan

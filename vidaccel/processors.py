@@ -11,8 +11,7 @@ from .errors import InstallError
 from .family import Call, Family, attention_family_of
 from .grid import Site, VideoGrid
 from .install import Installation
-from .patterns import Pattern, Plan
-from .patterns.radial import Radial
+from .patterns import FreeSwim, Neighborhood, Pattern, Plan, Radial, SlidingWindow
 from .schedule import Schedule
 from .wrapping import SparseAttnProcessor
 
@@ -89,3 +88,21 @@ class RadialAttnProcessor(NamedAttnProcessor):
     """Radial attention (arXiv 2506.19852) for all layers; its pattern takes `rule`, `decay`, `block`, `sink`."""
 
     pattern_type = Radial
+
+
+class NeighborhoodAttnProcessor(NamedAttnProcessor):
+    """Generalized neighborhood attention (arXiv 2504.16922) for all layers; see `patterns.Neighborhood`."""
+
+    pattern_type = Neighborhood
+
+
+class SlidingWindowAttnProcessor(NamedAttnProcessor):
+    """Sliding tile attention (arXiv 2502.04507) for all layers; see `patterns.SlidingWindow`."""
+
+    pattern_type = SlidingWindow
+
+
+class FreeSwimAttnProcessor(NamedAttnProcessor):
+    """FreeSwim's inward window (arXiv 2511.14712) for all layers; see `patterns.FreeSwim`."""
+
+    pattern_type = FreeSwim

@@ -95,7 +95,7 @@ class Recipe:
             raise RecipeError(f"recipe {where} uses YAML anchors; write its values out")
         try:
             return cls.from_dict(yaml.safe_load(text) or {})
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             problem = str(error).splitlines()[0]
             raise RecipeError(f"recipe {where} is not plain YAML or JSON: {problem}") from None
 

@@ -54,9 +54,13 @@ class Schedule:
             value = getattr(self, name)
             if value < 0 or (isinstance(value, float) and value > 1):
                 raise RecipeError(f"{name}={value} was asked for; give a count of steps, or a fraction in [0, 1]")
-        if isinstance(self.dense_layers, int) and self.dense_layers < 0:
+        if not isinstance(self.dense_layers, int):
+            if not all(type(n) is int for n in self.dense_layers):
+                raise RecipeError(f"dense_layers={self.dense_layers} was asked for; it takes whole numbers of layers")
+            object.__setattr__(self, "dense_layers", tuple(self.dense_layers))
+        elif self.dense_layers < 0:
             raise RecipeError(
-                f"dense_layers={self.dense_layers} was asked for; give a count, or a tuple such as (0, -1) for the last too"
+                f"dense_layers={self.dense_layers} was asked for; give a count, or a tuple such as (0, -1)"
             )
         for name in ("branch", "expert"):
             for key, value in getattr(self, name).items():
@@ -107,6 +111,8 @@ class Schedule:
     def _layers(self, layers: int) -> frozenset[int]:
         if isinstance(self.dense_layers, int):
             return frozenset(range(self.dense_layers))
+        if outside := [n for n in self.dense_layers if not -layers <= n < layers]:
+            raise RecipeError(f"dense layer {outside[0]} was asked for; this transformer has layers 0 to {layers - 1}")
         return frozenset(n % layers for n in self.dense_layers)
 
 

@@ -34,6 +34,8 @@ ARROWS = {
     "recipe": BELOW | {"patterns", "schedule"},
     "report": BELOW | {"patterns", "recipe"},
     "api": BELOW | {"family", "frontdoor", "install", "patterns", "recipe", "report", "schedule"},
+    "render": BELOW | {"_samples", "api", "family", "patterns", "recipe", "report", "schedule"},
+    "caching": BELOW | {"family", "frontdoor", "kernels", "schedule"},
     "_samples": set(),
 }
 

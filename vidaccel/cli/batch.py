@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError, VidaccelError
-from ..render import Model, ReadyJob, RenderError, Rendering, open_pipeline, render, save, video, weights
+from ..errors import RenderError, UsageError, VidaccelError
+from ..render import Model, ReadyJob, Rendering, open_pipeline, render, save, video, weights
 from .output import Screen, error
 from .progress import StepBar
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import VidaccelWarning
+
 
 class Format(str, enum.Enum):
     """How a command writes its result."""
@@ -118,7 +120,7 @@ def prepare(screen: Screen) -> None:
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
         # Libraries warn of things that no user of a command can act on; ours carry a next step.
-        if str(message) not in said and "vidaccel" in filename.replace("\\", "/").split("/"):
+        if str(message) not in said and issubclass(category, VidaccelWarning):
             said.add(str(message))
             screen.warn(message)
 

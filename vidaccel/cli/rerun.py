@@ -37,8 +37,8 @@ def rerun(
     The record is data: it names a model, it never brings code. What will be loaded is printed first.
     """
     from .. import env
-    from ..errors import UsageError
-    from ..render import RenderError, find, open_pipeline, preview, save, weights
+    from ..errors import RenderError, UsageError
+    from ..render import find, open_pipeline, preview, save, weights
     from ..render import video as files
     from .batch import measured, render_with_progress
     from .output import prepare

@@ -12,13 +12,12 @@ from __future__ import annotations
 from .job import DENSE, ReadyJob, RenderJob
 from .models import Model, find
 from .preview import preview
-from .run import RenderError, Rendering, StepDone, open_pipeline, render, save
+from .run import Rendering, StepDone, open_pipeline, render, save
 
 __all__ = [
     "DENSE",
     "Model",
     "ReadyJob",
-    "RenderError",
     "RenderJob",
     "Rendering",
     "StepDone",

@@ -6,18 +6,17 @@ Its files are untrusted: JSON of limited size, classes of diffusers and transfor
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from .. import _samples
 from ..errors import InstallError, UsageError
-from ..family import FAMILIES, Family
+from ..family import FAMILIES, Family, family_named
 from ..grid import VideoGrid
 from .source import fetch, possible, read_json
 
@@ -56,8 +55,7 @@ class Model:
     @property
     def family(self) -> Family:
         """The family of its transformer."""
-        module, _, name = FAMILIES[self.index["transformer"][1]].partition(":")
-        return cast(Family, getattr(importlib.import_module(module), name))
+        return family_named(self.index["transformer"][1])
 
     @property
     def layers(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,12 @@ import torch
 
 from ..api import Acceleration, accelerate
 from ..env import environment
-from ..errors import UsageError, VidaccelError
+from ..errors import RenderError, UsageError, VidaccelError
 from ..recipe import Recipe
 from ..report import Report
 from . import dense, video, weights
-from .job import DENSE, ReadyJob
+from .job import ReadyJob
 from .models import Model
-
-
-class RenderError(VidaccelError, RuntimeError):
-    """A render that failed, or whose result is no video."""
 
 
 class StepDone(NamedTuple):
@@ -143,10 +138,7 @@ def save(
 
 
 def _accelerated(pipe: Any, recipe: Recipe) -> Acceleration:
-    with warnings.catch_warnings():
-        if recipe == DENSE:  # asked for by name, so nobody needs to be warned of it
-            warnings.simplefilter("ignore", UserWarning)
-        return accelerate(pipe, recipe=recipe)
+    return accelerate(pipe, recipe=recipe)
 
 
 def _arguments(pipe: Any, job: ReadyJob) -> dict[str, Any]:

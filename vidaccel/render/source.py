@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import _samples
-from ..errors import UsageError, VidaccelError
+from ..errors import ModelError, UsageError
 
 _MOST_JSON = 4 * 2**20
-
-
-class ModelError(VidaccelError, RuntimeError):
-    """A model that cannot be fetched or loaded."""
 
 
 def fetch(reference: str, revision: str | None, *, weights: bool) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import VidaccelError
+from ..errors import VideoError
 
 Frames = npt.NDArray[np.uint8]
 
@@ -28,10 +28,6 @@ Frames = npt.NDArray[np.uint8]
 MOST_BYTES = 60_000
 _BLACK = 4
 _IDENTICAL_DB = 100.0
-
-
-class VideoError(VidaccelError, RuntimeError):
-    """A video that cannot be written or read."""
 
 
 def to_uint8(frames: npt.NDArray[np.floating[Any]]) -> Frames:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..errors import UsageError
+from ..errors import ModelError, UsageError
 from .models import Model
-from .source import ModelError, fetch, one_line, read_json
+from .source import fetch, one_line, read_json
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 

@@ -1,0 +1,76 @@
+"""`vidaccel bench`: measure on this machine; tables for people, JSON for the record."""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .output import Format, FormatOption, Screen
+
+app = typer.Typer(help="Measure kernels on this machine.", no_args_is_help=True)
+
+
+class Device(str, enum.Enum):
+    """Where to measure."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@app.callback()
+def root() -> None:
+    """Measure kernels on this machine."""
+
+
+@app.command(epilog="Example: vidaccel bench kernels --device cpu --format json -o kernels-cpu.json")
+def kernels(
+    device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each kernel; the median counts.")] = 9,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON record to this file.")] = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Time sparse attention against torch's dense attention. A kernel whose result is wrong gets no figure."""
+    import torch
+
+    from ..kernels import bench
+
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise UsageError("--device cuda was asked for, but torch sees no CUDA GPU here; use --device cpu")
+    if output is not None and not output.parent.is_dir():
+        raise UsageError(f"-o {output}: there is no folder {output.parent}; make it first")
+    screen = Screen(format)
+    rows: list[dict[str, Any]] = []
+    for row in bench.run(device.value, repeats=repeats):
+        screen.say(_line(row))
+        rows.append(row)
+    record = {"what": "kernels", "device": device.value, **bench.about(), "rows": rows}
+    if output is not None:
+        output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if not screen.json(record) and not screen.names(row["kernel"] for row in rows if row["ok"]):
+        screen.table([_cells(row) for row in rows], title="attention kernels")
+    if not all(row["ok"] for row in rows):
+        raise typer.Exit(1)
+
+
+def _line(row: dict[str, Any]) -> str:
+    result = f"{row['ms']:.1f} ms" if row["ok"] else f"no figure: {row['reason']}"
+    return f"{row['name']}, density {row['density']}, blocks of {row['block']}, {row['kernel']}: {result}"
+
+
+def _cells(row: dict[str, Any]) -> dict[str, object]:
+    return {
+        "shape": row["name"],
+        "tokens x heads x d": f"{row['tokens']} x {row['heads']} x {row['d']}",
+        "block": row["block"],
+        "density": row["density"],
+        "kernel": row["kernel"],
+        "ms": row.get("ms"),
+        "x dense": row.get("ratio"),
+        "TFLOP/s": row.get("tflops"),
+        "error / budget": row["error"] / row["budget"] if row["ok"] else row["reason"],
+    }
