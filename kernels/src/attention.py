@@ -1,0 +1,221 @@
+"""`attention(q, k, v, mask) -> (out, lse)`: the one primitive that everything else is built on.
+
+It is a `torch.library` op of tensors, small ints and a backend's name, so that a compiled model sees one opaque call:
+the backend is chosen, recorded and checked inside the op, at run time, whatever graph it stands in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from typing import Protocol, cast
+
+import torch
+
+from .. import trace
+from ..blocks import BlockMask
+from ..errors import BackendError, MaskError
+from . import canary
+from .problem import Problem, Rows, Verdict
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = {
+    "cpu": ".cpu",
+    "flex": ".flex",
+    "portable": ".portable",
+    "reference": ".reference",
+}
+# What `auto` tries, in this order. The reference runs anything and comes last.
+PREFERRED = {"cpu": ("cpu", "reference"), "cuda": ("portable", "reference")}
+
+
+class Backend(Protocol):
+    """A module that can compute attention."""
+
+    def can_run(self, problem: Problem) -> Verdict:
+        """Whether it can, decided without touching the GPU."""
+
+    def run(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rows: Rows | None,
+        scale: float,
+        key_bias: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute it. Shapes as in `attention`; the result must be contiguous."""
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: BlockMask | None = None,
+    *,
+    scale: float | None = None,
+    key_bias: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention over the pairs that a block mask keeps.
+
+    Args:
+        q: (b, lq, h, d) in kernel order: block i holds slots [i * block, (i + 1) * block), of which the first
+            `q_len[i]` are tokens. Holes may hold anything. Any strides.
+        k: (b, lk, h, d), likewise, with `k_len`.
+        v: (b, lk, h, d).
+        mask: the kept blocks, with 1 head or h; None keeps every pair of the tokens given.
+        scale: of the logits, above 0; default 1 / sqrt(d).
+        key_bias: (b or 1, h or 1, lk) fp32, added to the logits of each key; -inf drops it.
+        backend: one of `BACKENDS`, or "auto". A named backend runs or raises; it is never replaced.
+
+    Returns:
+        out (b, lq, h, d) in the dtype of q, and lse (b, h, lq), the fp32 natural logarithm of the sum of exponents.
+        A query that keeps nothing, and a hole, gives 0 and -inf.
+
+    Raises:
+        MaskError: the mask does not fit q, k and v.
+        BackendError: the backend cannot run this problem, or its result was wrong.
+    """
+    _check(q, k, v, key_bias, backend)
+    rows = None
+    if mask is not None:
+        rows = Rows.of(mask)
+        _check_rows(q, k, rows)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if not scale > 0:
+        raise BackendError(f"scale={scale} was asked for; it must be above 0, the usual one is 1 / sqrt(d)")
+    out, lse = torch.ops.vidaccel.attention(q, k, v, *(rows or (None,) * 8 + (0,)), key_bias, scale, backend)
+    return out, lse
+
+
+def backends(problem: Problem) -> dict[str, Verdict]:
+    """Which backends can run a problem, and why the others cannot."""
+    return {name: _load(name).can_run(problem) for name in BACKENDS}
+
+
+@torch.library.custom_op(
+    "vidaccel::attention",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor? ptr, Tensor? idx, Tensor? n_full, Tensor? q_len, Tensor? k_len, "
+    "Tensor? lo, Tensor? hi, Tensor? pos, int block, Tensor? key_bias, float scale, str backend) -> (Tensor, Tensor)",
+)
+def _attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    ptr: torch.Tensor | None,
+    idx: torch.Tensor | None,
+    n_full: torch.Tensor | None,
+    q_len: torch.Tensor | None,
+    k_len: torch.Tensor | None,
+    lo: torch.Tensor | None,
+    hi: torch.Tensor | None,
+    pos: torch.Tensor | None,
+    block: int,
+    key_bias: torch.Tensor | None,
+    scale: float,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = None
+    if ptr is not None and idx is not None and n_full is not None and q_len is not None and k_len is not None:
+        rows = Rows(ptr, idx, n_full, q_len, k_len, lo, hi, pos, block)
+    problem = Problem.of(q, k, rows, key_bias)
+    name = choose(problem, backend)
+    out, lse = _load(name).run(q, k, v, rows, scale, key_bias)
+    record = trace.current()
+    if record is not None:
+        key = (name, problem)
+        if record.trace is not None and key not in record.trace.checked and canary.possible(q.device):
+            comparisons = canary.compare(out, lse, q, k, v, rows, scale, key_bias)
+            canary.check(comparisons, f"the {name} kernel in {record.site} ({problem})")
+            record.trace.checked.add(key)
+        record.kernels.append(name)
+    return out, lse
+
+
+@_attention.register_fake
+def _(q: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+    b, lq, h, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty((b, h, lq), dtype=torch.float32)
+
+
+@lru_cache(maxsize=1024)
+def choose(problem: Problem, backend: str = "auto") -> str:
+    """The name of the backend that runs a problem.
+
+    Raises:
+        BackendError: a named backend cannot.
+    """
+    if backend != "auto":
+        if not (verdict := _load(backend).can_run(problem)).ok:
+            raise BackendError(
+                f"backend={backend!r} was asked for, but it cannot run {problem}: {verdict.reason}. "
+                f"Use backend='auto', or one of {', '.join(n for n, v in backends(problem).items() if v.ok)}"
+            )
+        return backend
+    reasons = []
+    for name in PREFERRED.get(problem.device.type, ("reference",)):
+        if (verdict := _load(name).can_run(problem)).ok:
+            break
+        reasons.append(f"not {name}: {verdict.reason}")
+    # Losing the fast kernel costs the user the speed that was asked for, so that is said louder.
+    log: Callable[..., None] = logger.warning if reasons else logger.info
+    log("%s runs %s%s", name, problem, "".join(f"; {reason}" for reason in reasons))
+    return name
+
+
+def _load(name: str) -> Backend:
+    return cast(Backend, import_module(BACKENDS[name], __package__))
+
+
+def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_bias: torch.Tensor | None, backend: str) -> None:
+    if backend != "auto" and backend not in BACKENDS:
+        raise BackendError(f"backend={backend!r} was asked for; there are auto, {', '.join(BACKENDS)}")
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
+        raise BackendError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} were given; "
+            "they must be (b, lq, h, d), (b, lk, h, d), (b, lk, h, d) with equal b, h and d"
+        )
+    if not (q.dtype == k.dtype == v.dtype and q.dtype.is_floating_point):
+        raise BackendError(f"q, k, v of {q.dtype}, {k.dtype}, {v.dtype} were given; give one float dtype for all three")
+    if not q.device == k.device == v.device:
+        raise BackendError(f"q, k, v are on {q.device}, {k.device}, {v.device}; move them to one device")
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise BackendError("gradients were asked for, but these kernels only infer; call them under torch.no_grad()")
+    if key_bias is not None:
+        shape, wanted = tuple(key_bias.shape), (q.shape[0], q.shape[2], k.shape[1])
+        if len(shape) != 3 or shape[2] != wanted[2] or shape[0] not in (1, wanted[0]) or shape[1] not in (1, wanted[1]):
+            raise BackendError(f"key_bias {shape} was given; it must be (b or 1, h or 1, lk) of b, h, lk = {wanted}")
+        if key_bias.dtype != torch.float32 or key_bias.device != q.device:
+            raise BackendError(
+                f"key_bias is {key_bias.dtype} on {key_bias.device}; it must be torch.float32 on {q.device}"
+            )
+
+
+def _check_rows(q: torch.Tensor, k: torch.Tensor, rows: Rows) -> None:
+    if rows.ptr.device != q.device:
+        raise MaskError(f"the mask is on {rows.ptr.device}, q on {q.device}; move the mask with mask.to(q.device)")
+    if rows.heads not in (1, q.shape[2]):
+        raise MaskError(f"a mask of {rows.heads} heads was given for {q.shape[2]} heads; give 1 or as many")
+    for name, length, blocks in (("q", q.shape[1], rows.q_blocks), ("k", k.shape[1], rows.k_blocks)):
+        if -(-length // rows.block) != blocks:
+            raise MaskError(
+                f"{name} has {length} slots, but the mask has {blocks} blocks of {rows.block}; "
+                "bring tensors into kernel order with layout.to_kernel(), and build the mask on that layout"
+            )
+    if rows.k_len.ndim == 2 and rows.k_len.shape[0] not in (1, q.shape[0]):
+        raise MaskError(
+            f"key lengths of {rows.k_len.shape[0]} samples were given for a batch of {q.shape[0]}; "
+            "call layout.with_valid_text() with one number a sample"
+        )
+    if rows.lo is not None and rows.hi is not None and rows.pos is not None:
+        sizes = (rows.lo.shape[0], rows.hi.shape[0], rows.pos.shape[0])
+        if sizes != (q.shape[1], q.shape[1], k.shape[1]):
+            raise MaskError(
+                f"a window over {sizes} slots (lo, hi, pos) was given for {q.shape[1]} queries and {k.shape[1]} keys; "
+                "build it from layout.positions, in kernel order"
+            )

@@ -1,0 +1,138 @@
+"""What a kernel is asked: the shapes of one call, and its block mask as plain tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ..blocks import BlockMask
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a backend can run a problem, and if not, why not.
+
+    Attributes:
+        ok: it can.
+        reason: what is in the way; empty where nothing is.
+    """
+
+    ok: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything a backend may base its verdict on. The contents of a mask are not part of it.
+
+    Attributes:
+        batch, heads, lq, lk, d: sizes of q (batch, lq, heads, d) and k, v (batch, lk, heads, d).
+        dtype: of q, k and v.
+        device: where they are.
+        block: slots in a block; 0 where no mask is given.
+        mask_heads: 1 where all heads share their rows.
+        partial: some blocks are decided token by token.
+        bias: a logit bias per key is added.
+        per_sample: key lengths differ between the samples of the batch.
+    """
+
+    batch: int
+    heads: int
+    lq: int
+    lk: int
+    d: int
+    dtype: torch.dtype
+    device: torch.device
+    block: int = 0
+    mask_heads: int = 1
+    partial: bool = False
+    bias: bool = False
+    per_sample: bool = False
+
+    @classmethod
+    def of(cls, q: torch.Tensor, k: torch.Tensor, rows: Rows | None, key_bias: torch.Tensor | None) -> Problem:
+        """Describe a call. Reads sizes only, so it never waits for a device."""
+        batch, lq, heads, d = q.shape
+        if rows is None:
+            return cls(batch, heads, lq, k.shape[1], d, q.dtype, q.device, bias=key_bias is not None)
+        return cls(
+            batch,
+            heads,
+            lq,
+            k.shape[1],
+            d,
+            q.dtype,
+            q.device,
+            block=rows.block,
+            mask_heads=rows.heads,
+            partial=rows.lo is not None,
+            bias=key_bias is not None,
+            per_sample=rows.k_len.ndim == 2,
+        )
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        blocks = f"blocks of {self.block}" if self.block else "no mask"
+        shape = (self.batch, self.lq, self.heads, self.d)
+        return f"q {shape} over {self.lk} keys, {dtype} on {self.device}, {blocks}"
+
+
+class Rows(NamedTuple):
+    """A `BlockMask` as the op sees it: tensors and one int. Query and key blocks may differ in number.
+
+    Attributes:
+        ptr: (heads * q_blocks + 1,) int32, where each row starts in `idx`.
+        idx: (kept,) int32, key block numbers, full ones first.
+        n_full: (heads * q_blocks,) int32, how many of the row are full.
+        q_len: (q_blocks,) int32, tokens in each query block.
+        k_len: (k_blocks,) or (b, k_blocks) int32, tokens in each key block.
+        lo, hi: (lq, axes) int32, kept positions of each query in partial blocks; None where there are none.
+        pos: (lk, axes) int32, position of each key.
+        block: slots in a block.
+    """
+
+    ptr: torch.Tensor
+    idx: torch.Tensor
+    n_full: torch.Tensor
+    q_len: torch.Tensor
+    k_len: torch.Tensor
+    lo: torch.Tensor | None
+    hi: torch.Tensor | None
+    pos: torch.Tensor | None
+    block: int
+
+    @classmethod
+    def of(cls, mask: BlockMask) -> Rows:
+        """Take a mask apart."""
+        layout, window = mask.layout, mask.window
+        lo, hi, pos = (None, None, None) if window is None else window
+        return cls(mask.ptr, mask.idx, mask.n_full, layout.q_len, layout.k_len, lo, hi, pos, layout.block)
+
+    @property
+    def heads(self) -> int:
+        """1 where all heads share the rows."""
+        return self.n_full.shape[0] // self.q_blocks
+
+    @property
+    def q_blocks(self) -> int:
+        """Query blocks of one head."""
+        return self.q_len.shape[0]
+
+    @property
+    def k_blocks(self) -> int:
+        """Key blocks."""
+        return self.k_len.shape[-1]
+
+    def kinds(self, row: torch.Tensor) -> torch.Tensor:
+        """(..., k_blocks) int8 of the rows numbered in `row` (...): 0 dropped, 1 partial, 2 full. Waits for nothing."""
+        kinds = torch.zeros(*row.shape, self.k_blocks + 1, dtype=torch.int8, device=row.device)
+        if self.idx.shape[0]:
+            place = torch.arange(self.k_blocks, device=row.device)
+            start, end = self.ptr[row, None], self.ptr[row + 1, None]
+            column = self.idx[(start + place).clamp(max=self.idx.shape[0] - 1).long()].long()
+            # Places past the end of a row are written to one column more, which is cut off.
+            column = torch.where(place < end - start, column, self.k_blocks)
+            kinds.scatter_(-1, column, torch.where(place < self.n_full[row, None], 2, 1).to(torch.int8))
+        return kinds[..., :-1]

@@ -1,0 +1,205 @@
+"""The public function: what it refuses, what it chooses, and how it behaves inside a compiled model."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vidaccel import kernels
+from vidaccel.blocks import BlockMask
+from vidaccel.errors import BackendError, MaskError
+from vidaccel.grid import TokenLayout, VideoGrid
+from vidaccel.kernels import Problem, attention, backends, canary
+from vidaccel.kernels.attention import BACKENDS, choose
+from vidaccel.trace import CallRecord, Trace
+
+
+def test_exports() -> None:
+    assert kernels.__all__ == sorted(kernels.__all__)
+    assert all(hasattr(kernels, name) for name in kernels.__all__)
+
+
+def test_importing_needs_no_triton() -> None:
+    code = "import sys; sys.modules['triton'] = None; import vidaccel.kernels as k, torch; x = torch.ones(1, 4, 1, 16)"
+    run = (
+        f"{code}; print(float(k.attention(x, x, x)[0].sum()), k.backends(k.Problem(1, 1, 4, 4, 16, x.dtype, x.device)))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", run], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("64.0")
+    assert "triton is not installed" in done.stdout
+
+
+def test_every_backend_gives_a_verdict() -> None:
+    problem = Problem(1, 2, 64, 64, 16, torch.float32, torch.device("cpu"), block=16)
+    verdicts = backends(problem)
+    assert list(verdicts) == sorted(BACKENDS)
+    assert verdicts["cpu"].ok
+    assert verdicts["reference"].ok
+    assert "no LSE" in verdicts["flex"].reason
+    assert all(verdict.ok == (not verdict.reason) for verdict in verdicts.values())
+
+
+def test_auto_says_once_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
+    choose.cache_clear()
+    problem = Problem(1, 2, 64, 64, 16, torch.float32, torch.device("cpu"), block=16)
+    with caplog.at_level(logging.INFO, logger="vidaccel"):
+        assert {choose(problem), choose(problem)} == {"cpu"}
+    assert [record.getMessage().split(" runs ")[0] for record in caplog.records] == ["cpu"]
+
+
+def test_auto_warns_with_reasons_where_only_the_reference_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    choose.cache_clear()
+    problem = Problem(1, 2, 64, 64, 80, torch.float64, torch.device("cuda"), block=64)
+    with caplog.at_level(logging.INFO, logger="vidaccel"):
+        assert choose(problem) == "reference"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "not portable: " in record.getMessage()
+    choose.cache_clear()
+
+
+def test_a_named_backend_is_never_replaced(make_case: Callable[..., Any]) -> None:
+    case = make_case()
+    with pytest.raises(BackendError, match=r"backend='flex' was asked for.*no LSE.*one of cpu"):
+        attention(case.q, case.k, case.v, case.mask, backend="flex")
+    with pytest.raises(BackendError, match=r"there are auto, cpu, flex, portable, reference"):
+        attention(case.q, case.k, case.v, case.mask, backend="fastest")
+
+
+def test_refusals(make_case: Callable[..., Any]) -> None:
+    case = make_case(grid=(3, 4, 5), text=20)
+    q, k, v, mask = case.q, case.k, case.v, case.mask
+    slots = q.shape[1]
+    refused: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
+        (BackendError, "they must be", (q[0], k, v), {}),
+        (BackendError, "they must be", (q, k, v[:, 1:]), {}),
+        (BackendError, "they must be", (q, k[..., :8], v[..., :8]), {}),
+        (BackendError, "one float dtype", (q, k.double(), v), {}),
+        (BackendError, "one float dtype", (q.int(), k.int(), v.int()), {}),
+        (BackendError, "one device", (q, k.to("meta"), v), {}),
+        (BackendError, "no_grad", (q.clone().requires_grad_(), k, v), {}),
+        (BackendError, "above 0", (q, k, v), {"scale": 0.0}),
+        (BackendError, "key_bias", (q, k, v), {"key_bias": torch.zeros(3, 1, slots)}),
+        (BackendError, "key_bias", (q, k, v), {"key_bias": torch.zeros(slots)}),
+        (BackendError, r"torch\.float32", (q, k, v), {"key_bias": torch.zeros(1, 1, slots).half()}),
+        (MaskError, "to_kernel", (q[:, :-40], k, v, mask), {}),
+        (MaskError, "to_kernel", (q, k[:, :-40], v[:, :-40], mask), {}),
+        (MaskError, "give 1 or as many", (*(torch.cat([x, x], 2) for x in (q, k, v)), mask), {}),
+        (MaskError, r"mask\.to", (q, k, v, mask.to("meta")), {}),
+    ]
+    per_sample = dataclasses.replace(mask, layout=mask.layout.with_valid_text(torch.tensor([1, 2, 3])))
+    refused.append((MaskError, "with_valid_text", (q, k, v, per_sample), {}))
+    window = make_case(grid=(3, 4, 5), window=True).mask
+    short = window.window._replace(pos=window.window.pos[1:])
+    tensors = (x[:, :60] for x in (q, k, v))
+    refused.append((MaskError, "layout.positions", (*tensors, dataclasses.replace(window, window=short)), {}))
+    for error, words, args, kwargs in refused:
+        with pytest.raises(error, match=words):
+            attention(*args, **kwargs)
+
+
+def test_inference_may_carry_parameters(make_case: Callable[..., Any]) -> None:
+    case = make_case()
+    with torch.no_grad():
+        attention(case.q.requires_grad_(), case.k, case.v, case.mask)
+
+
+@pytest.fixture
+def record() -> Iterator[CallRecord]:
+    """A transformer call under way, as a front door makes one."""
+    trace = Trace()
+    call = CallRecord(0, 4, 999.0, "cond", None, VideoGrid(3, 4, 5), 0, trace=trace)
+    call.scheduled = [("blocks.0.attn1", 0.5), ("blocks.1.attn1", 0.5)]
+    trace.calls.append(call)
+    call.open(torch.device("cpu"))
+    yield call
+    call.close()
+
+
+def test_the_trace_hears_of_every_call_and_checks_the_first(make_case: Callable[..., Any], record: CallRecord) -> None:
+    case = make_case()
+    for seed in range(3):
+        other = make_case(seed=seed)
+        attention(other.q, other.k, other.v, other.mask)
+    assert record.kernels == ["cpu"] * 3
+    assert record.trace is not None
+    assert len(record.trace.checked) == 1
+    attention(case.q, case.k, case.v, case.mask, backend="reference")
+    attention(case.q.double(), case.k.double(), case.v.double(), case.mask)
+    assert len(record.trace.checked) == 3
+
+
+def test_nan_in_the_input_is_not_the_kernels_fault(make_case: Callable[..., Any], record: CallRecord) -> None:
+    case = make_case(density=1.0)
+    case.v[:, 0] = torch.nan
+    attention(*(torch.randn(1, 8, 2, 16) for _ in range(3)))
+    with pytest.raises(BackendError, match=r"the input of the cpu kernel in blocks\.1\.attn1 .* has NaN"):
+        attention(case.q, case.k, case.v, case.mask)
+
+
+@pytest.mark.parametrize("kind", ["out", "lse", "nan"])
+def test_a_wrong_result_is_named(make_case: Callable[..., Any], kind: str) -> None:
+    case = make_case(dtype=torch.bfloat16, density=1.0)
+    out, lse = attention(case.q, case.k, case.v, **case.kwargs("cpu"))
+    problem = (case.q, case.k, case.v, case.rows, case.scale, None)
+    canary.check(canary.compare(out, lse, *problem), "this kernel")
+    if kind == "out":
+        out = out + 0.1
+    elif kind == "lse":
+        lse = lse / 0.6931
+    else:
+        out = out.fill_(torch.nan)
+    with pytest.raises(BackendError, match=f"this kernel is wrong: {'lse' if kind == 'lse' else 'out'} is off by"):
+        canary.check(canary.compare(out, lse, *problem), "this kernel")
+
+
+def test_one_graph_serves_every_mask() -> None:
+    layout = TokenLayout.of((3, 5, 7), text=9, block=16, tile=(2, 2, 3))
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda q, k, v, m: attention(q * 2, k, v, m)[0] + 1, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        for seed, density in enumerate((0.2, 0.4, 0.6, 0.8)):
+            torch.manual_seed(seed)
+            mask = BlockMask.of(torch.rand(2, layout.blocks, layout.blocks) < density, layout)
+            q, k, v = (torch.randn(1, layout.slots, 2, 16) for _ in range(3))
+            torch.testing.assert_close(compiled(q, k, v, mask), attention(q * 2, k, v, mask)[0] + 1)
+    # The second mask has another number of blocks; torch then makes that number dynamic, once.
+    assert len(graphs) <= 2
+
+
+def test_the_op_keeps_torchs_rules(make_case: Callable[..., Any]) -> None:
+    case = make_case(grid=(2, 4, 4), window=True, bias=(1, 1))
+    q, k, v = (torch.randn_like(x) for x in (case.q, case.k, case.v))
+    args = (q, k, v, *case.rows, torch.zeros(1, 1, q.shape[1]), 0.25, "auto")
+    torch.library.opcheck(torch.ops.vidaccel.attention.default, args)
+
+
+@pytest.mark.gpu
+def test_gpu_compiled(make_case: Callable[..., Any]) -> None:
+    compiled = torch.compile(lambda q, k, v, m: attention(q * 2, k, v, m, scale=0.3)[0], fullgraph=True)
+    with torch.no_grad():
+        for density in (0.2, 0.5, 0.8):
+            case = make_case(grid=(4, 8, 9), block=64, d=64, density=density, dtype=torch.bfloat16, device="cuda")
+            eager = attention(case.q * 2, case.k, case.v, case.mask, scale=0.3)[0]
+            torch.testing.assert_close(compiled(case.q, case.k, case.v, case.mask), eager)
+
+
+@pytest.mark.gpu
+def test_gpu_auto_takes_the_triton_kernel() -> None:
+    problem = Problem(1, 2, 64, 64, 128, torch.bfloat16, torch.device("cuda", 0), block=64)
+    assert choose(problem) == "portable"

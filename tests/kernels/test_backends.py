@@ -1,0 +1,182 @@
+"""Every backend on every kind of trouble, against float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vidaccel.kernels import attention
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cpu(make_case: Callable[..., Any], kind: dict[str, object], dtype: torch.dtype) -> None:
+    case = make_case(**kind, dtype=dtype)
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("cpu")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_cpu_other_dtypes(make_case: Callable[..., Any], dtype: torch.dtype) -> None:
+    # 600 keys: torch's own kernel reads an fp32 mask of fp64 tensors wrongly from 512 keys on.
+    case = make_case(grid=(6, 10, 10), density=0.9, window=True, bias=(1, 1), dtype=dtype)
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("cpu")))
+
+
+def test_cpu_in_parts_and_without_kept_windows(make_case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from vidaccel.kernels import cpu, gather
+
+    monkeypatch.setattr(cpu, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(gather, "KEPT_WINDOW_BYTES", 0)
+    for shared in (False, True):
+        case = make_case(grid=(3, 5, 5), tile=(2, 2, 3), window=True, shared=shared, bias=(1, 2), heads=2)
+        case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("cpu")))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6)),
+    text=st.integers(0, 40),
+    block=st.sampled_from([16, 32]),
+    tile=st.sampled_from([None, (1, 2, 5), (2, 2, 2), (1, 4, 4)]),
+    heads=st.integers(1, 3),
+    shared=st.booleans(),
+    density=st.floats(0, 1),
+    window=st.booleans(),
+    lengths=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_cpu_on_anything(make_case: Callable[..., Any], **kwargs: Any) -> None:
+    case = make_case(**kwargs)
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("cpu")))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "portable"])
+@pytest.mark.parametrize("bias", [None, (1, 1), (2, 3)])
+def test_no_mask(make_dense: Callable[..., Any], backend: str, bias: tuple[int, int] | None) -> None:
+    if backend == "portable" and torch.cuda.is_available():
+        pytest.skip("tested on the GPU")
+    case = make_dense(bias)
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs(backend)))
+
+
+# The interpreter takes milliseconds for each tile, so each kind is run once, in the precision that tells most.
+needs_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernel is compiled")
+
+
+@needs_interpreter
+def test_portable_interpreted(make_case: Callable[..., Any], kind: dict[str, object]) -> None:
+    pytest.importorskip("triton")
+    case = make_case(**kind)
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("portable")))
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    ("dtype", "block", "d"),
+    [(torch.float16, 64, 64), (torch.float16, 128, 32), (torch.bfloat16, 32, 32), (torch.float32, 128, 16)],
+    ids=str,
+)
+def test_portable_interpreted_dtypes_and_blocks(
+    make_case: Callable[..., Any], dtype: torch.dtype, block: int, d: int
+) -> None:
+    pytest.importorskip("triton")
+    case = make_case(grid=(2, 7, 11), block=block, d=d, dtype=dtype, heads=1, window=True, density=0.8)
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("portable")))
+
+
+def larger(kind: dict[str, Any], block: int) -> dict[str, Any]:
+    """A kind of trouble in larger blocks, with about as many of them."""
+    t, y, x = kind.get("grid", (3, 4, 5))
+    grid = (t, y, x) if (t, y, x) == (1, 1, 1) else (t, 2 * y, x * block // 32)
+    return kind | {"grid": grid, "block": block, "tile": (1, 4, block // 4 - 1) if kind.get("tile") else None}
+
+
+@pytest.mark.parametrize("block", [32, 128])
+def test_cpu_in_larger_blocks(make_case: Callable[..., Any], kind: dict[str, Any], block: int) -> None:
+    case = make_case(**larger(kind, block))
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("cpu")))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("dtype", "d", "block"),
+    [
+        (torch.bfloat16, 128, 128),
+        (torch.bfloat16, 64, 64),
+        (torch.float16, 64, 128),
+        (torch.float16, 16, 16),
+        (torch.float32, 32, 32),
+    ],
+    ids=str,
+)
+def test_gpu(make_case: Callable[..., Any], kind: dict[str, Any], dtype: torch.dtype, d: int, block: int) -> None:
+    case = make_case(**larger(kind, block), d=d, dtype=dtype, device="cuda")
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("portable")))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bias", [None, (2, 3)])
+def test_gpu_no_mask(make_dense: Callable[..., Any], bias: tuple[int, int] | None) -> None:
+    case = make_dense(bias, "cuda", torch.float16)
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("portable")))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["partial", "valid text", "bias", "nothing"], indirect=True)
+def test_gpu_flex(make_case: Callable[..., Any], kind: dict[str, Any]) -> None:
+    torch.compiler.reset()
+    case = make_case(**larger(kind, 128), d=64, dtype=torch.bfloat16, device="cuda")
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("flex")))
+
+
+@pytest.mark.gpu
+def test_gpu_beyond_32_bit_offsets(make_case: Callable[..., Any]) -> None:
+    """q, k and v are views into one buffer, 2^31 elements and more from its start."""
+    case = make_case(grid=(4, 8, 8), block=64, d=64, batch=2, dtype=torch.bfloat16, device="cuda")
+    far = []
+    for x in (case.q, case.k, case.v):
+        apart = torch.empty(2, 2**31 + 2**20, dtype=x.dtype, device="cuda")
+        view = apart[:, -x[0].numel() :].view(2, *x.shape[1:])
+        far.append(view.copy_(x))
+    result = attention(*far, **case.kwargs("portable"))
+    case.assert_right(result)
+
+
+@pytest.mark.gpu
+def test_gpu_needs_no_synchronisation(make_case: Callable[..., Any]) -> None:
+    case = make_case(grid=(4, 8, 8), block=64, d=64, window=True, dtype=torch.bfloat16, device="cuda")
+    call = lambda: attention(case.q, case.k, case.v, **case.kwargs("portable"))  # noqa: E731
+    call()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_gpu_is_deterministic(make_case: Callable[..., Any]) -> None:
+    case = make_case(grid=(4, 16, 16), block=128, d=128, dtype=torch.bfloat16, device="cuda")
+    first = attention(case.q, case.k, case.v, **case.kwargs("portable"))
+    for _ in range(20):
+        again = attention(case.q, case.k, case.v, **case.kwargs("portable"))
+        assert torch.equal(first[0], again[0])
+        assert torch.equal(first[1], again[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block", [64, 128])
+def test_gpu_real_length(block: int) -> None:
+    """32,760 tokens, which no block divides; sampled rows are compared."""
+    from vidaccel.kernels import bench, canary
+    from vidaccel.kernels.problem import Rows
+
+    case = dataclasses.replace(bench.cases("cuda")[1], block=block)
+    q, k, v, mask = case.tensors("cuda")
+    out, lse = attention(q, k, v, mask, backend="portable")
+    assert all(x.ok for x in canary.compare(out, lse, q, k, v, Rows.of(mask), q.shape[-1] ** -0.5, None))

@@ -1,0 +1,60 @@
+"""The benchmark: no figure without a green check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vidaccel.cli.bench import app
+from vidaccel.kernels import bench
+
+SMALL = bench.Case("small", (3, 5, 7), 9, 2, 16, 16, 0.5, "float32")
+
+
+def test_rows() -> None:
+    dense, sparse = bench.run("cpu", [SMALL], repeats=2)
+    assert (dense["kernel"], sparse["kernel"]) == ("dense", "cpu")
+    assert dense["tokens"] == sparse["tokens"] == 114
+    assert dense["ratio"] == 1.0
+    assert sparse["ms"] >= sparse["ms_best"] > 0
+    assert sparse["error"] <= sparse["budget"]
+
+
+def test_a_wrong_kernel_gets_no_figure() -> None:
+    q, k, v, mask = SMALL.tensors("cpu")
+    _, sparse = bench._rivals(q, k, v, mask)
+    out, lse = sparse.call()
+    row = bench._check(bench.Rival("wrong", lambda: (out * 1.5, lse), sparse.problem))
+    assert not row["ok"]
+    assert row["reason"] == "out is wrong"
+
+    def broken() -> tuple[torch.Tensor, torch.Tensor]:
+        raise RuntimeError("no kernel for this\nand a long trace")
+
+    row = bench._check(bench.Rival("broken", broken, sparse.problem))
+    assert (row["ok"], row["reason"]) == (False, "no kernel for this")
+
+
+def test_cases_are_the_ones_that_the_readme_names() -> None:
+    cpu, cuda = bench.cases("cpu"), bench.cases("cuda")
+    assert [(c.heads, c.d, c.block, c.density) for c in cpu[:3]] == [(8, 64, 128, x) for x in (0.25, 0.5, 1.0)]
+    tokens = {t * y * x + c.text for c in cuda for t, y, x in [c.grid]}
+    assert tokens == {32_760, 17_776}
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "cases", lambda device: [SMALL])
+    path = tmp_path / "out.json"
+    done = CliRunner().invoke(app, ["kernels", "--repeats", "1", "--format", "json", "-o", str(path)])
+    assert done.exit_code == 0, done.output
+    record: dict[str, Any] = json.loads(path.read_text())
+    assert record == json.loads(done.stdout)
+    assert {"versions", "device", "commit", "rows"} <= set(record)
+    assert [row["kernel"] for row in record["rows"]] == ["dense", "cpu"]
+    human = CliRunner().invoke(app, ["kernels", "--repeats", "1"])
+    assert "x dense" in human.stdout
