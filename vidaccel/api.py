@@ -9,11 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from .caching import Cache, CachePolicy
+from .caching.cache import Trajectories
 from .errors import InstallError, VidaccelWarning
-from .frontdoor import Clock
+from .frontdoor import Clock, FrontDoor
 from .install import Installation
 from .patterns import Pattern
-from .recipe import Recipe, pattern_from
+from .recipe import Recipe, pattern_from, policy_from
 from .report import Report
 from .schedule import DENSE, Schedule
 from .trace import Trace
@@ -31,15 +33,18 @@ class Acceleration:
         trace: what ran so far.
     """
 
-    def __init__(self, pipe: Any, recipe: Recipe, installations: list[Installation], trace: Trace) -> None:
+    def __init__(
+        self, pipe: Any, recipe: Recipe, installations: list[Installation], caches: list[Cache], trace: Trace
+    ) -> None:
         self.recipe = recipe
         self.trace = trace
         self._pipeline = type(pipe).__name__
         self._installations = installations
+        self._caches = caches
         self._active = True
 
     def report(self) -> Report:
-        """What ran so far: densities, kernels and times of every call, settings, environment."""
+        """What ran so far: densities, kernels, forecast steps and times of every call, settings, environment."""
         plans = [plan for installation in self._installations for plan in installation.plans.values()]
         return Report.of(self.trace, self.recipe, plans, self._pipeline)
 
@@ -48,6 +53,8 @@ class Acceleration:
         if not self._active:
             return
         self._active = False
+        for cache in self._caches:
+            cache.remove()
         for installation in self._installations:
             _remove(installation)
 
@@ -65,16 +72,18 @@ def accelerate(
     attention: str | Pattern | None = None,
     *,
     density: float | None = None,
+    cache: str | CachePolicy | None = None,
     schedule: Schedule | None = None,
     recipe: Recipe | str | Path | None = None,
 ) -> Acceleration:
-    """Make a diffusers video pipeline sparse, until the returned handle is removed.
+    """Make a diffusers video pipeline sparse, cached or both, until the returned handle is removed.
 
     Args:
         pipe: a pipeline whose `transformer` (and `transformer_2`) is of a known family: stock classes, any weights;
             LoRA, offload or compile enabled before or after.
         attention: a pattern's name ("radial") or a pattern.
         density: fraction of video-video pairs that sparse layers keep, in (0, 1].
+        cache: what is kept from step to step: a policy's name ("cg-taylor") or a policy (`vidaccel.caching`).
         schedule: which steps and layers stay dense. Without one, and without a recipe, the first quarter of the steps
             and the first layer do.
         recipe: a preset's name, a file, or a `Recipe`; the arguments above replace its values.
@@ -85,45 +94,65 @@ def accelerate(
     Raises:
         InstallError: the pipeline has no transformer of a known family, is accelerated already, or nothing was asked.
         PatternError: a density outside (0, 1], or one that the pattern cannot give.
-        RecipeError: an unknown pattern, preset or setting.
+        RecipeError: an unknown pattern, cache, preset or setting.
 
     Example:
-        >>> with vidaccel.accelerate(pipe, "radial", density=0.25) as run:
+        >>> with vidaccel.accelerate(pipe, "radial", density=0.25, cache="cg-taylor") as run:
         ...     video = pipe("a cat playing piano", num_frames=81).frames[0]
         >>> run.report().save("out/")
     """
     base = (
         recipe if isinstance(recipe, Recipe) else Recipe.load(recipe) if recipe else Recipe(schedule=DEFAULT_SCHEDULE)
     )
-    whole = base.merge(attention=pattern_from(attention), density=density, schedule=schedule)
-    if whole.attention is None:
-        raise InstallError("nothing to do was given: name an attention pattern (such as 'radial') or a recipe")
+    whole = base.merge(attention=pattern_from(attention), density=density, schedule=schedule, cache=policy_from(cache))
+    if whole.attention is None and whole.cache is None:
+        raise InstallError(
+            "nothing to do was given: name an attention pattern (such as 'radial'), a cache (such as 'cg-taylor') or a "
+            "recipe"
+        )
+    if whole.attention is None and whole.density is not None:
+        raise InstallError(f"density {whole.density} was asked for without an attention pattern; name one as well")
     transformers = {name: getattr(pipe, name, None) for name in ("transformer", "transformer_2")}
     found = {name: module for name, module in transformers.items() if isinstance(module, nn.Module)}
     if not found:
         raise InstallError(f"{type(pipe).__name__} has no transformer; a diffusers video pipeline is needed")
+    for module in found.values():
+        if FrontDoor.open_door(module) is not None:
+            raise InstallError(
+                f"this {type(module).__name__} is accelerated already; call .remove() on that acceleration, or "
+                "vidaccel.remove(transformer), first. Attention and cache are given in one call"
+            )
     clock, trace = Clock(lambda: getattr(pipe, "_num_timesteps", None)), Trace()
     installations: list[Installation] = []
+    caches: list[Cache] = []
+    trajectories = Trajectories()
     try:
         for name, module in found.items():
             expert = {"transformer": "high", "transformer_2": "low"}[name] if len(found) == 2 else None
-            installations.append(
-                Installation.of(
-                    module,
-                    whole.attention,
-                    density=DENSE if whole.attention.name == "dense" else whole.density,
-                    schedule=whole.schedule,
-                    clock=clock,
-                    trace=trace,
-                    expert=expert,
+            if whole.attention is not None:
+                installations.append(
+                    Installation.of(
+                        module,
+                        whole.attention,
+                        density=DENSE if whole.attention.name == "dense" else whole.density,
+                        schedule=whole.schedule,
+                        clock=clock,
+                        trace=trace,
+                        expert=expert,
+                    )
                 )
-            )
-            installations[-1].place()
+                installations[-1].place()
+            if whole.cache is not None:
+                caches.append(
+                    Cache.of(module, whole.cache, clock=clock, trace=trace, expert=expert, trajectories=trajectories)
+                )
     except BaseException:
+        for started in caches:
+            started.remove()
         for installation in installations:
             installation.remove()
         raise
-    return Acceleration(pipe, whole, installations, trace)
+    return Acceleration(pipe, whole, installations, caches, trace)
 
 
 def attn_processors(
@@ -162,15 +191,18 @@ def attn_processors(
 
 
 def remove(transformer: nn.Module) -> None:
-    """Give a transformer its own processors back, however ours came there.
+    """Give a transformer its own processors back, however ours came there, and end its cache.
 
     Raises:
         InstallError: nothing of ours is on it.
     """
-    installation = Installation.on(transformer)
-    if installation is None:
+    installation, cache = Installation.on(transformer), Cache.on(transformer)
+    if installation is None and cache is None:
         raise InstallError(f"this {type(transformer).__name__} is not accelerated; there is nothing to remove")
-    _remove(installation)
+    if cache is not None:
+        cache.remove()
+    if installation is not None:
+        _remove(installation)
 
 
 def _remove(installation: Installation) -> None:

@@ -81,14 +81,12 @@ class BlockMask:
             )
         if window is None and bool(partial.any()):
             raise MaskError("partial blocks were marked without a window; give `window=` too, or mark none")
-        # Rank 0 for full blocks, 1 for partial ones, 2 for dropped ones; a stable sort keeps each group ascending.
-        rank = torch.where(keep, partial.int(), 2).flatten(0, 1)
-        column = rank.argsort(dim=-1, stable=True)
-        count = keep.flatten(0, 1).sum(-1)
-        listed = torch.arange(layout.blocks, device=keep.device) < count[:, None]
+        # A key block stands in its row's first half of places where it is full, in the second where it is partial.
+        full, partial = (keep & ~partial).flatten(0, 1), partial.flatten(0, 1)
+        places = torch.cat([full, partial], 1).nonzero()[:, 1]
+        count = full.sum(-1) + partial.sum(-1)
         ptr = torch.cat([count.new_zeros(1), count.cumsum(0)]).int()
-        n_full = (keep & ~partial).flatten(0, 1).sum(-1).int()
-        return cls(ptr, column[listed].int(), n_full, layout, window)
+        return cls(ptr, (places % layout.blocks).int(), full.sum(-1).int(), layout, window)
 
     @property
     def heads(self) -> int:
@@ -183,7 +181,8 @@ def pairs_in(window: Window, layout: TokenLayout, times: torch.Tensor) -> int:
     total = 0
     if boxes is not None:
         for row in times.any(1).nonzero()[:, 0].tolist():
-            total += int((boxes.kept(queries[row]) * times[row]).sum())
+            keys = times[row].nonzero()[:, 0]
+            total += int((boxes.kept(queries[row], keys) * times[row, keys]).sum())
         return total
     for row, column in times.nonzero().tolist():
         query, key = queries[row], queries[column]
@@ -238,9 +237,9 @@ class _Boxes(NamedTuple):
         runs = ((code.diff(dim=1) != 0) & filled[:, 1:]).sum(1) + 1
         return boxes._replace(often=often) if even and bool((runs == combinations).all()) else None
 
-    def kept(self, queries: slice) -> torch.Tensor:
-        """(blocks,) int64: pairs that some queries keep in each block."""
-        first, *others = (table[name[queries]] for table, name in zip(self.inside, self.interval, strict=True))
+    def kept(self, queries: slice, keys: torch.Tensor) -> torch.Tensor:
+        """(blocks,) int64: pairs that some queries keep in each of some blocks."""
+        first, *others = (table[:, keys][name[queries]] for table, name in zip(self.inside, self.interval, strict=True))
         for factor in others:
-            first = first * factor
-        return first.sum(0).long() * self.often
+            first *= factor
+        return first.sum(0).long() * self.often[keys]

@@ -34,6 +34,7 @@ class Call(NamedTuple):
         timestep: the scheduler's value, as given.
         embeds: the text embeddings; their identity tells guidance branches apart where nothing else does.
         device: where the call runs.
+        latents: the transformer's input, (b, channels, ...); only caches that work on it look here.
     """
 
     grid: VideoGrid
@@ -41,6 +42,28 @@ class Call(NamedTuple):
     timestep: torch.Tensor
     embeds: torch.Tensor | None
     device: torch.device
+    latents: torch.Tensor | None = None
+
+
+class Stack(NamedTuple):
+    """The transformer blocks that one call runs through, for what acts on all of them.
+
+    Attributes:
+        lists: attributes of the transformer that hold the blocks, in the order in which they run.
+        streams: names of the residual streams, video first: a block takes them as its first arguments or by these
+            names, and returns them in this order. Of what the last block returns, only the video is used.
+        width: channels of the video stream.
+        modulation: elements of `Family.modulation`, one sample.
+        latent: elements of the transformer's output for one video token.
+        model: the model's name in tables of published parameters, such as "wan-t2v-14b".
+    """
+
+    lists: tuple[str, ...]
+    streams: tuple[str, ...]
+    width: int
+    modulation: int
+    latent: int
+    model: str
 
 
 class Family(Protocol):
@@ -70,6 +93,14 @@ class Family(Protocol):
 
     def output(self, attn: Any, out: torch.Tensor, *inputs: Any) -> Any:
         """What the layer returns, from (b, tokens, h, d) in model order: the model's own output projection."""
+        ...
+
+    def stack(self, transformer: Any) -> Stack:
+        """The blocks of a transformer."""
+        ...
+
+    def modulation(self, block: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
+        """(b, ...): what a block makes of the time embedding, from its arguments; TeaCache watches it change."""
         ...
 
 

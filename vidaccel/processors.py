@@ -11,7 +11,19 @@ from .errors import InstallError
 from .family import Call, Family, attention_family_of
 from .grid import Site, VideoGrid
 from .install import Installation
-from .patterns import FreeSwim, Neighborhood, Pattern, Plan, Radial, SlidingWindow
+from .patterns import (
+    Ann,
+    FreeSwim,
+    LightForcing,
+    Neighborhood,
+    Pattern,
+    PerLayer,
+    Plan,
+    Radial,
+    SlidingWindow,
+    TopK,
+    Union,
+)
 from .schedule import Schedule
 from .wrapping import SparseAttnProcessor
 
@@ -106,3 +118,33 @@ class FreeSwimAttnProcessor(NamedAttnProcessor):
     """FreeSwim's inward window (arXiv 2511.14712) for all layers; see `patterns.FreeSwim`."""
 
     pattern_type = FreeSwim
+
+
+class UnionAttnProcessor(NamedAttnProcessor):
+    """What any of several patterns keeps, for all layers; see `patterns.Union`."""
+
+    pattern_type = Union
+
+
+class PerLayerAttnProcessor(NamedAttnProcessor):
+    """Another pattern from some layers on; see `patterns.PerLayer`."""
+
+    pattern_type = PerLayer
+
+
+class TopKAttnProcessor(NamedAttnProcessor):
+    """Block top-k by pooled scores for all layers; see `patterns.TopK`."""
+
+    pattern_type = TopK
+
+
+class AnnAttnProcessor(NamedAttnProcessor):
+    """Approximate nearest neighbours (AnnSA, arXiv 2602.01801) for all layers; see `patterns.Ann`."""
+
+    pattern_type = Ann
+
+
+class LightForcingAttnProcessor(NamedAttnProcessor):
+    """Light Forcing's hierarchical selection (arXiv 2602.04789) for all layers; see `patterns.LightForcing`."""
+
+    pattern_type = LightForcing

@@ -3,9 +3,10 @@
     attention: {name: radial, block: 128}      # or just: radial
     density: 0.25
     schedule: {dense_steps: 0.24, dense_layers: 1}
+    cache: {name: cg-taylor, threshold: 0.2}   # or just: cg-taylor
 
-The keys below `attention` are the fields of the pattern, those below `schedule` the fields of `Schedule`. A recipe is
-data: reading one never imports or runs anything.
+The keys below `attention` and `cache` are the fields of the pattern and of the caching policy, those below `schedule`
+the fields of `Schedule`. A recipe is data: reading one never imports or runs anything.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, cast, get_type_hints
 
 import yaml
 
+from .caching import POLICIES, CachePolicy
 from .errors import PatternError, RecipeError
 from .patterns import PATTERNS, Pattern
 from .schedule import Schedule
@@ -36,6 +38,7 @@ class Recipe:
         attention: the pattern; None leaves attention alone.
         density: fraction of video-video pairs kept, in (0, 1]; None lets the pattern's own parameters decide.
         schedule: which steps and layers stay dense.
+        cache: what is kept from step to step; None computes every step.
         about: what the recipe is for, in words.
         evidence: the report that justifies it; None where there is none, and then nobody should trust it blindly.
     """
@@ -43,6 +46,7 @@ class Recipe:
     attention: Pattern | None = None
     density: float | None = None
     schedule: Schedule = field(default_factory=Schedule)
+    cache: CachePolicy | None = None
     about: str = ""
     evidence: str | None = None
 
@@ -62,6 +66,7 @@ class Recipe:
         values = dict(_mapping(data, "a recipe"))
         _known(values, [f.name for f in fields(cls)], "a recipe")
         values["attention"] = pattern_from(values.get("attention"))
+        values["cache"] = policy_from(values.get("cache"))
         values["schedule"] = _build(Schedule, values.get("schedule") or {}, "schedule")
         recipe: Recipe = _build(cls, values, "a recipe")
         return recipe
@@ -104,11 +109,13 @@ class Recipe:
         attention = (
             None if self.attention is None else {"name": self.attention.name, **asdict(cast(Any, self.attention))}
         )
+        cache = None if self.cache is None else {"name": self.cache.name, **asdict(self.cache)}
         schedule = {f.name: _plain(getattr(self.schedule, f.name)) for f in fields(self.schedule)}
         return {
             "attention": attention,
             "density": self.density,
             "schedule": schedule,
+            "cache": cache,
             "about": self.about,
             "evidence": self.evidence,
         }
@@ -121,6 +128,8 @@ class Recipe:
     def hash(self) -> str:
         """12 hexadecimal digits that name what runs; words about it do not count."""
         data = {key: value for key, value in self.to_dict().items() if key not in ("about", "evidence")}
+        if self.cache is None:
+            del data["cache"]  # Recipes are as old as this key: without a cache their names stay what they were.
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
     def override(self, settings: Mapping[str, Any]) -> Recipe:
@@ -160,6 +169,21 @@ def pattern_from(value: Any) -> Pattern | None:
     if not isinstance(name, str) or name not in PATTERNS:
         raise RecipeError(f"attention pattern {name!r} is unknown; patterns: {', '.join(sorted(PATTERNS))}")
     return cast(Pattern, _build(PATTERNS[name], settings, f"attention {name}"))
+
+
+def policy_from(value: Any) -> CachePolicy | None:
+    """A caching policy from its name, from {"name": ..., fields...}, or itself.
+
+    Raises:
+        RecipeError: an unknown name or field.
+    """
+    if value is None or isinstance(value, CachePolicy):
+        return value
+    settings = {"name": value} if isinstance(value, str) else dict(_mapping(value, "cache"))
+    name = settings.pop("name", None)
+    if not isinstance(name, str) or name not in POLICIES:
+        raise RecipeError(f"cache {name!r} is unknown; caches: {', '.join(sorted(POLICIES))}")
+    return cast(CachePolicy, _build(POLICIES[name], settings, f"cache {name}"))
 
 
 def presets() -> list[str]:

@@ -70,6 +70,12 @@ class CallRecord:
         kernels: backend of every sparse attention that ran, in order.
         watch: its time.
         failed: the call ended with an exception.
+        trajectory: counts the videos of a cached run, from 1.
+        forecast: a cache stood in for the blocks; `skipped` names the sites that did not run because of it.
+        why: the cache's rule or cap that decided.
+        gate_error: the number that it looked at.
+        true_error: how far the forecast was off, where it was computed too.
+        cache_bytes: bytes that the transformer's cache holds after the call; None without a cache.
     """
 
     step: int
@@ -85,6 +91,20 @@ class CallRecord:
     watch: Stopwatch | None = None
     failed: bool = False
     trace: Trace | None = None
+    trajectory: int = 0
+    forecast: bool = False
+    skipped: list[str] = field(default_factory=list)
+    why: str | None = None
+    gate_error: float | None = None
+    true_error: float | None = None
+    cache_bytes: int | None = None
+
+    def skip(self, block: str) -> None:
+        """A cache stands in for a block, such as "blocks.3": its sites need not run."""
+        mine = [name for name in (*(name for name, _ in self.scheduled), *self.dense) if name.startswith(f"{block}.")]
+        self.skipped += mine
+        self.scheduled = [(name, density) for name, density in self.scheduled if name not in mine]
+        self.dense = [name for name in self.dense if name not in mine]
 
     def open(self, device: torch.device) -> None:
         """Make this the current call and start its clock."""

@@ -11,6 +11,35 @@ from .kernels.attention import attention
 from .patterns import Plan
 
 
+def attend(plan: Plan, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attention as a plan says.
+
+    Args:
+        plan: a mask, or what chooses one.
+        query: (b, slots, h, d) in the plan's token order.
+        key: (b, slots, h, d), likewise.
+        value: (b, slots, h, d), likewise.
+
+    Returns:
+        (b, slots, h, d).
+    """
+    out: torch.Tensor
+    if plan.select is None:
+        out, _ = attention(query, key, value, plan.mask)
+        return out
+    batch = query.shape[0]
+    # Every sample chooses for itself, so its heads become heads of one sample; for one sample nothing is copied.
+    query, key, value = (x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value))
+    chosen = plan.select(query, key, value)
+    order = None if chosen.order is None else chosen.order[..., None].expand(query.shape)
+    moved = query if order is None else query.gather(1, order)
+    out, _ = attention(moved, chosen.k, chosen.v, chosen.mask, key_bias=chosen.key_bias)
+    if order is not None:
+        out = torch.zeros_like(out).scatter(1, order, out)
+    out = out[0].unflatten(1, (batch, -1))
+    return out.transpose(0, 1)
+
+
 class SparseAttnProcessor:
     """Stands in one attention layer and holds the processor that stood there before.
 
@@ -49,7 +78,7 @@ class SparseAttnProcessor:
         if plan is None:
             return self.wrapped(attn, *inputs, **kwargs)
         query, key, value = self.family.project(attn, plan.layout, *inputs)
-        out, _ = attention(query, key, value, plan.mask)
+        out = attend(plan, query, key, value)
         return self.family.output(attn, plan.layout.to_model(out), *inputs)
 
     @property

@@ -6,13 +6,14 @@ all heads before they are split, and RoPE on interleaved pairs of channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..errors import InstallError
-from ..family import Call
+from ..family import Call, Stack
 from ..grid import Site, TokenLayout, VideoGrid
 
 
@@ -36,7 +37,7 @@ class Wan:
         latents = given["hidden_states"]
         patch = transformer.config.patch_size
         grid = VideoGrid(*(size // side for size, side in zip(latents.shape[2:], patch, strict=True)))
-        return Call(grid, 0, given["timestep"], given.get("encoder_hidden_states"), latents.device)
+        return Call(grid, 0, given["timestep"], given.get("encoder_hidden_states"), latents.device, latents)
 
     def is_video(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None) -> bool:
         """Cross-attention gets encoder states, self-attention gets none."""
@@ -70,6 +71,8 @@ class Wan:
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
         if rotary_emb is not None:
             query, key = rotate_pairs(query, *rotary_emb), rotate_pairs(key, *rotary_emb)
+        # Under autocast the norms compute in fp32; torch's own attention casts back by itself, ours takes one dtype.
+        query, key = query.type_as(value), key.type_as(value)
         return layout.to_kernel(query), layout.to_kernel(key), layout.to_kernel(value)
 
     def output(self, attn: Any, out: torch.Tensor, hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -78,6 +81,25 @@ class Wan:
         for module in attn.to_out:
             out = module(out)
         return out
+
+    def stack(self, transformer: Any) -> Stack:
+        """`blocks`; VACE's own blocks run before them and stay as they are."""
+        config = transformer.config
+        width = config.num_attention_heads * config.attention_head_dim
+        latent = config.out_channels * math.prod(config.patch_size)
+        return Stack(("blocks",), ("hidden_states",), width, 6 * width, latent, self._model(config))
+
+    def modulation(self, block: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
+        """The projected time embedding, (b, 6, width); of TI2V's one for each token, the last token's."""
+        temb: torch.Tensor = kwargs["temb"] if "temb" in kwargs else args[2]
+        return temb if temb.ndim == 3 else temb[:, -1]
+
+    def _model(self, config: Any) -> str:
+        size = {(30, 12): "1.3b", (40, 40): "14b", (30, 24): "5b"}.get((config.num_layers, config.num_attention_heads))
+        if size is None:
+            return self.name
+        kind = "ti2v" if size == "5b" else "i2v" if config.in_channels > config.out_channels else "t2v"
+        return f"{self.name}-{kind}-{size}"
 
 
 def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -104,7 +104,7 @@ def read_camera(frames: Tensor | np.ndarray) -> str:
     coloured = (video.amax(1) - video.amin(1) > 0.5 * _CHROMA).float()
     neutral = F.max_pool2d(F.max_pool2d(coloured, (13, 1), 1, (6, 0)), (1, 13), 1, (0, 6)) == 0
     grey = video.mean(1)
-    errors = {}
+    errors: dict[str, float] = {}
     for name, (dx, dy) in world.CAMERAS.items():
         for pixels in (0,) if name == "still" else (9, 10, 11):
             shift = (-dy * pixels, -dx * pixels)

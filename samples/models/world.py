@@ -115,7 +115,7 @@ def draw(rng: random.Random, things: int | None = None, held_out: bool = False) 
     """
     count = things if things is not None else rng.choices((1, 2), (6, 4))[0]
     colours = rng.sample(list(COLOURS), count)
-    drawn = []
+    drawn: list[Thing] = []
     for colour in colours:
         while True:
             thing = Thing(

@@ -71,6 +71,18 @@ def test_render_is_the_pipeline_itself(wan: Path) -> None:
     assert 0 < found.seconds["decode"] < found.seconds["total"]
 
 
+@pytest.mark.parametrize("options", [[], SPARSE], ids=["alone", "with radial"])
+def test_cache(invoke: Callable, wan: Path, tmp_path: Path, options: list[str]) -> None:
+    made = invoke(*RED, "-m", wan, *options, "--cache", "taylorseer", "--steps", "10", "-o", "a.mp4")
+    assert made.exit_code == 0, made.output
+    assert video.read_record(tmp_path / "a.mp4")["recipe"]["cache"]["name"] == "taylorseer"
+    assert invoke("rerun", "a.mp4", "--strict").exit_code == 0
+
+
+def test_unknown_cache_names_those_there_are(invoke: Callable, failed: Callable, wan: Path) -> None:
+    failed(invoke(*RED, "-m", wan, "--cache", "tailor"), 2, "'tailor'", "cg-taylor")
+
+
 @pytest.mark.parametrize("options", [SPARSE, ["--attention", "dense"]], ids=["sparse", "dense"])
 def test_rerun_is_bit_equal(invoke: Callable, wan: Path, tmp_path: Path, options: list[str]) -> None:
     made = invoke(*RED, "-m", wan, *options, "-o", "a.mp4", "--negative-prompt", "blue; a=b\\c")

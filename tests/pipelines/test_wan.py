@@ -333,6 +333,14 @@ def test_fused_projections(wan: Any, render: Any) -> None:
         torch.testing.assert_close(render(wan), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_autocast(wan: Any, render: Any) -> None:
+    with accelerate(wan):
+        exact = render(wan)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = render(wan)
+    assert 0 < (low - exact).norm() < 0.1 * exact.norm()
+
+
 def test_gradients_are_refused(wan: Any) -> None:
     latents = torch.randn(1, 16, 7, 16, 16, requires_grad=True)
     with accelerate(wan), pytest.raises(vidaccel.VidaccelError, match="only infer"):

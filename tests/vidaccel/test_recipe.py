@@ -70,7 +70,7 @@ def test_override_and_merge() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("attention: spiral", r"'spiral' is unknown; patterns: dense, radial"),
+        ("attention: spiral", r"'spiral' is unknown; patterns: ann, dense, freeswim"),
         ("attention: {block: 64}", "None is unknown"),
         ("attention: {name: radial, blok: 64}", "no setting 'blok'"),
         ("attention: {name: radial, block: many}", "block is 'many'; it takes int"),

@@ -57,6 +57,10 @@ def render(
         float | None,
         typer.Option("--density", "-d", help="Fraction of video pairs kept, in (0, 1].", rich_help_panel=_SPARSE),
     ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option("--cache", "-c", help="What is kept from step to step: cg-taylor, ...", rich_help_panel=_SPARSE),
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", help="A preset or a .yaml file.", rich_help_panel=_SPARSE)
     ] = None,
@@ -118,7 +122,13 @@ def render(
     found = find(model)
     schedule = {"dense_steps": dense_steps, "dense_last_steps": dense_last_steps, "dense_layers": dense_layers}
     chosen = build_recipe(
-        found, recipe=recipe, attention=attention, density=density, schedule=schedule, settings=settings or ()
+        found,
+        recipe=recipe,
+        attention=attention,
+        density=density,
+        cache=cache,
+        schedule=schedule,
+        settings=settings or (),
     )
     first = RenderJob(
         texts[0],
@@ -141,8 +151,8 @@ def render(
         dense_backend=dense_backend,
         offload=offload,
     ).complete(found)
-    if not (recipe or attention or density or settings or any(schedule.values())):
-        own = "dense; for speed add --attention radial --density 0.3, or --recipe" if chosen is DENSE else ""
+    if not (recipe or attention or density or cache or settings or any(schedule.values())):
+        own = "dense; for speed add --attention radial --density 0.3, or --recipe" if chosen == DENSE else ""
         screen.say(f"attention: {own or f'preset {model}; --attention dense renders without it'}")
     paths = targets(texts, output, is_batch=prompts is not None)
     # Planned before any weight is loaded: a pattern that cannot be had here is told in seconds.

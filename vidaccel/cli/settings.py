@@ -14,7 +14,7 @@ import yaml
 from ..api import DEFAULT_SCHEDULE
 from ..errors import UsageError, VidaccelError
 from ..patterns import Pattern
-from ..recipe import Recipe, pattern_from, presets
+from ..recipe import Recipe, pattern_from, policy_from, presets
 from ..render import DENSE, Model
 
 T = TypeVar("T")
@@ -26,6 +26,7 @@ def build_recipe(
     recipe: str | None = None,
     attention: str | None = None,
     density: float | None = None,
+    cache: str | None = None,
     schedule: Mapping[str, str | None] | None = None,
     settings: Sequence[str] = (),
 ) -> Recipe:
@@ -43,14 +44,14 @@ def build_recipe(
             raise UsageError(
                 "attention dense leaves nothing for density, schedule, --set or a recipe to decide; drop them"
             )
-        return DENSE
+        return DENSE.merge(cache=policy_from(cache))
     own = model.reference if model.kind == "sample" and model.reference in presets() else None
-    asked = recipe or attention or density is not None or settings or any((schedule or {}).values())
+    sparse = attention or density is not None or any((schedule or {}).values())
     if recipe or own:
         name = cast(str, recipe or own)
         base = guard(f"recipe {name}", lambda: Recipe.load(name))
-    elif not asked:
-        return DENSE
+    elif not (sparse or settings):
+        return DENSE.merge(cache=policy_from(cache))
     elif attention is None:
         raise UsageError("no attention pattern was named; add --attention, such as --attention radial, or a --recipe")
     else:
@@ -58,7 +59,7 @@ def build_recipe(
     if attention and not (base.attention and base.attention.name == attention):
         base = base.merge(attention=load_pattern(attention) if ":" in attention else pattern_from(attention))
     # A density given by hand replaces the decay or whatever else the recipe's own knob is.
-    base = base.merge(density=density)
+    base = base.merge(density=density, cache=policy_from(cache))
     values = {
         f"schedule.{name}": _schedule_value(name, value)
         for name, value in (schedule or {}).items()

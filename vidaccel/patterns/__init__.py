@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+from .ann import Ann
+from .combine import PerLayer, Union
 from .dense import Dense
-from .plan import Pattern, Plan
+from .freeswim import FreeSwim
+from .light_forcing import LightForcing
+from .neighborhood import Neighborhood
+from .plan import Pattern, Plan, Select, Selection
 from .radial import Radial
+from .sliding_window import SlidingWindow
+from .topk import TopK
 
-PATTERNS: dict[str, type[Pattern]] = {"dense": Dense, "radial": Radial}
+PATTERNS: dict[str, type[Pattern]] = {
+    "ann": Ann,
+    "dense": Dense,
+    "freeswim": FreeSwim,
+    "light-forcing": LightForcing,
+    "neighborhood": Neighborhood,
+    "per-layer": PerLayer,
+    "radial": Radial,
+    "sliding-window": SlidingWindow,
+    "topk": TopK,
+    "union": Union,
+}
 
-__all__ = ["PATTERNS", "Dense", "Pattern", "Plan", "Radial"]
+__all__ = [
+    "PATTERNS",
+    "Ann",
+    "Dense",
+    "FreeSwim",
+    "LightForcing",
+    "Neighborhood",
+    "Pattern",
+    "PerLayer",
+    "Plan",
+    "Radial",
+    "Select",
+    "Selection",
+    "SlidingWindow",
+    "TopK",
+    "Union",
+]

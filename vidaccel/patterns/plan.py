@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
@@ -12,24 +12,63 @@ from ..errors import PatternError
 from ..grid import Site, TokenLayout
 
 
+class Selection(NamedTuple):
+    """What was chosen for one call; every sample of a batch counts as heads of its own.
+
+    Attributes:
+        mask: kept blocks of the queries and of the keys below.
+        k: (1, slots, h, d), the keys that `mask` counts: those given, sorted or merged.
+        v: (1, slots, h, d), their values.
+        key_bias: (1, h or 1, slots) fp32, added to the logits of each key; None for none.
+        order: (1, slots, h) int64, which of the given queries stands in each slot of each head; None where none moves.
+    """
+
+    mask: BlockMask
+    k: torch.Tensor
+    v: torch.Tensor
+    key_bias: torch.Tensor | None = None
+    order: torch.Tensor | None = None
+
+
+class Select(Protocol):
+    """Chooses blocks from q and k. A frozen dataclass of tensors and numbers, so that torch.compile can trace it."""
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Token order in which it is given q, k and v."""
+        ...
+
+    def to(self, device: torch.device | str) -> Select:
+        """The same with its tensors on `device`."""
+        ...
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Selection:
+        """Choose for q, k, v (1, slots, h, d) in kernel order, batches folded into heads."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """How one layer attends.
+    """How one layer attends: by a mask, or by one that is chosen at every call.
 
     Attributes:
         requested: the density that was asked for; None where the pattern's own parameters decide.
         delivered: fraction of video-video pairs that is kept.
         visited: video tiles touched x their area over all video-video pairs; this bounds speed.
-        mask: the kept blocks, in the token order of `mask.layout`.
+        mask: the kept blocks, in the token order of `mask.layout`; None where `select` chooses them.
         rule: which of the pattern's rules made it, for the report.
+        notes: what the user should know about it.
+        select: chooses the blocks from q and k. The densities above then hold for every call, up to the lengths of
+            clipped tiles.
     """
 
     requested: float | None
     delivered: float
     visited: float
-    mask: BlockMask
+    mask: BlockMask | None
     rule: str = ""
     notes: tuple[str, ...] = field(default=())
+    select: Select | None = None
 
     @classmethod
     def of(cls, mask: BlockMask, requested: float | None, rule: str = "", notes: tuple[str, ...] = ()) -> Plan:
@@ -48,12 +87,28 @@ class Plan:
     @property
     def layout(self) -> TokenLayout:
         """Token order of the call."""
-        return self.mask.layout
+        made = self.mask or self.select
+        assert made is not None
+        return made.layout
+
+    @property
+    def static(self) -> BlockMask:
+        """The mask.
+
+        Raises:
+            PatternError: it is chosen anew at every call.
+        """
+        if self.mask is None:
+            raise PatternError(
+                f"blocks that are chosen from q and k ({self.rule}) cannot be joined with others; "
+                "give each its own layers with per-layer"
+            )
+        return self.mask
 
     def to(self, device: torch.device | str) -> Plan:
         """The same plan with its tensors on `device`."""
-        mask = self.mask.to(device)
-        return Plan(self.requested, self.delivered, self.visited, mask, self.rule, self.notes)
+        mask, select = self.mask and self.mask.to(device), self.select and self.select.to(device)
+        return replace(self, mask=mask, select=select)
 
 
 class Pattern(Protocol):
@@ -61,11 +116,14 @@ class Pattern(Protocol):
 
     Attributes:
         name: what recipes and reports call it.
-        per_site: plans differ between layers, so that each is asked for its own.
     """
 
     name: ClassVar[str]
-    per_site: ClassVar[bool]
+
+    @property
+    def per_site(self) -> bool:
+        """Plans differ between layers, so that each is asked for its own."""
+        ...
 
     @property
     def block(self) -> int:

@@ -6,7 +6,9 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..env import environment
@@ -28,6 +30,7 @@ class Report:
     def of(cls, trace: Trace, recipe: Recipe, plans: Iterable[Plan], pipeline: str) -> Report:
         """Collect a report from a trace. Waits for a GPU's timers."""
         calls = [call for call in trace.calls if not call.failed]
+        cached = any(call.cache_bytes is not None for call in calls)
         return cls(
             {
                 "schema": SCHEMA,
@@ -36,7 +39,7 @@ class Report:
                 "recipe_hash": recipe.hash,
                 "summary": _summary(calls),
                 "plans": [_plan(plan) for plan in plans],
-                "calls": [_call(call) for call in calls],
+                "calls": [_call(call, cached) for call in calls],
                 "failed_calls": len(trace.calls) - len(calls),
                 "notes": list(trace.notes),
                 "environment": environment(),
@@ -93,7 +96,35 @@ def _summary(calls: list[CallRecord]) -> dict[str, Any]:
         "effective_density": _effective(calls),
         "kernels": kernels,
         "transformer_ms": sum(ms for ms in times if ms is not None),
+        **_cache_summary(calls),
     }
+
+
+def _cache_summary(calls: list[CallRecord]) -> dict[str, Any]:
+    """Which steps were computed and what that saved; None everywhere without a cache."""
+    cached = [call for call in calls if call.cache_bytes is not None]
+    computed = {(call.trajectory, call.step) for call in cached if not call.forecast}
+    forecast = {(call.trajectory, call.step) for call in cached if call.forecast} - computed
+    return {
+        "computed_steps": len(computed) if cached else None,
+        "forecast_steps": len(forecast) if cached else None,
+        "cache_bytes": max((call.cache_bytes or 0 for call in cached), default=None),
+        "saved_ms": _saved(calls) if cached else None,
+    }
+
+
+def _saved(calls: list[CallRecord]) -> float:
+    """Milliseconds: each forecast call against the median computed call of its kind, an estimate."""
+    usual: dict[tuple[Any, ...], list[float]] = {}
+    saved = 0.0
+    for call in calls:
+        if call.watch is not None and call.watch.ms is not None and not call.forecast:
+            usual.setdefault((call.branch, call.expert, call.grid), []).append(call.watch.ms)
+    for call in calls:
+        whole = usual.get((call.branch, call.expert, call.grid))
+        if call.forecast and whole and call.watch is not None:
+            saved += median(whole) - (call.watch.ms or 0.0)
+    return saved
 
 
 def _effective(calls: list[CallRecord]) -> float | None:
@@ -123,7 +154,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _call(call: CallRecord) -> dict[str, Any]:
+def _call(call: CallRecord, cached: bool) -> dict[str, Any]:
     return {
         "step": call.step,
         "total": call.total,
@@ -136,4 +167,17 @@ def _call(call: CallRecord) -> dict[str, Any]:
         "kernels": sorted(set(call.kernels)),
         "kernels_ran": len(call.kernels),
         "ms": call.watch.ms if call.watch else None,
+        **(_cached_call(call) if cached else {}),
+    }
+
+
+def _cached_call(call: CallRecord) -> dict[str, Any]:
+    return {
+        "trajectory": call.trajectory,
+        "forecast": call.forecast,
+        "why": call.why,
+        # JSON has no NaN; `why` says it.
+        "gate_error": call.gate_error if call.gate_error is not None and isfinite(call.gate_error) else None,
+        "true_error": call.true_error,
+        "cache_bytes": call.cache_bytes,
     }

@@ -1,0 +1,205 @@
+"""Every pattern on the tiny Wan pipeline: it equals the stock one, whose own SDPA is given the same mask."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+import vidaccel
+from vidaccel import processors
+from vidaccel.errors import PatternError
+from vidaccel.patterns import (
+    PATTERNS,
+    Ann,
+    FreeSwim,
+    LightForcing,
+    Neighborhood,
+    Pattern,
+    PerLayer,
+    Plan,
+    Radial,
+    SlidingWindow,
+    TopK,
+    Union,
+)
+from vidaccel.pipelines.wan import WAN
+from vidaccel.schedule import Schedule
+
+# 7 latent frames of 8x8, 7x9 and 5x11: 28 blocks of 16 and more.
+CASES: dict[str, tuple[Pattern, float | None]] = {
+    "radial": (Radial(block=16), 0.4),
+    "neighborhood": (Neighborhood(block=16), 0.4),
+    "neighborhood, strides": (Neighborhood((5, 3, 4), (2, 1, 3), block=16), None),
+    "neighborhood, dilated": (Neighborhood((3, 2, 3), dilation=(2, 2, 2), block=16), None),
+    "neighborhood, causal": (Neighborhood((4, 5, 5), causal=(True, False, False), block=16, sink_frames=1), None),
+    "sliding-window": (SlidingWindow(block=16), 0.4),
+    "sliding-window, heads": (SlidingWindow(heads=((3, 1, 2), (1, 2, 0)), tile=(1, 4, 4), block=16), None),
+    "sliding-window, line": (SlidingWindow(5, block=16), None),
+    "freeswim": (FreeSwim((4, 4), block=16, sink_frames=1), None),
+    "union": (Union((Neighborhood(block=16), Neighborhood((0, 1, 1), block=16)), sink_frames=1), 0.6),
+    "per-layer": (PerLayer({0: Radial(block=16), 1: SlidingWindow(block=16)}), 0.4),
+}
+PARTS = {
+    "union": {"parts": ({"name": "radial", "block": 16}, {"name": "sliding-window", "window": [1, 1, 1], "block": 16})},
+    "per-layer": {"layers": {0: {"name": "radial", "block": 16}, 2: {"name": "neighborhood", "block": 16}}},
+}
+DYNAMIC: dict[str, tuple[Pattern, float]] = {
+    "ann": (Ann(bits=4, block=16), 0.4),
+    "light-forcing": (LightForcing(keep_frames=5, block=16), 0.4),
+    "topk": (TopK(block=16), 0.4),
+    "topk, adaptive": (TopK(adaptive=True, block=16), 0.4),
+}
+NAMED = {
+    "ann": processors.AnnAttnProcessor,
+    "light-forcing": processors.LightForcingAttnProcessor,
+    "freeswim": processors.FreeSwimAttnProcessor,
+    "neighborhood": processors.NeighborhoodAttnProcessor,
+    "per-layer": processors.PerLayerAttnProcessor,
+    "radial": processors.RadialAttnProcessor,
+    "sliding-window": processors.SlidingWindowAttnProcessor,
+    "topk": processors.TopKAttnProcessor,
+    "union": processors.UnionAttnProcessor,
+}
+
+
+@pytest.mark.parametrize("size", ["even", "ragged", "wide"])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_stock_with_dense_mask(
+    wan: Any, assert_equals_masked_stock: Any, render: Any, case: str, size: str
+) -> None:
+    pattern, density = CASES[case]
+    stock = render(wan, size, steps=2)
+    run = vidaccel.accelerate(wan, pattern, density=density, schedule=Schedule())
+    latents = assert_equals_masked_stock(wan, run, size, steps=2)
+    assert (latents - stock).abs().max() > 1e-3, "the mask changed nothing, so this test could not fail"
+    assert all(len(call.kernels) == 3 for call in run.trace.calls)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_prompts(wan: Any, assert_equals_masked_stock: Any, case: str) -> None:
+    pattern, density = CASES[case]
+    run = vidaccel.accelerate(wan, pattern, density=density, schedule=Schedule(dense_steps=1))
+    prompts = {"prompt": ["a cat", "two dogs"], "negative_prompt": ["bad", "worse"]}
+    assert_equals_masked_stock(wan, run, steps=2, **prompts)
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_named_processor_agrees(wan: Any, render: Any, name: str) -> None:
+    arguments = PARTS.get(name, {"block": 16})
+    with vidaccel.accelerate(wan, PATTERNS[name](**arguments), density=0.6, schedule=Schedule()):
+        expected = render(wan, steps=2)
+    wan.transformer.set_attn_processor(NAMED[name](wan.transformer, density=0.6, **arguments))
+    assert torch.equal(render(wan, steps=2), expected)
+
+
+class ChoosingProcessor:
+    """A layer's stock processor; its own SDPA is given what the plan's `select` chooses from this layer's q and k."""
+
+    def __init__(self, stock: Any, plan: Plan) -> None:
+        self.stock = stock
+        self.plan = plan
+
+    def __call__(
+        self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, attention_mask: Any = None,
+        rope: Any = None,
+    ) -> Any:  # fmt: skip
+        batch = hidden_states.shape[0]
+        projected = WAN.project(attn, self.plan.layout, hidden_states, None, None, rope)
+        query, key, _ = (x.transpose(0, 1).flatten(1, 2)[None] for x in projected)
+        mask = dense_choice(self.plan, query, key).unflatten(0, (batch, -1))
+        return self.stock(attn, hidden_states, encoder_hidden_states, mask, rope)
+
+
+def dense_choice(plan: Plan, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """(h, tokens, tokens) bool in model order: the pairs that a plan chooses, wherever it moves the tokens."""
+    assert plan.select is not None
+    _, slots, heads, width = key.shape
+    number = torch.arange(slots, dtype=torch.float32)[:, None, None].expand(slots, heads, width)[None]
+    chosen = plan.select(query, key, number)
+    here = number[..., 0].long()
+    rows = (here if chosen.order is None else chosen.order)[0].T
+    columns = chosen.v[0, ..., 0].long().T
+    dense = torch.zeros(heads, slots, slots, dtype=torch.bool)
+    dense[torch.arange(heads)[:, None, None], rows[:, :, None], columns[:, None]] = chosen.mask.to_slots()
+    slot = plan.layout.slot_of
+    return dense[:, slot][:, :, slot]
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("size", ["even", "ragged", "wide"])
+@pytest.mark.parametrize("case", DYNAMIC)
+def test_dynamic_equals_stock_with_dense_mask(wan: Any, render: Any, case: str, size: str, prompts: int) -> None:
+    pattern, density = DYNAMIC[case]
+    given = {"prompt": ["a cat", "two dogs"][:prompts], "negative_prompt": ["bad", "worse"][:prompts], "steps": 2}
+    stock = render(wan, size, **given)
+    with vidaccel.accelerate(wan, pattern, density=density, schedule=Schedule()) as run:
+        latents = render(wan, size, **given)
+        plan = next(iter(run._installations[0].plans.values()))
+        assert all(len(call.kernels) == 3 for call in run.trace.calls)
+        assert all(delivered == plan.delivered for call in run.trace.calls for _, delivered in call.scheduled)
+    assert plan.mask is None
+    originals = dict(wan.transformer.attn_processors)
+    wan.transformer.set_attn_processor(
+        {name: ChoosingProcessor(p, plan) if ".attn1." in name else p for name, p in originals.items()}
+    )
+    torch.testing.assert_close(latents, render(wan, size, **given), atol=2e-5, rtol=1e-4)
+    assert (latents - stock).abs().max() > 1e-3, "the mask changed nothing, so this test could not fail"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", DYNAMIC)
+def test_dynamic_compiles_whole(wan: Any, render: Any, case: str) -> None:
+    pattern, density = DYNAMIC[case]
+    schedule = Schedule(dense_steps=1, branch={"uncond": 0.6})
+    with vidaccel.accelerate(wan, pattern, density=density, schedule=schedule):
+        expected = render(wan, "ragged", steps=3)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    with vidaccel.accelerate(wan, pattern, density=density, schedule=schedule) as run:
+        wan.transformer.compile_repeated_blocks(fullgraph=True, backend=counter)
+        torch.testing.assert_close(render(wan, "ragged", steps=3), expected, atol=1e-5, rtol=1e-4)
+        compiled = counter.frame_count
+        render(wan, "ragged", steps=3)
+        assert counter.frame_count == compiled <= 3
+        assert all(len(call.kernels) == len(call.scheduled) for call in run.trace.calls)
+    torch._dynamo.reset()
+
+
+def test_every_pattern_has_its_cases() -> None:
+    sparse = set(PATTERNS) - {"dense"}
+    assert {case.split(",")[0] for case in CASES | DYNAMIC} == sparse == set(NAMED)
+
+
+def test_a_pattern_that_keeps_everything_says_so(wan: Any, render: Any) -> None:
+    pattern = FreeSwim(block=16)
+    with vidaccel.accelerate(wan, pattern), pytest.warns(UserWarning, match="keeps every pair at this size"):
+        render(wan)
+
+
+def test_parameters_that_do_not_fit_the_video(wan: Any, render: Any) -> None:
+    pattern = Neighborhood((9, 3, 3), block=16)
+    with (
+        vidaccel.accelerate(wan, pattern),
+        pytest.raises(PatternError, match="window 9 along time was asked for, but a 7x8x8 grid has room for 7"),
+    ):
+        render(wan)
+
+
+def test_a_users_own_pattern(wan: Any, assert_equals_masked_stock: Any) -> None:
+    path = Path(__file__).parents[2] / "samples" / "patterns" / "checkerboard.py"
+    spec = importlib.util.spec_from_file_location("checkerboard", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["checkerboard"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    run = vidaccel.accelerate(wan, module.Checkerboard(block=16), schedule=Schedule())
+    assert_equals_masked_stock(wan, run, "ragged", steps=2)
+    even, odd = (density for _, density in run.trace.calls[0].scheduled[:2])
+    assert even == pytest.approx(0.5, abs=0.06)
+    assert even != odd

@@ -1,0 +1,132 @@
+"""Unions and patterns per layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidaccel.blocks import BlockMask
+from vidaccel.errors import PatternError
+from vidaccel.grid import Site, TokenLayout
+from vidaccel.patterns import FreeSwim, Neighborhood, PerLayer, Radial, SlidingWindow, Union
+from vidaccel.patterns.combine import first_frames, reblocked
+from vidaccel.recipe import Recipe
+
+GRID = (5, 6, 8)
+
+
+def site(layer: int = 0) -> Site:
+    return Site(f"blocks.{layer}.attn1.processor", layer, "self", "wan")
+
+
+def dense(mask: BlockMask) -> torch.Tensor:
+    return mask.to_dense()[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([None, (1, 4, 4), (2, 3, 2)]), st.sampled_from([0, 5]), st.booleans())
+def test_reblocked_is_the_smallest_map_that_holds_the_mask(seed, tile, text, text_first):
+    raster = TokenLayout.of(GRID, text, 16, text_first=text_first)
+    keep = torch.rand(2, raster.blocks, raster.blocks, generator=torch.Generator().manual_seed(seed)) < 0.1
+    mask = BlockMask.of(keep, raster)
+    layout = raster.tiled(tile)
+    found = reblocked(mask, layout)
+    slots = torch.zeros(2, layout.blocks * 16, layout.blocks * 16, dtype=torch.bool)
+    slots[:, layout.slot_of[:, None], layout.slot_of] = mask.to_dense()
+    expected = slots.view(2, layout.blocks, 16, layout.blocks, 16).any(4).any(2)
+    assert torch.equal(found.block_map() > 0, expected)
+    assert found.window is None
+
+
+def test_first_frames():
+    layout = TokenLayout.of(GRID, 4, 16)
+    mask = dense(first_frames(layout, 2, 16))
+    assert mask[:, : 2 * 48].all()
+    assert mask[240:].all()
+    assert mask[:, 240:].all()
+    assert not mask[:240, 2 * 48 : 240].any()
+
+
+def test_union_keeps_what_each_part_keeps():
+    layout = TokenLayout.of(GRID, 4, 16)
+    parts = (
+        Neighborhood((3, 3, 3), block=16, sink_frames=1),
+        Radial(rule="released", decay=0.3, block=16),
+        SlidingWindow(3, block=16),
+    )
+    plan = Union(parts, sink_frames=1).plan(layout, None, site())
+    alone = [part.plan(layout, None, site()).mask for part in parts]
+    together = dense(plan.mask)
+    assert all(together[dense(mask)].all() for mask in alone)
+    assert together[:, :48].all()
+    assert torch.equal(plan.layout.order, alone[0].layout.order)
+    column = Neighborhood((0, 1, 2), tile=plan.layout.tile, block=16).plan(layout, None, site())
+    same_order = Union((parts[0], Neighborhood((0, 1, 2), block=16))).plan(layout, None, site())
+    assert torch.equal(dense(same_order.mask), dense(alone[0]) | dense(reblocked(column.mask, plan.layout)))
+    exact = dense(alone[0]) | dense(reblocked(alone[1], plan.layout)) | dense(reblocked(alone[2], plan.layout))
+    assert torch.equal(together, exact | dense(reblocked(first_frames(layout, 1, 16), plan.layout)))
+    assert plan.mask.window is not None
+
+
+def test_union_of_one_part_is_that_part():
+    layout = TokenLayout.of(GRID, block=16)
+    one, two = (p.plan(layout, 0.4, site()) for p in (Union((Radial(block=16),)), Radial(block=16)))
+    assert torch.equal(dense(one.mask), dense(two.mask))
+
+
+@pytest.mark.parametrize("density", [0.45, 0.5, 0.6])
+@pytest.mark.parametrize("first", [Neighborhood(), SlidingWindow(), Radial(rule="ranked", sink=False)])
+def test_density_is_that_of_the_whole(first, density):
+    union = Union((first, Neighborhood((0, 1, 1))), sink_frames=1)
+    plan = union.plan(TokenLayout.of((13, 30, 40)), density, site())
+    near = plan.delivered == pytest.approx(density, rel=0.05)
+    assert near != any(f"comes no nearer to {density}" in note for note in plan.notes)
+    assert near or isinstance(first, SlidingWindow)
+    assert "neighborhood + first frames" in plan.rule
+
+
+def test_per_layer():
+    layout = TokenLayout.of(GRID, block=16)
+    pattern = PerLayer({0: Radial(block=16), 2: SlidingWindow(block=16)})
+    assert pattern.per_site
+    rules = [pattern.plan(layout, 0.5, site(layer)).rule for layer in range(4)]
+    assert [rule.split()[0] for rule in rules] == [rules[0].split()[0]] * 2 + ["window"] * 2
+    assert not Union((Radial(), FreeSwim())).per_site
+    assert Union((pattern, SlidingWindow(3, block=16))).per_site
+
+
+def test_recipes_hold_their_parts():
+    text = """
+        attention:
+          name: per-layer
+          layers:
+            0: {name: union, parts: [{name: neighborhood, stride: [1, 2, 2]}, sliding-window], sink_frames: 1}
+            4: radial
+        density: 0.3
+    """
+    recipe = Recipe.from_text(text)
+    assert Recipe.from_text(recipe.to_yaml()) == recipe
+    union = recipe.attention.patterns[0]
+    assert union.patterns == (Neighborhood(stride=(1, 2, 2)), SlidingWindow())
+    assert recipe.attention.patterns[4] == Radial()
+    assert recipe.hash == Recipe.from_text(recipe.to_yaml()).hash
+    built = PerLayer({0: Union((Neighborhood(stride=(1, 2, 2)), SlidingWindow()), 1), 4: Radial()})
+    assert built.patterns[0].patterns == union.patterns
+
+
+def test_wrong_parts_name_right_ones():
+    layout = TokenLayout.of(GRID, block=16)
+    with pytest.raises(PatternError, match="union of no patterns"):
+        Union(())
+    with pytest.raises(PatternError, match="give all the same block"):
+        Union((Radial(block=64), Radial()))
+    with pytest.raises(PatternError, match="'spiral' is unknown; patterns: ann"):
+        Union(({"name": "spiral"},))
+    with pytest.raises(PatternError, match="radial cannot be built"):
+        Union(({"name": "radial", "width": 3},))
+    with pytest.raises(PatternError, match="the first range begins at layer 0"):
+        PerLayer({2: Radial()})
+    with pytest.raises(PatternError, match="other than the first keep"):
+        Union((Radial(block=16), SlidingWindow(5, block=16))).plan(layout, 0.1, site())

@@ -1,0 +1,229 @@
+"""Patterns made of patterns: what any of them keeps, and one for each range of layers.
+
+Idea: a window sees what is near, a sink or a radial mask what is far; what either keeps is kept once.
+Math: blocks of the union are those of the first part; a block is kept where the first part keeps it, or where another
+    part keeps any pair of tokens in it. Only the first part decides blocks token by token.
+Cost: the parts' own, and one product of block maps for every part in another token order. With a density, the first
+    part is planned a few times.
+Source: NABLA (arXiv 2507.13546) and SSTA (HunyuanVideo 1.5) join a window with another pattern.
+Limits: no part may choose its blocks from q and k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, reduce
+from typing import Any, ClassVar, cast
+
+import torch
+
+from ..blocks import BlockMask
+from ..errors import PatternError
+from ..grid import Site, TokenLayout
+from .axes import Sides
+from .freeswim import FreeSwim
+from .neighborhood import Neighborhood
+from .parameters import check_density, check_sink
+from .plan import Pattern, Plan
+from .sliding_window import SlidingWindow
+from .solve import TOLERANCE
+
+_MOST_TRIES = 6
+
+
+@dataclass(frozen=True)
+class Union:
+    """Every pair that one of its parts keeps, in the token order of the first.
+
+    Attributes:
+        parts: patterns, or their recipes such as {"name": "radial", "rule": "ranked"}. With a density, the first is
+            given what the others leave of it; those go by their own parameters.
+        sink_frames: first latent frames that every query sees, in whole blocks.
+    """
+
+    name: ClassVar[str] = "union"
+
+    parts: tuple[Any, ...]
+    sink_frames: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise PatternError("a union of no patterns was asked for; give one or more")
+        object.__setattr__(self, "parts", tuple(as_recipe(part) for part in self.parts))
+        sizes = sorted({part.block for part in self.patterns})
+        if len(sizes) > 1:
+            raise PatternError(f"a union of patterns with blocks of {sizes} was asked for; give all the same block")
+
+    @cached_property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The parts, as patterns."""
+        return tuple(as_pattern(part) for part in self.parts)
+
+    @property
+    def per_site(self) -> bool:
+        """Some part differs between layers."""
+        return any(part.per_site for part in self.patterns)
+
+    @property
+    def block(self) -> int:
+        """Slots in a block."""
+        return self.patterns[0].block
+
+    def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
+        """Plan one layer; see `Pattern.plan`.
+
+        Raises:
+            PatternError: a density that the other parts exceed already, or a part without a mask.
+        """
+        check_density(density)
+        check_sink(self.name, self.sink_frames, layout.grid)
+        raster = layout.to("cpu")
+        first, *others = self.patterns
+        sink = self.sink_frames
+        if isinstance(first, (FreeSwim, Neighborhood, SlidingWindow)):
+            # It chooses thinner tiles where a sink would otherwise be as thick as they are.
+            first, sink = replace(first, sink_frames=max(first.sink_frames, sink)), 0
+        rests: dict[Sides | None, BlockMask | None] = {}
+
+        def join(wanted: float | None) -> Plan:
+            alone = first.plan(raster, wanted, site)
+            tile = alone.layout.tile
+            if tile not in rests:
+                rests[tile] = self._rest(alone.layout, site, sink)
+            rest = rests[tile]
+            mask = alone.static if rest is None else alone.static.union(reblocked(rest, alone.layout))
+            names = [alone.rule, *(part.name for part in others), *["first frames"] * bool(self.sink_frames)]
+            return Plan.of(mask, density, " + ".join(names), alone.notes)
+
+        plan = join(density)
+        rest = rests[plan.layout.tile]
+        if density is not None and rest is not None:
+            plan = self._fit(join, rest.density, plan, density)
+        return plan.to(layout.device)
+
+    def _rest(self, layout: TokenLayout, site: Site, sink: int) -> BlockMask | None:
+        """What the parts other than the first keep, in whole blocks of the first's order."""
+        masks = []
+        for part in self.patterns[1:]:
+            if isinstance(part, (FreeSwim, Neighborhood)) and part.tile is None and layout.tile is not None:
+                # Its window is in tokens, so any tile serves it, and another one would touch more of these.
+                part = replace(part, tile=layout.tile)
+            masks.append(reblocked(part.plan(layout, None, site).static, layout))
+        if sink:
+            masks.append(reblocked(first_frames(layout, sink, self.block), layout))
+        return reduce(BlockMask.union, masks) if masks else None
+
+    def _fit(self, join: Callable[[float], Plan], floor: float, full: Plan, density: float) -> Plan:
+        """The first part's share of a density, by bisection: a union keeps at least that, and at most the sum."""
+        if floor >= density:
+            raise PatternError(
+                f"density {density} was asked for, but the parts of this union other than the first keep {floor:.3f} "
+                f"already on a {full.layout.grid} grid; ask for more, or give those parts less"
+            )
+        low, high, wanted, plans = density - floor, density, (density - floor) / (1 - floor), [full]
+        for _ in range(_MOST_TRIES):
+            plans.append(join(wanted))
+            kept = plans[-1].delivered
+            if abs(kept - density) <= TOLERANCE / 2 * density:
+                break
+            low, high = (wanted, high) if kept < density else (low, wanted)
+            wanted = (low + high) / 2
+        best = min(plans, key=lambda plan: abs(plan.delivered - density))
+        if abs(best.delivered - density) > TOLERANCE * density:
+            best = replace(
+                best, notes=(*best.notes, f"{best.rule} comes no nearer to {density} than {best.delivered:.3f}")
+            )
+        return best
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """Another pattern from some layers on.
+
+    Attributes:
+        layers: the number of the first layer of each range, from 0 on, with its pattern or the recipe of one.
+    """
+
+    name: ClassVar[str] = "per-layer"
+    per_site: ClassVar[bool] = True
+
+    layers: Mapping[int, Any]
+
+    def __post_init__(self) -> None:
+        # JSON has no numbers as keys.
+        layers = {int(start): as_recipe(part) for start, part in sorted(self.layers.items(), key=lambda i: int(i[0]))}
+        if min(layers, default=1) != 0:
+            raise PatternError(
+                f"per-layer patterns from layers {sorted(layers)} on were asked for; the first range begins at layer 0"
+            )
+        object.__setattr__(self, "layers", layers)
+
+    @cached_property
+    def patterns(self) -> dict[int, Pattern]:
+        """The pattern of each range, by its first layer."""
+        return {start: as_pattern(part) for start, part in self.layers.items()}
+
+    @property
+    def block(self) -> int:
+        """Slots in a block."""
+        return self.patterns[0].block
+
+    def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
+        """Plan one layer; see `Pattern.plan`."""
+        start = max(start for start in self.patterns if start <= site.index)
+        return self.patterns[start].plan(layout, density, site)
+
+
+def first_frames(layout: TokenLayout, frames: int, block: int) -> BlockMask:
+    """The first frames and nothing else, seen by all: blocks of the raster order. Text sees all, and all see text."""
+    raster = layout.tiled(None, block)
+    keep = torch.zeros(raster.blocks, raster.blocks, dtype=torch.bool)
+    keep[raster.video_blocks :] = True
+    keep[:, raster.video_blocks :] = True
+    keep[:, : -(-frames * raster.grid.frame // block)] = True
+    return BlockMask.of(keep, raster)
+
+
+def reblocked(mask: BlockMask, layout: TokenLayout) -> BlockMask:
+    """The blocks of another layout that hold any kept pair, whole."""
+    keep = mask.block_map() > 0
+    if not torch.equal(mask.layout.order, layout.order) or mask.layout.block != layout.block:
+        mine, theirs = mask.layout.slot_of // mask.layout.block, layout.slot_of // layout.block
+        shared = torch.zeros(layout.blocks, mask.layout.blocks)
+        shared[theirs, mine] = 1
+        keep = shared @ keep.float() @ shared.T > 0
+    return BlockMask.of(keep, layout)
+
+
+def as_recipe(part: Any) -> Any:
+    """A registered pattern as plain data, which recipes can hold; others stay what they are."""
+    from . import PATTERNS
+
+    if not isinstance(part, Mapping) and PATTERNS.get(getattr(part, "name", "")) is type(part):
+        return {"name": part.name, **asdict(cast(Any, part))}
+    return part
+
+
+def as_pattern(part: Any) -> Pattern:
+    """A pattern, or the one that plain data describe.
+
+    Raises:
+        PatternError: an unknown name, or a setting that the pattern does not have.
+    """
+    from . import PATTERNS
+
+    if not isinstance(part, (Mapping, str)):
+        return cast(Pattern, part)
+    settings: dict[str, Any] = {"name": part} if isinstance(part, str) else dict(part)
+    name = settings.pop("name", None)
+    if name not in PATTERNS:
+        raise PatternError(f"pattern {name!r} is unknown; patterns: {', '.join(sorted(PATTERNS))}")
+    try:
+        return PATTERNS[name](**{key: _tuples(value) for key, value in settings.items()})
+    except TypeError as error:
+        raise PatternError(f"pattern {name} cannot be built from {settings}: {error}") from None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,95 @@
+"""What patterns that choose blocks from q and k share: tile orders, what is always kept, and how long rows are.
+
+Idea: how many blocks a call keeps is fixed when it is planned, only which ones is not. So its density is known before
+    it runs, its tensors have fixed shapes, and no call waits for a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from ..errors import PatternError
+from ..grid import TokenLayout, VideoGrid, choose_tile
+from .parameters import check_density
+from .plan import Plan, Select
+from .radial import ranked_layout
+
+
+class EqualRows(Select, Protocol):
+    """What keeps equally many blocks in every row."""
+
+    @property
+    def forced(self) -> torch.Tensor:
+        """(video blocks, video blocks) bool, kept by every choice."""
+        ...
+
+    @property
+    def kept(self) -> int:
+        """Video blocks in a row."""
+        ...
+
+
+def check_dynamic(pattern: str, layout: TokenLayout, density: float | None) -> None:
+    """Raise PatternError unless there is a density, and one text length for all samples."""
+    if density is None:
+        raise PatternError(f"{pattern} has no density of its own; give one, such as density=0.25")
+    check_density(density)
+    if layout.k_len.ndim == 2 and layout.k_len.shape[0] > 1:
+        raise PatternError(
+            f"{pattern} chooses for each sample, and texts of different lengths in one batch are not supported; "
+            "render one prompt at a time"
+        )
+
+
+def tile_layout(layout: TokenLayout, sink_frames: int, density: float) -> TokenLayout:
+    """Compact tiles; with a sink, tiles of one frame where they leave few holes, or the sink would fill half a row."""
+    tiled = ranked_layout(layout, sink_frames > 0)
+    thick = int(always_kept(tiled, sink_frames)[-1].sum()) > max(1, density / 2 * tiled.video_blocks)
+    return frame_layout(layout) if thick else tiled
+
+
+def frame_layout(layout: TokenLayout) -> TokenLayout:
+    """Tiles of one frame: the fewest where these leave few holes, else compact ones."""
+    tiled = ranked_layout(layout, sink=True)
+    if tiled.tile is not None and tiled.tile[0] == 1:
+        return tiled
+    return layout.tiled(choose_tile(VideoGrid(1, *layout.grid[1:]), layout.block))
+
+
+def always_kept(layout: TokenLayout, sink_frames: int) -> torch.Tensor:
+    """(video blocks, video blocks) bool: the own block, and blocks with a token of the first frames."""
+    video, block = layout.video_blocks, layout.block
+    slots = layout.positions[: video * block, 0]
+    frame = torch.nn.functional.pad(slots, (0, video * block - len(slots)), value=-1).view(video, block)
+    sink = ((frame >= 0) & (frame < sink_frames)).any(1)
+    return sink | torch.eye(video, dtype=torch.bool, device=layout.device)
+
+
+def row_length(pattern: str, layout: TokenLayout, forced: torch.Tensor, density: float) -> int:
+    """How many video blocks a row keeps.
+
+    Raises:
+        PatternError: fewer than must be kept.
+    """
+    video, least = layout.video_blocks, int(forced.sum(1).max())
+    kept = round(density * video)
+    if kept < least:
+        raise PatternError(
+            f"density {density} was asked of {pattern}, {kept} of {video} blocks a row; the own block and those of the "
+            f"first frames are {least} already: ask for {least / video:.3f} or more, or for fewer sink_frames"
+        )
+    return kept
+
+
+def dynamic_plan(select: EqualRows, density: float, rule: str) -> Plan:
+    """The plan of equally long rows: its density is expected over all choices of what is not forced."""
+    layout, forced = select.layout, select.forced.double()
+    length = layout.q_len[: layout.video_blocks].double()
+    tokens = layout.grid.tokens
+    certain, count = forced @ length, forced.sum(1)
+    rest = (select.kept - count) * (tokens - certain) / (layout.video_blocks - count).clamp(min=1)
+    delivered = float(length @ (certain + rest)) / tokens**2
+    visited = select.kept * layout.video_blocks * layout.block**2 / tokens**2
+    return Plan(density, delivered, visited, None, rule, select=select)

@@ -1,0 +1,95 @@
+"""The inward sliding window: beyond its training size, a query sees as many keys as it did in training.
+
+Idea: the window is the model's native frame; at borders it shifts inward, so it never shrinks. Time is seen whole.
+Math: with half windows dy = floor(native height / 2), dx = floor(native width / 2), query (y, x) keeps key (y', x') iff
+    y - dy - max(0, dy + y - H + 1) <= y' <= y + dy + max(0, dy - y), and likewise for x. This is neighborhood attention
+    with window (T, 2 dy + 1, 2 dx + 1), and the whole axis where that is longer than it.
+Cost: that of neighborhood attention. At 21x68x120 (1088x1920 pixels) tiles of 21x3x2 touch 23 % of the pairs for the
+    20 % that are kept; in raster order it would be 48 %.
+Source: FreeSwim, arXiv 2511.14712, section 3.
+Limits: only sizes above the native one become sparse. Its logit scale and its second path are no matter of the mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..errors import PatternError
+from ..grid import Site, TokenLayout, VideoGrid
+from .axes import Axis, Sides, tile_order
+from .neighborhood import neighborhood_axis
+from .parameters import check_density, check_sides, check_sink, sides
+from .plan import Plan
+from .product import product_plan, settle
+from .solve import Choice, most_even
+
+NATIVE = (30, 52)
+"""Latent tokens of a frame of 480x832 pixels, the native size of Wan 2.1."""
+
+
+@dataclass(frozen=True)
+class FreeSwim:
+    """FreeSwim's self-attention window.
+
+    Attributes:
+        native: (height, width) in latent tokens of the frames that the model was trained on. None: 30x52 (480x832
+            pixels of Wan 2.1), or what a density that is asked for allows, of the same shape as the video.
+        tile: tokens of a block along (time, height, width); None for the box that touches the fewest tiles.
+        block: slots of a block.
+        sink_frames: first latent frames that every query sees, in whole tiles.
+    """
+
+    name: ClassVar[str] = "freeswim"
+    per_site: ClassVar[bool] = False
+
+    native: tuple[int, int] | None = None
+    tile: Sides | None = None
+    block: int = 128
+    sink_frames: int = 0
+
+    def __post_init__(self) -> None:
+        check_sides(self.name, "native", self.native, 1, ("height", "width"))
+        check_sides(self.name, "tile", self.tile, 1)
+
+    def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
+        """Plan all layers of one grid; see `Pattern.plan`.
+
+        Raises:
+            PatternError: a native size and a density together.
+        """
+        check_density(density)
+        if density is not None and self.native is not None:
+            raise PatternError(
+                f"density {density} and native {self.native} were both given, and either decides alone; drop one"
+            )
+        grid = layout.grid
+        check_sink(self.name, self.sink_frames, grid)
+        if density is None:
+            height, width = self.native or NATIVE
+            window = (grid.t, min(height // 2 * 2 + 1, grid.y), min(width // 2 * 2 + 1, grid.x))
+        else:
+            window = settle(
+                lambda target: self._solve(grid, target),
+                lambda window: _axes(grid, window),
+                density,
+                self.tile,
+                self.block,
+                self.sink_frames,
+            )
+        axes = _axes(grid, window)
+        forecast = tile_order(axes, self.tile, self.block, self.sink_frames)
+        return product_plan(layout, [axes], forecast, self.block, f"window {sides(window)}", density, self.sink_frames)
+
+    def _solve(self, grid: VideoGrid, density: float) -> Sides:
+        choices = [
+            [Choice(size, size / length, size / length) for size in sorted({*range(1, length + 1, 2), length})]
+            for length in grid[1:]
+        ]
+        # Time is whole, and no reason to widen the window.
+        whole = [Choice(grid.t, 1, 1)]
+        return most_even([whole, *choices], density)[1]
+
+
+def _axes(grid: VideoGrid, window: Sides) -> list[Axis]:
+    return [neighborhood_axis(*each) for each in zip(grid, window, strict=True)]

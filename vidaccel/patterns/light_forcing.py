@@ -1,0 +1,117 @@
+"""Hierarchical selection: each query block first chooses frames, then blocks within them.
+
+Idea: what matters to a query stands in few frames; choosing those first keeps its blocks together, at little cost.
+Math: with the mean q_i of query block i, mean k_j of key block j and mean K_f of the keys of frame f, row i may look at
+    `keep_frames` frames: the first ones, those within `near` of its own, and the best of the rest by <q_i, K_f>. Of
+    the blocks in these frames it keeps its own and the best by <q_i, k_j>, round(density x blocks) in all.
+Cost: that of block top-k, and frames / blocks more.
+Source: Light Forcing, arXiv 2602.04789, section 3.3 (hierarchical sparse attention). Its chunk-aware growth belongs to
+    autoregressive models; here, frames on both sides of the own one count, and density does not change.
+Limits: blocks are boxes within one frame. Its authors fine-tune; without that they report damage at density 0.12. Not
+    in a union.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from ..errors import PatternError
+from ..grid import Site, TokenLayout
+from ..kernels.select import best_blocks, block_means
+from .dynamic import always_kept, check_dynamic, dynamic_plan, frame_layout, row_length
+from .parameters import check_sink
+from .plan import Plan, Selection
+
+
+@dataclass(frozen=True, eq=False)
+class FramesThenBlocks:
+    """Chooses frames, then blocks in them.
+
+    Attributes:
+        layout: tiles of one frame.
+        forced: (video blocks, video blocks) bool, the own block.
+        kept: video blocks in a row.
+        seen: (video blocks, frames) bool, frames that each row may always look at.
+        keep_frames: frames in a row.
+    """
+
+    layout: TokenLayout
+    forced: torch.Tensor
+    kept: int
+    seen: torch.Tensor
+    keep_frames: int
+
+    def to(self, device: torch.device | str) -> FramesThenBlocks:
+        """The same with its tensors on `device`."""
+        return replace(self, layout=self.layout.to(device), forced=self.forced.to(device), seen=self.seen.to(device))
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Selection:
+        """See `patterns.plan.Select`."""
+        query, key = block_means(q, self.layout), block_means(k, self.layout)
+        frames = self.seen.shape[1]
+        length = self.layout.q_len[: key.shape[1], None].unflatten(0, (frames, -1))
+        frame_key = (key.unflatten(1, (frames, -1)) * length).sum(2) / length.sum(1)
+        affinity = (query @ frame_key.transpose(1, 2)).masked_fill(self.seen, torch.inf)
+        chosen = affinity.topk(self.keep_frames, dim=-1, sorted=False).indices
+        open_frames = torch.zeros_like(affinity, dtype=torch.bool).scatter(-1, chosen, True)
+        closed = ~open_frames.repeat_interleave(key.shape[1] // frames, dim=-1)
+        scores = (query @ key.transpose(1, 2)).masked_fill(closed, -torch.inf)
+        return Selection(best_blocks(scores, self.forced, self.kept, self.layout), k, v)
+
+
+@dataclass(frozen=True)
+class LightForcing:
+    """Light Forcing's hierarchical selection, for models that see all frames at once.
+
+    Attributes:
+        keep_frames: latent frames that a query block may look at. None: twice what the density fills, 3 or more.
+        near: frames before and after its own that it may always look at.
+        sink_frames: first frames that it may always look at.
+        block: slots of a block.
+    """
+
+    name: ClassVar[str] = "light-forcing"
+    per_site: ClassVar[bool] = False
+
+    keep_frames: int | None = None
+    near: int = 1
+    sink_frames: int = 1
+    block: int = 128
+
+    def __post_init__(self) -> None:
+        if self.near < 0:
+            raise PatternError(f"light-forcing near={self.near} was asked for; give a number of frames from 0 on")
+
+    def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
+        """Plan all layers of one grid; see `Pattern.plan`.
+
+        Raises:
+            PatternError: no density, or frames that the video does not have or that hold less than the density.
+        """
+        check_dynamic(self.name, layout, density)
+        assert density is not None
+        grid = layout.grid
+        check_sink(self.name, self.sink_frames, grid)
+        tiled = frame_layout(layout.to("cpu").tiled(None, self.block))
+        frame = torch.arange(grid.t)
+        seen = (frame[:, None] - frame).abs() <= self.near
+        seen[:, : self.sink_frames] = True
+        least = max(int(seen.sum(1).max()), math.ceil(density * grid.t))
+        wanted = min(grid.t, max(3, least, math.ceil(2 * density * grid.t)))
+        keep_frames = wanted if self.keep_frames is None else self.keep_frames
+        if not least <= keep_frames <= grid.t:
+            raise PatternError(
+                f"light-forcing keep_frames={keep_frames} was asked for; on a {grid} grid with density {density}, near "
+                f"{self.near} and sink_frames {self.sink_frames} it lies in {least} to {grid.t}"
+            )
+        forced = always_kept(tiled, 0)
+        kept = min(row_length(self.name, tiled, forced, density), keep_frames * tiled.video_blocks // grid.t)
+        select = FramesThenBlocks(
+            tiled, forced, kept, seen.repeat_interleave(tiled.video_blocks // grid.t, 0), keep_frames
+        )
+        rule = f"best {kept} of {tiled.video_blocks} tiles of {tiled.tile}, in {keep_frames} of {grid.t} frames"
+        return dynamic_plan(select, density, rule).to(layout.device)

@@ -1,0 +1,139 @@
+"""Masks and plans of patterns that are a product of one rule per axis.
+
+Idea: a pair of tiles is full where it is on all axes, dropped where it is on any, and decided token by token elsewhere,
+    by a window over those axes alone that cut a tile.
+Cost: maps of all pairs of tiles, 0.4 million at 75,600 tokens.
+Limits: one window per token, shared by the heads; heads that differ must keep whole tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..blocks import BlockMask, Window
+from ..errors import PatternError
+from ..grid import TokenLayout
+from .axes import Axis, Forecast, Sides, tile_order
+from .plan import Plan
+from .solve import TOLERANCE
+
+_MOST_ROUNDS = 4
+
+
+def settle(
+    solve: Callable[[float], Sides], axes_of: Callable[[Sides], Sequence[Axis]], density: float, tile: Sides | None,
+    block: int, sink: int,
+) -> Sides:  # fmt: skip
+    """A window whose density, with the sink's tiles, is nearest to one that is asked for.
+
+    The thickness of the sink depends on the tile, and the best tile on the window, so a few rounds decide.
+
+    Args:
+        solve: the window for a density without a sink.
+        axes_of: the rules of a window.
+        density: wanted fraction of pairs.
+        tile: tokens of a tile; None for the cheapest.
+        block: slots of a block.
+        sink: first frames that every query sees, in whole tiles.
+    """
+    if not sink:
+        return solve(density)
+    found: list[tuple[float, Sides]] = []
+    shares = [0.0]
+    while len(shares) <= _MOST_ROUNDS and shares[-1] not in shares[:-1]:
+        share = shares[-1]
+        window = solve(max(density - share, 0) / (1 - share) if share < 1 else 0.0)
+        axes = axes_of(window)
+        order = tile_order(axes, tile, block, sink)
+        first = axes[0].sink(order.tile[0], order.fold[0], sink).repeat_interleave(order.tile[0])
+        shares.append(float(first[: len(axes[0].rank)].double().mean()))
+        kept = shares[-1] + (1 - shares[-1]) * math.prod(axis.density for axis in axes)
+        found.append((abs(kept - density), window))
+    return min(found)[1]
+
+
+def product_plan(
+    layout: TokenLayout,
+    heads: Sequence[Sequence[Axis]],
+    forecast: Forecast,
+    block: int,
+    rule: str,
+    requested: float | None,
+    sink: int = 0,
+) -> Plan:
+    """The plan of a product of axes, in the order of a forecast.
+
+    Args:
+        layout: the tokens, in any order.
+        heads: the axes of every head, or of all heads together.
+        forecast: the tile order.
+        block: slots of a block.
+        rule: what the pattern calls it.
+        requested: the density that was asked for.
+        sink: first frames that every query sees, in whole tiles.
+    """
+    tiled = layout.to("cpu").tiled(forecast.tile, block, forecast.fold)
+    mask = product_mask(tiled, heads, sink)
+    notes = []
+    if requested is not None and abs(mask.density - requested) > TOLERANCE * requested:
+        notes.append(f"{rule} comes no nearer to {requested} than {mask.density:.3f} on a {layout.grid} grid")
+    if mask.visited >= 1 > mask.density:
+        notes.append(
+            f"{rule} touches every tile of {tiled.tile} on a {layout.grid} grid, so that nothing is gained; "
+            "use smaller blocks, a smaller window, or a stride of one tile"
+        )
+    return Plan.of(mask, requested, rule, tuple(notes)).to(layout.device)
+
+
+def product_mask(layout: TokenLayout, heads: Sequence[Sequence[Axis]], sink: int = 0) -> BlockMask:
+    """The mask of a product of axes.
+
+    Args:
+        layout: tile order.
+        heads: the axes of every head, or of all heads together.
+        sink: first frames that every query sees, in whole tiles.
+
+    Raises:
+        PatternError: heads that differ and need decisions token by token.
+    """
+    assert layout.tile is not None
+    video = layout.video_blocks
+    shape = (len(heads), layout.blocks, layout.blocks)
+    keep, full = torch.ones(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.bool)
+    for head, axes in enumerate(heads):
+        maps = [axis.tiles(side, apart) for axis, side, apart in zip(axes, layout.tile, layout.fold, strict=True)]
+        touched, whole = (_outer(*kind) for kind in zip(*maps, strict=True))
+        first = axes[0].sink(layout.tile[0], layout.fold[0], sink).repeat_interleave(video // len(maps[0][0]))
+        keep[head, :video, :video] = touched | first
+        full[head, :video, :video] = whole | first
+    partial = keep & ~full
+    if not bool(partial.any()):
+        return BlockMask.of(keep, layout)
+    if len(heads) > 1:
+        raise PatternError("heads with windows of their own must keep whole tiles; give windows in tiles")
+    # An axis that never cuts a tile needs no looking at.
+    cut = [bool((touched != whole).any()) for touched, whole in maps]
+    return BlockMask.of(keep, layout, partial=partial, window=_window(layout, heads[0], cut))
+
+
+def _outer(time: torch.Tensor, height: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+    """Maps of the tiles of each axis -> (tiles, tiles) of boxes, in the order in which a layout lists them."""
+    outer = time[:, None, None, :, None, None] & height[:, None, None, :, None] & width[:, None, None, :]
+    side = len(time) * len(height) * len(width)
+    return outer.reshape(side, side)
+
+
+def _window(layout: TokenLayout, axes: Sequence[Axis], cut: Sequence[bool]) -> Window:
+    """The rule on the axes that are cut. Text and holes stand at -1 and keep nothing: they are in no partial block."""
+    position = layout.positions.long()
+    video = position[:, 0] >= 0
+    sides = [
+        [torch.where(video, table[at], none) for table, none in ((axis.lo, 0), (axis.hi, 0), (axis.rank, -1))]
+        for axis, at, needed in zip(axes, position.T, cut, strict=True)
+        if needed
+    ]
+    lo, hi, pos = (torch.stack(side, 1).int() for side in zip(*sides, strict=True))
+    return Window(lo, hi, pos)
