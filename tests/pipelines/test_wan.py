@@ -283,17 +283,24 @@ def test_save_pretrained_while_accelerated(wan: Any, render: Any, tmp_path: Path
     torch.testing.assert_close(render(loaded), stock)
 
 
-def test_lora_loaded_and_unloaded(wan: Any, render: Any) -> None:
+def test_lora_loaded_and_unloaded(wan: Any, render: Any, tmp_path: Path) -> None:
     from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
 
-    transformer = wan.transformer
+    torch.manual_seed(3)
+    wan.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False))
     with accelerate(wan):
+        expected = render(wan)
+    wan.save_lora_weights(tmp_path, transformer_lora_layers=get_peft_model_state_dict(wan.transformer))
+    wan.transformer.delete_adapters("default")
+    with accelerate(wan) as run:
         plain = render(wan)
-        torch.manual_seed(3)
-        transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False))
+        wan.load_lora_weights(tmp_path)
         assert (render(wan) - plain).abs().max() > 1e-3
-        transformer.delete_adapters("default")
+        torch.testing.assert_close(render(wan), expected)
+        wan.unload_lora_weights()
         assert torch.equal(render(wan), plain)
+        assert all(len(call.kernels) == 3 for call in run.trace.calls)
 
 
 def test_model_offload_hooks_before_and_after(wan: Any, render: Any) -> None:
