@@ -6,6 +6,7 @@ published one for a model, a default of the same method is taken and the report 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -59,7 +60,7 @@ class Parts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachePolicy:
+class CachePolicy(ABC):
     """What all policies share.
 
     Attributes:
@@ -108,6 +109,7 @@ class CachePolicy:
                     f"cache {self.name}: {field} {getattr(self, field)!r} is unknown; possible: {', '.join(possible)}"
                 )
 
+    @abstractmethod
     def parts(self, model: str, trait: str) -> Parts:
         """Build for a model.
 
@@ -115,7 +117,6 @@ class CachePolicy:
             model: a name that its family gives it, such as "wan-t2v-14b".
             trait: "experts:high", "experts:low", or the resolution: "480p", "720p".
         """
-        raise NotImplementedError
 
     def limits(self, warmup: int | float, last: int | None = None, max_skips: int | None = None) -> Caps:
         """The caps of this policy, with the published ones where it has none of its own."""
