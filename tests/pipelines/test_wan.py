@@ -288,7 +288,9 @@ def test_lora_loaded_and_unloaded(wan: Any, render: Any, tmp_path: Path) -> None
     from peft.utils import get_peft_model_state_dict
 
     torch.manual_seed(3)
-    wan.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False))
+    # Alpha equal to the rank: a file without metadata is loaded that way.
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
+    wan.transformer.add_adapter(config)
     with accelerate(wan):
         expected = render(wan)
     wan.save_lora_weights(tmp_path, transformer_lora_layers=get_peft_model_state_dict(wan.transformer))
