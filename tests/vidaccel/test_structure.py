@@ -83,6 +83,16 @@ def test_the_arrow_test_sees_imports() -> None:
     assert "errors" in set(imports(ROOT / "vidaccel" / "patterns" / "radial.py"))
 
 
+def test_patterns_take_nothing_but_selection_from_the_kernels() -> None:
+    names = {
+        node.module
+        for path in (ROOT / "vidaccel" / "patterns").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "kernels"
+    }
+    assert names == {"kernels.select"}
+
+
 @pytest.mark.parametrize("folder", ["patterns", "kernels"])
 def test_patterns_and_kernels_know_no_diffusers(folder: str) -> None:
     for path in (ROOT / "vidaccel" / folder).rglob("*.py"):
