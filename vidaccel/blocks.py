@@ -44,6 +44,10 @@ class BlockMask:
         n_full: (h * blocks,) int32, how many blocks of the row are full.
         layout: the token order in which those blocks are counted.
         window: per-token rule of the partial blocks; None where there are none.
+        k_len: (key blocks,) or (b, key blocks) int32, where the key blocks are not those of the layout: its blocks may
+            have other lengths, and be followed by more. None for the layout's own.
+
+    `idx` may be longer than the rows fill, so that masks chosen at run time have fixed shapes; nothing reads the rest.
     """
 
     ptr: torch.Tensor
@@ -51,6 +55,7 @@ class BlockMask:
     n_full: torch.Tensor
     layout: TokenLayout
     window: Window | None = None
+    k_len: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -94,6 +99,11 @@ class BlockMask:
         return self.n_full.shape[0] // self.layout.blocks
 
     @property
+    def lengths(self) -> torch.Tensor:
+        """(key blocks,) or (b, key blocks) int32, filled slots of each key block."""
+        return self.layout.k_len if self.k_len is None else self.k_len
+
+    @property
     def has_empty_rows(self) -> bool:
         """Some query block keeps nothing at all."""
         return bool((self.ptr.diff() == 0).any())
@@ -104,26 +114,28 @@ class BlockMask:
             return self
         window = self.window and Window(*(t.to(device) for t in self.window))
         moved = {name: getattr(self, name).to(device) for name in ("ptr", "idx", "n_full")}
-        return replace(self, **moved, layout=self.layout.to(device), window=window)
+        k_len = None if self.k_len is None else self.k_len.to(device)
+        return replace(self, **moved, layout=self.layout.to(device), window=window, k_len=k_len)
 
     def block_map(self) -> torch.Tensor:
-        """(h, blocks, blocks) int8: 0 dropped, 1 partial, 2 full."""
-        rows = self.n_full.shape[0]
-        count = self.ptr.diff().long()
-        row = torch.arange(rows, device=self.ptr.device).repeat_interleave(count)
-        place = torch.arange(self.idx.shape[0], device=self.ptr.device) - self.ptr[:-1].long()[row]
-        kind = torch.where(place < self.n_full[row], 2, 1).to(torch.int8)
-        kinds = torch.zeros(rows, self.layout.blocks, dtype=torch.int8, device=self.ptr.device)
+        """(h, blocks, key blocks) int8: 0 dropped, 1 partial, 2 full. Waits for nothing."""
+        rows, columns = self.n_full.shape[0], self.lengths.shape[-1]
+        place = torch.arange(self.idx.shape[0], device=self.ptr.device, dtype=self.ptr.dtype)
+        # What lies past the last row is written to one row more, which is cut off.
+        row = torch.searchsorted(self.ptr[1:], place, right=True)
+        kept = row.clamp(max=rows - 1)
+        kind = torch.where(place - self.ptr[kept] < self.n_full[kept], 2, 1).to(torch.int8)
+        kinds = torch.zeros(rows + 1, columns, dtype=torch.int8, device=self.ptr.device)
         kinds[row, self.idx.long()] = kind
-        return kinds.view(self.heads, self.layout.blocks, self.layout.blocks)
+        return kinds[:-1].view(self.heads, self.layout.blocks, columns)
 
     @cached_property
     def density(self) -> float:
-        """Fraction of video-video pairs that are kept, token by token."""
+        """Fraction of video-video pairs that are kept, token by token; keys beyond the layout's own count as tokens."""
         n = self.layout.video_blocks
-        kinds = self.block_map()[:, :n, :n]
-        length = self.layout.q_len[:n].double()
-        kept = float(((kinds == 2).double() @ length @ length).sum())
+        kinds, length = self._video(), self.layout.q_len[:n].double()
+        keys = self._without_text(self.lengths.reshape(-1, self.lengths.shape[-1])[0]).double()
+        kept = float(((kinds == 2).double() @ keys @ length).sum())
         if self.window is not None and bool((partial := kinds == 1).any()):
             kept += pairs_in(self.window, self.layout, partial.sum(0))
         return kept / (self.heads * self.layout.grid.tokens**2)
@@ -131,9 +143,16 @@ class BlockMask:
     @cached_property
     def visited(self) -> float:
         """Video tiles touched x their area over all video-video pairs. Holes count, so it can pass 1."""
-        n = self.layout.video_blocks
-        touched = int((self.block_map()[:, :n, :n] > 0).sum())
+        touched = int((self._video() > 0).sum())
         return touched * self.layout.block**2 / (self.heads * self.layout.grid.tokens**2)
+
+    def _video(self) -> torch.Tensor:
+        """(h, video blocks, key blocks without text) int8."""
+        return self._without_text(self.block_map()[:, : self.layout.video_blocks])
+
+    def _without_text(self, columns: torch.Tensor) -> torch.Tensor:
+        layout = self.layout
+        return torch.cat([columns[..., : layout.video_blocks], columns[..., layout.blocks :]], -1)
 
     def union(self, other: BlockMask) -> BlockMask:
         """Keep what either mask keeps. Partial blocks of both must follow the same window.
@@ -142,6 +161,8 @@ class BlockMask:
             MaskError: other layouts, or two different windows.
         """
         mine, theirs = self.layout, other.layout
+        if self.k_len is not None or other.k_len is not None:
+            raise MaskError("a mask with key blocks of its own was joined with another; join masks over the same keys")
         if mine.block != theirs.block or mine.grid != theirs.grid or not torch.equal(mine.order, theirs.order):
             raise MaskError("two masks of different layouts were joined; build both on the same grid, block and tile")
         windows = [m.window for m in (self, other) if m.window is not None]
@@ -151,7 +172,13 @@ class BlockMask:
         return BlockMask.of(kinds > 0, mine, partial=kinds == 1, window=windows[0] if windows else None)
 
     def to_slots(self) -> torch.Tensor:
-        """(h, slots, slots) bool in kernel order: the mask spelled out token by token. Small layouts only."""
+        """(h, slots, slots) bool in kernel order: the mask spelled out token by token. Small layouts only.
+
+        Raises:
+            MaskError: key blocks that are not those of the layout.
+        """
+        if self.k_len is not None:
+            raise MaskError("a mask over merged keys was spelled out token by token; its keys are no tokens")
         block, slots = self.layout.block, self.layout.slots
         kinds = self.block_map().repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :slots, :slots]
         kept = kinds == 2 if self.window is None else (kinds == 2) | ((kinds == 1) & self.window.kept())

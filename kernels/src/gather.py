@@ -107,7 +107,7 @@ def _make(rows: Rows, heads: int, lq: int, lk: int) -> Plan:
     number = torch.arange(n)
     head, q_block = number // rows.q_blocks, number % rows.q_blocks
     owner = number.repeat_interleave(rows.ptr.diff())
-    kept = rows.idx.long()
+    kept = rows.idx[: len(owner)].long()
     keys_of = torch.zeros(n, dtype=torch.int64).index_add_(0, owner, k_len[kept])
     partial = rows.n_full < rows.ptr.diff()
 

@@ -84,7 +84,7 @@ class Rows(NamedTuple):
 
     Attributes:
         ptr: (heads * q_blocks + 1,) int32, where each row starts in `idx`.
-        idx: (kept,) int32, key block numbers, full ones first.
+        idx: (kept or more,) int32, key block numbers, full ones first; what lies past the last row means nothing.
         n_full: (heads * q_blocks,) int32, how many of the row are full.
         q_len: (q_blocks,) int32, tokens in each query block.
         k_len: (k_blocks,) or (b, k_blocks) int32, tokens in each key block.
@@ -108,7 +108,7 @@ class Rows(NamedTuple):
         """Take a mask apart."""
         layout, window = mask.layout, mask.window
         lo, hi, pos = (None, None, None) if window is None else window
-        return cls(mask.ptr, mask.idx, mask.n_full, layout.q_len, layout.k_len, lo, hi, pos, layout.block)
+        return cls(mask.ptr, mask.idx, mask.n_full, layout.q_len, mask.lengths, lo, hi, pos, layout.block)
 
     @property
     def heads(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -157,3 +158,29 @@ def test_to_a_device_is_the_same_mask():
     assert mask.to("cpu") is mask
     moved = mask.to("meta")
     assert {moved.ptr.device.type, moved.layout.device.type, moved.window.lo.device.type} == {"meta"}
+
+
+@settings(max_examples=15, deadline=None)
+@given(masks())
+def test_what_lies_past_the_last_row_means_nothing(built):
+    mask, *_ = built
+    padded = replace(mask, idx=torch.cat([mask.idx, mask.idx.new_zeros(7)]))
+    assert torch.equal(padded.block_map(), mask.block_map())
+    assert padded.density == mask.density
+
+
+def test_key_blocks_of_their_own():
+    layout = TokenLayout.of((2, 4, 8), 5, 16)
+    lengths = torch.cat([layout.q_len, torch.tensor([16, 3], dtype=torch.int32)])
+    # Four video blocks, one of text, and two of merged keys.
+    chosen = [[0, 4, 5], [1, 4, 6], [2, 4, 5], [3, 4, 6], [0, 1, 2, 3, 4]]
+    ptr = torch.tensor([0, 3, 6, 9, 12, 17], dtype=torch.int32)
+    idx = torch.tensor([block for row in chosen for block in row], dtype=torch.int32)
+    mask = BlockMask(ptr, idx, ptr.diff(), layout, k_len=lengths)
+    assert [row.nonzero()[:, 0].tolist() for row in mask.block_map()[0]] == chosen
+    assert mask.density == pytest.approx((2 * 32 + 2 * 19) * 16 / 64**2)
+    assert mask.visited == pytest.approx(8 * 16**2 / 64**2)
+    with pytest.raises(MaskError, match="join masks over the same keys"):
+        mask.union(mask)
+    with pytest.raises(MaskError, match="its keys are no tokens"):
+        mask.to_dense()
