@@ -19,6 +19,7 @@ from .patterns import (
     Pattern,
     PerLayer,
     Plan,
+    Pyramid,
     Radial,
     SlidingWindow,
     TopK,
@@ -148,3 +149,9 @@ class LightForcingAttnProcessor(NamedAttnProcessor):
     """Light Forcing's hierarchical selection (arXiv 2602.04789) for all layers; see `patterns.LightForcing`."""
 
     pattern_type = LightForcing
+
+
+class PyramidAttnProcessor(NamedAttnProcessor):
+    """Pyramid attention (arXiv 2512.04025) for all layers; see `patterns.Pyramid`."""
+
+    pattern_type = Pyramid

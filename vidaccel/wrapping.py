@@ -8,10 +8,12 @@ import torch
 
 from .family import Family
 from .kernels.attention import attention
-from .patterns import Plan
+from .patterns import Choice, Plan
 
 
-def attend(plan: Plan, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def attend(
+    plan: Plan, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, held: Choice | None = None
+) -> tuple[torch.Tensor, Choice | None]:
     """Attention as a plan says.
 
     Args:
@@ -19,25 +21,34 @@ def attend(plan: Plan, query: torch.Tensor, key: torch.Tensor, value: torch.Tens
         query: (b, slots, h, d) in the plan's token order.
         key: (b, slots, h, d), likewise.
         value: (b, slots, h, d), likewise.
+        held: what was chosen at an earlier step, to serve again.
 
     Returns:
-        (b, slots, h, d).
+        (b, slots, h, d), and what was chosen; None where a mask says it all.
     """
     out: torch.Tensor
     if plan.select is None:
         out, _ = attention(query, key, value, plan.mask)
-        return out
+        return out, None
     batch = query.shape[0]
     # Every sample chooses for itself, so its heads become heads of one sample; for one sample nothing is copied.
     query, key, value = (x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value))
-    chosen = plan.select(query, key, value)
+    choice = plan.select.choose(query, key, value) if held is None else held
+    chosen = plan.select.apply(choice, key, value)
     order = None if chosen.order is None else chosen.order[..., None].expand(query.shape)
     moved = query if order is None else query.gather(1, order)
-    out, _ = attention(moved, chosen.k, chosen.v, chosen.mask, key_bias=chosen.key_bias)
+    bias = chosen.key_bias
+    if plan.text_bias is not None:
+        text = plan.text_bias.repeat_interleave(query.shape[2] // batch, 0)[None]
+        # Text ends the keys that were given; merged ones may follow it.
+        given = key.shape[1]
+        text = torch.nn.functional.pad(text, (given - text.shape[2], chosen.k.shape[1] - given))
+        bias = text if bias is None else bias + text
+    out, _ = attention(moved, chosen.k, chosen.v, chosen.mask, key_bias=bias)
     if order is not None:
         out = torch.zeros_like(out).scatter(1, order, out)
     out = out[0].unflatten(1, (batch, -1))
-    return out.transpose(0, 1)
+    return out.transpose(0, 1), choice
 
 
 class SparseAttnProcessor:
@@ -50,12 +61,18 @@ class SparseAttnProcessor:
     Attributes:
         wrapped: the processor that stood here.
         plan: set before each call of the transformer, None after it.
+        valid: valid text tokens of each sample of the call, where some are padding; set likewise.
+        held: what an earlier step chose, where it serves this one; set likewise.
+        chosen: what this call chose, where a later step or the trace will look at it.
     """
 
     def __init__(self, wrapped: Any, family: Family) -> None:
         self.wrapped = wrapped
         self.family = family
         self.plan: Plan | None = None
+        self.valid: tuple[int, ...] | None = None
+        self.held: Choice | None = None
+        self.chosen: Choice | None = None
 
     def __call__(
         self,
@@ -76,9 +93,11 @@ class SparseAttnProcessor:
         )
         plan = self.plan
         if plan is None:
-            return self.wrapped(attn, *inputs, **kwargs)
+            return self.family.dense(attn, self.wrapped, self.valid, *inputs, **kwargs)
         query, key, value = self.family.project(attn, plan.layout, *inputs)
-        out = attend(plan, query, key, value)
+        out, choice = attend(plan, query, key, value, self.held)
+        if plan.is_watched and self.held is None:
+            self.chosen = choice
         return self.family.output(attn, plan.layout.to_model(out), *inputs)
 
     @property

@@ -23,6 +23,7 @@ from vidaccel.patterns import (
     Pattern,
     PerLayer,
     Plan,
+    Pyramid,
     Radial,
     SlidingWindow,
     TopK,
@@ -55,12 +56,17 @@ DYNAMIC: dict[str, tuple[Pattern, float]] = {
     "topk": (TopK(block=16), 0.4),
     "topk, adaptive": (TopK(adaptive=True, block=16), 0.4),
 }
+# Their keys are no tokens, so that no mask of the stock pipeline says the same.
+MERGED: dict[str, tuple[Pattern, float]] = {
+    "pyramid": (Pyramid(block=16), 0.45),
+}
 NAMED = {
     "ann": processors.AnnAttnProcessor,
     "light-forcing": processors.LightForcingAttnProcessor,
     "freeswim": processors.FreeSwimAttnProcessor,
     "neighborhood": processors.NeighborhoodAttnProcessor,
     "per-layer": processors.PerLayerAttnProcessor,
+    "pyramid": processors.PyramidAttnProcessor,
     "radial": processors.RadialAttnProcessor,
     "sliding-window": processors.SlidingWindowAttnProcessor,
     "topk": processors.TopKAttnProcessor,
@@ -152,10 +158,49 @@ def test_dynamic_equals_stock_with_dense_mask(wan: Any, render: Any, case: str, 
     assert (latents - stock).abs().max() > 1e-3, "the mask changed nothing, so this test could not fail"
 
 
+class SpelledOutProcessor(ChoosingProcessor):
+    """One softmax over what the plan's `select` gives this layer, token by token, with torch alone."""
+
+    def __call__(
+        self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, attention_mask: Any = None,
+        rope: Any = None,
+    ) -> Any:  # fmt: skip
+        batch, layout = hidden_states.shape[0], self.plan.layout
+        projected = WAN.project(attn, layout, hidden_states, None, None, rope)
+        query, key, value = (x.transpose(0, 1).flatten(1, 2)[None] for x in projected)
+        chosen = self.plan.select(query, key, value)
+        block, lengths = layout.block, chosen.mask.lengths
+        kept = chosen.mask.block_map().repeat_interleave(block, 1)[:, : layout.slots].repeat_interleave(block, 2) > 0
+        kept &= torch.arange(kept.shape[2]) % block < lengths.repeat_interleave(block)
+        logits = torch.einsum("bqhd,bkhd->bhqk", query, chosen.k) / query.shape[-1] ** 0.5 + chosen.key_bias[:, :, None]
+        weights = logits.masked_fill(~kept, -torch.inf).softmax(-1)
+        out = torch.einsum("bhqk,bkhd->bqhd", weights, chosen.v)[0].unflatten(1, (batch, -1)).transpose(0, 1)
+        return WAN.output(attn, layout.to_model(out), hidden_states)
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("size", ["even", "ragged", "wide"])
+@pytest.mark.parametrize("case", MERGED)
+def test_merged_keys_spelled_out(wan: Any, render: Any, case: str, size: str, prompts: int) -> None:
+    pattern, density = MERGED[case]
+    given = {"prompt": ["a cat", "two dogs"][:prompts], "negative_prompt": ["bad", "worse"][:prompts], "steps": 2}
+    stock = render(wan, size, **given)
+    with vidaccel.accelerate(wan, pattern, density=density, schedule=Schedule()) as run:
+        latents = render(wan, size, **given)
+        plan = next(iter(run._installations[0].plans.values()))
+        assert all(len(call.kernels) == 3 for call in run.trace.calls)
+    originals = dict(wan.transformer.attn_processors)
+    wan.transformer.set_attn_processor(
+        {name: SpelledOutProcessor(p, plan) if ".attn1." in name else p for name, p in originals.items()}
+    )
+    torch.testing.assert_close(latents, render(wan, size, **given), atol=2e-5, rtol=1e-4)
+    assert (latents - stock).abs().max() > 1e-3, "the means changed nothing, so this test could not fail"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", DYNAMIC)
+@pytest.mark.parametrize("case", DYNAMIC | MERGED)
 def test_dynamic_compiles_whole(wan: Any, render: Any, case: str) -> None:
-    pattern, density = DYNAMIC[case]
+    pattern, density = (DYNAMIC | MERGED)[case]
     schedule = Schedule(dense_steps=1, branch={"uncond": 0.6})
     with vidaccel.accelerate(wan, pattern, density=density, schedule=schedule):
         expected = render(wan, "ragged", steps=3)
@@ -173,7 +218,7 @@ def test_dynamic_compiles_whole(wan: Any, render: Any, case: str) -> None:
 
 def test_every_pattern_has_its_cases() -> None:
     sparse = set(PATTERNS) - {"dense"}
-    assert {case.split(",")[0] for case in CASES | DYNAMIC} == sparse == set(NAMED)
+    assert {case.split(",")[0] for case in CASES | DYNAMIC | MERGED} == sparse == set(NAMED)
 
 
 def test_a_pattern_that_keeps_everything_says_so(wan: Any, render: Any) -> None:

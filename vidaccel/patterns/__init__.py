@@ -8,7 +8,8 @@ from .dense import Dense
 from .freeswim import FreeSwim
 from .light_forcing import LightForcing
 from .neighborhood import Neighborhood
-from .plan import Pattern, Plan, Select, Selection
+from .plan import Choice, Pattern, Plan, Select, Selection
+from .pyramid import Pyramid
 from .radial import Radial
 from .sliding_window import SlidingWindow
 from .topk import TopK
@@ -20,6 +21,7 @@ PATTERNS: dict[str, type[Pattern]] = {
     "light-forcing": LightForcing,
     "neighborhood": Neighborhood,
     "per-layer": PerLayer,
+    "pyramid": Pyramid,
     "radial": Radial,
     "sliding-window": SlidingWindow,
     "topk": TopK,
@@ -29,6 +31,7 @@ PATTERNS: dict[str, type[Pattern]] = {
 __all__ = [
     "PATTERNS",
     "Ann",
+    "Choice",
     "Dense",
     "FreeSwim",
     "LightForcing",
@@ -36,6 +39,7 @@ __all__ = [
     "Pattern",
     "PerLayer",
     "Plan",
+    "Pyramid",
     "Radial",
     "Select",
     "Selection",

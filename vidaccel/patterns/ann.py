@@ -14,7 +14,7 @@ Limits: head dim up to 256; 1 to 8 bits. Its blocks mix all places of a video. N
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -22,9 +22,9 @@ import torch
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
 from ..kernels.select import best_blocks
-from .dynamic import check_dynamic, dynamic_plan, row_length
+from .dynamic import EqualRows, check_dynamic, check_reselect, dynamic_plan, row_length
 from .parameters import check_sink
-from .plan import Plan, Selection
+from .plan import Choice, Plan
 
 _PROBE = 16.0
 _MOST_BITS = 8
@@ -32,7 +32,7 @@ _MOST_CHANNELS = 256
 
 
 @dataclass(frozen=True, eq=False)
-class SharedBuckets:
+class SharedBuckets(EqualRows):
     """Sorts by hash code and chooses the blocks with the most codes in common.
 
     Attributes:
@@ -44,19 +44,11 @@ class SharedBuckets:
         sink: key tokens that stay where they are.
     """
 
-    layout: TokenLayout
-    forced: torch.Tensor
-    kept: int
     planes: torch.Tensor
     affinity: torch.Tensor
     sink: int
 
-    def to(self, device: torch.device | str) -> SharedBuckets:
-        """The same with its tensors on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("layout", "forced", "planes", "affinity")}
-        return replace(self, **moved)
-
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Selection:
+    def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
         q_code, k_code = self.codes(q), self.codes(k)
         # First frames sort before every code.
@@ -66,9 +58,7 @@ class SharedBuckets:
         q_count, k_count = self._counts(q_code.gather(0, q_order)), self._counts(k_code.gather(0, k_order))
         scores = q_count @ self.affinity @ k_count.transpose(1, 2)
         mask = best_blocks(scores, self.forced, self.kept, self.layout)
-        q_slots, k_slots = self._with_text(q_order), self._with_text(k_order)
-        moved = k_slots[..., None].expand(k.shape)
-        return Selection(mask, k.gather(1, moved), v.gather(1, moved), order=q_slots)
+        return Choice(mask, self._with_text(q_order), self._with_text(k_order))
 
     def codes(self, x: torch.Tensor) -> torch.Tensor:
         """(video tokens, h) int64, the place in Gray order of each token's code; x (1, slots, h, d)."""
@@ -103,6 +93,7 @@ class Ann:
         sink_frames: first latent frames that every query sees, in whole blocks.
         seed: of the planes.
         block: slots of a block.
+        reselect: how many steps a choice serves, or the steps at which it is made anew.
     """
 
     name: ClassVar[str] = "ann"
@@ -112,8 +103,10 @@ class Ann:
     sink_frames: int = 1
     seed: int = 0
     block: int = 128
+    reselect: int | tuple[int, ...] = 1
 
     def __post_init__(self) -> None:
+        check_reselect(self.name, self.reselect)
         if not 1 <= self.bits <= _MOST_BITS:
             raise PatternError(f"ann bits={self.bits} was asked for; give 1 to {_MOST_BITS}")
 
@@ -123,8 +116,7 @@ class Ann:
         Raises:
             PatternError: no density, or one that the first frames exceed.
         """
-        check_dynamic(self.name, layout, density)
-        assert density is not None
+        density = check_dynamic(self.name, layout, density)
         check_sink(self.name, self.sink_frames, layout.grid)
         raster = layout.to("cpu").tiled(None, self.block)
         sink = self.sink_frames * layout.grid.frame
@@ -139,4 +131,4 @@ class Ann:
         affinity = _PROBE ** -torch.as_tensor(distance).float()
         select = SharedBuckets(raster, forced, kept, planes, affinity, sink)
         rule = f"best {kept} of {blocks} blocks by {self.bits} bits"
-        return dynamic_plan(select, density, rule).to(layout.device)
+        return dynamic_plan(select, density, rule, self.reselect).to(layout.device)

@@ -6,7 +6,7 @@ Idea: how many blocks a call keeps is fixed when it is planned, only which ones 
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 
@@ -17,29 +17,45 @@ from .plan import Plan, Select
 from .radial import ranked_layout
 
 
-class EqualRows(Select, Protocol):
-    """What keeps equally many blocks in every row."""
+@dataclass(frozen=True, eq=False)
+class EqualRows(Select):
+    """What keeps equally many blocks in every row.
 
-    @property
-    def forced(self) -> torch.Tensor:
-        """(video blocks, video blocks) bool, kept by every choice."""
-        ...
+    Attributes:
+        layout: token order.
+        forced: (video blocks, video blocks) bool, kept by every choice.
+        kept: video blocks in a row.
+    """
 
-    @property
-    def kept(self) -> int:
-        """Video blocks in a row."""
-        ...
+    forced: torch.Tensor
+    kept: int
 
 
-def check_dynamic(pattern: str, layout: TokenLayout, density: float | None) -> None:
-    """Raise PatternError unless there is a density, and one text length for all samples."""
+def check_dynamic(pattern: str, layout: TokenLayout, density: float | None) -> float:
+    """The density, which this pattern cannot do without.
+
+    Raises:
+        PatternError: there is none, or none in (0, 1]; or texts of several lengths, which are told apart later.
+    """
     if density is None:
         raise PatternError(f"{pattern} has no density of its own; give one, such as density=0.25")
     check_density(density)
     if layout.k_len.ndim == 2 and layout.k_len.shape[0] > 1:
         raise PatternError(
-            f"{pattern} chooses for each sample, and texts of different lengths in one batch are not supported; "
-            "render one prompt at a time"
+            f"{pattern} was planned for texts of {layout.k_len.shape[0]} lengths; plan it for the whole text, and give "
+            "the lengths to Plan.with_valid_text"
+        )
+    return density
+
+
+def check_reselect(pattern: str, reselect: int | tuple[int, ...]) -> None:
+    """Raise PatternError unless it is a number of steps from 1 on, or a tuple of step numbers from 0 on."""
+    counts = isinstance(reselect, int) and reselect >= 1
+    listed = isinstance(reselect, tuple) and all(isinstance(step, int) and step >= 0 for step in reselect)
+    if not (counts or listed):
+        raise PatternError(
+            f"{pattern} reselect={reselect!r} was asked for; give the number of steps that a choice serves, from 1 on, "
+            "or the steps at which it is made anew, such as (0, 10, 20)"
         )
 
 
@@ -83,7 +99,7 @@ def row_length(pattern: str, layout: TokenLayout, forced: torch.Tensor, density:
     return kept
 
 
-def dynamic_plan(select: EqualRows, density: float, rule: str) -> Plan:
+def dynamic_plan(select: EqualRows, density: float, rule: str, reselect: int | tuple[int, ...] = 1) -> Plan:
     """The plan of equally long rows: its density is expected over all choices of what is not forced."""
     layout, forced = select.layout, select.forced.double()
     length = layout.q_len[: layout.video_blocks].double()
@@ -92,4 +108,4 @@ def dynamic_plan(select: EqualRows, density: float, rule: str) -> Plan:
     rest = (select.kept - count) * (tokens - certain) / (layout.video_blocks - count).clamp(min=1)
     delivered = float(length @ (certain + rest)) / tokens**2
     visited = select.kept * layout.video_blocks * layout.block**2 / tokens**2
-    return Plan(density, delivered, visited, None, rule, select=select)
+    return Plan(density, delivered, visited, None, rule, select=select, reselect=reselect)

@@ -14,7 +14,7 @@ Limits: blocks are boxes within one frame. Its authors fine-tune; without that t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -22,13 +22,21 @@ import torch
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
 from ..kernels.select import best_blocks, block_means
-from .dynamic import always_kept, check_dynamic, dynamic_plan, frame_layout, row_length
+from .dynamic import (
+    EqualRows,
+    always_kept,
+    check_dynamic,
+    check_reselect,
+    dynamic_plan,
+    frame_layout,
+    row_length,
+)
 from .parameters import check_sink
-from .plan import Plan, Selection
+from .plan import Choice, Plan
 
 
 @dataclass(frozen=True, eq=False)
-class FramesThenBlocks:
+class FramesThenBlocks(EqualRows):
     """Chooses frames, then blocks in them.
 
     Attributes:
@@ -39,17 +47,10 @@ class FramesThenBlocks:
         keep_frames: frames in a row.
     """
 
-    layout: TokenLayout
-    forced: torch.Tensor
-    kept: int
     seen: torch.Tensor
     keep_frames: int
 
-    def to(self, device: torch.device | str) -> FramesThenBlocks:
-        """The same with its tensors on `device`."""
-        return replace(self, layout=self.layout.to(device), forced=self.forced.to(device), seen=self.seen.to(device))
-
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Selection:
+    def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
         query, key = block_means(q, self.layout), block_means(k, self.layout)
         frames = self.seen.shape[1]
@@ -60,7 +61,7 @@ class FramesThenBlocks:
         open_frames = torch.zeros_like(affinity, dtype=torch.bool).scatter(-1, chosen, True)
         closed = ~open_frames.repeat_interleave(key.shape[1] // frames, dim=-1)
         scores = (query @ key.transpose(1, 2)).masked_fill(closed, -torch.inf)
-        return Selection(best_blocks(scores, self.forced, self.kept, self.layout), k, v)
+        return Choice(best_blocks(scores, self.forced, self.kept, self.layout))
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class LightForcing:
         near: frames before and after its own that it may always look at.
         sink_frames: first frames that it may always look at.
         block: slots of a block.
+        reselect: how many steps a choice serves, or the steps at which it is made anew.
     """
 
     name: ClassVar[str] = "light-forcing"
@@ -81,8 +83,10 @@ class LightForcing:
     near: int = 1
     sink_frames: int = 1
     block: int = 128
+    reselect: int | tuple[int, ...] = 1
 
     def __post_init__(self) -> None:
+        check_reselect(self.name, self.reselect)
         if self.near < 0:
             raise PatternError(f"light-forcing near={self.near} was asked for; give a number of frames from 0 on")
 
@@ -92,8 +96,7 @@ class LightForcing:
         Raises:
             PatternError: no density, or frames that the video does not have or that hold less than the density.
         """
-        check_dynamic(self.name, layout, density)
-        assert density is not None
+        density = check_dynamic(self.name, layout, density)
         grid = layout.grid
         check_sink(self.name, self.sink_frames, grid)
         tiled = frame_layout(layout.to("cpu").tiled(None, self.block))
@@ -114,4 +117,4 @@ class LightForcing:
             tiled, forced, kept, seen.repeat_interleave(tiled.video_blocks // grid.t, 0), keep_frames
         )
         rule = f"best {kept} of {tiled.video_blocks} tiles of {tiled.tile}, in {keep_frames} of {grid.t} frames"
-        return dynamic_plan(select, density, rule).to(layout.device)
+        return dynamic_plan(select, density, rule, self.reselect).to(layout.device)

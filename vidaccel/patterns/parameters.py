@@ -28,18 +28,17 @@ def check_sides(pattern: str, name: str, value: Any, least: int, axes: Sequence[
         )
 
 
-def check_knob(pattern: str, name: str, value: Any, density: float | None) -> None:
-    """Raise PatternError unless exactly one of a window and a density was given, and the density lies in (0, 1]."""
+def check_knob(
+    pattern: str, name: str, value: Any, density: float | None, instead: str = "a window along time, height and width"
+) -> None:
+    """Raise PatternError unless exactly one of a knob and a density was given, and the density lies in (0, 1]."""
     if density is not None and value is not None:
         raise PatternError(
             f"density {density} and {name} {value} were both given, and either decides alone; "
             f"drop the {name} to get the density, or the density to keep the {name}"
         )
     if density is None and value is None:
-        raise PatternError(
-            f"{pattern} has no density of its own; give one, such as density=0.25, or a {name} along time, height and "
-            "width"
-        )
+        raise PatternError(f"{pattern} has no density of its own; give one, such as density=0.25, or {instead}")
     check_density(density)
 
 

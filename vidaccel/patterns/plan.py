@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import torch
 
@@ -11,9 +12,26 @@ from ..blocks import BlockMask
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Choice(NamedTuple):
+    """What was chosen, apart from the values of q, k and v: it can serve a later step.
+
+    Attributes:
+        mask: kept blocks of the queries and of the keys, in the orders below.
+        q_order: (1, slots, h) int64, which of the given queries stands in each slot of a head; None where none moves.
+        k_order: likewise for keys.
+    """
+
+    mask: BlockMask
+    q_order: torch.Tensor | None = None
+    k_order: torch.Tensor | None = None
+
 
 class Selection(NamedTuple):
-    """What was chosen for one call; every sample of a batch counts as heads of its own.
+    """A choice applied to one call; every sample of a batch counts as heads of its own.
 
     Attributes:
         mask: kept blocks of the queries and of the keys below.
@@ -30,21 +48,38 @@ class Selection(NamedTuple):
     order: torch.Tensor | None = None
 
 
-class Select(Protocol):
-    """Chooses blocks from q and k. A frozen dataclass of tensors and numbers, so that torch.compile can trace it."""
+@dataclass(frozen=True, eq=False)
+class Select(ABC):
+    """Chooses blocks from q and k. Its fields are tensors and numbers, so that torch.compile can trace it.
 
-    @property
-    def layout(self) -> TokenLayout:
-        """Token order in which it is given q, k and v."""
-        ...
+    Two steps, because a choice may serve several denoising steps. A choice may also move tokens, head by head (hash
+    buckets, clusters), and its use may merge keys (pooling).
 
-    def to(self, device: torch.device | str) -> Select:
+    Attributes:
+        layout: token order in which it is given q, k and v, and of the masks that it makes.
+    """
+
+    layout: TokenLayout
+
+    def to(self, device: torch.device | str) -> Self:
         """The same with its tensors on `device`."""
-        ...
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if hasattr(part, "to")})
+
+    @abstractmethod
+    def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
+        """Choose for q, k, v (1, slots, h, d) in kernel order, batches folded into heads."""
+
+    def apply(self, choice: Choice, k: torch.Tensor, v: torch.Tensor) -> Selection:
+        """Use a choice, made now or at an earlier step, for k and v (1, slots, h, d)."""
+        if choice.k_order is not None:
+            moved = choice.k_order[..., None].expand(k.shape)
+            k, v = k.gather(1, moved), v.gather(1, moved)
+        return Selection(choice.mask, k, v, order=choice.q_order)
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Selection:
-        """Choose for q, k, v (1, slots, h, d) in kernel order, batches folded into heads."""
-        ...
+        """Choose, and use it."""
+        return self.apply(self.choose(q, k, v), k, v)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +95,10 @@ class Plan:
         notes: what the user should know about it.
         select: chooses the blocks from q and k. The densities above then hold for every call, up to the lengths of
             clipped tiles.
+        reselect: how many steps a choice of `select` serves, or the steps at which it is made anew.
+        varies: how much a choice keeps depends on q and k; the densities above are the most that it can be.
+        text_bias: (b, text slots) fp32, 0 or -inf where a text key is padding, for samples whose blocks have one
+            length; None where the layout's key lengths say it.
     """
 
     requested: float | None
@@ -69,6 +108,9 @@ class Plan:
     rule: str = ""
     notes: tuple[str, ...] = field(default=())
     select: Select | None = None
+    reselect: int | tuple[int, ...] = 1
+    varies: bool = False
+    text_bias: torch.Tensor | None = None
 
     @classmethod
     def of(cls, mask: BlockMask, requested: float | None, rule: str = "", notes: tuple[str, ...] = ()) -> Plan:
@@ -92,6 +134,11 @@ class Plan:
         return made.layout
 
     @property
+    def is_watched(self) -> bool:
+        """Somebody looks at its choices: a later step, or the trace."""
+        return self.reselect != 1 or self.varies
+
+    @property
     def static(self) -> BlockMask:
         """The mask.
 
@@ -105,10 +152,23 @@ class Plan:
             )
         return self.mask
 
+    def with_valid_text(self, valid: torch.Tensor) -> Plan:
+        """The same plan for padded text: keys past the first `valid` (b,) text tokens of each sample fall away."""
+        layout = self.layout.with_valid_text(valid)
+        if self.mask is not None:
+            return replace(self, mask=replace(self.mask, layout=layout))
+        if len(valid) == 1:
+            return replace(self, select=self.select and replace(self.select, layout=layout))
+        # Samples that choose for themselves are heads of one sample, whose blocks have one length.
+        slot = torch.arange(layout.video_blocks * layout.block, layout.slots, device=layout.device)
+        seen = slot % layout.block < layout.k_len[:, slot // layout.block]
+        return replace(self, text_bias=torch.where(seen, 0.0, -torch.inf))
+
     def to(self, device: torch.device | str) -> Plan:
         """The same plan with its tensors on `device`."""
         mask, select = self.mask and self.mask.to(device), self.select and self.select.to(device)
-        return replace(self, mask=mask, select=select)
+        bias = None if self.text_bias is None else self.text_bias.to(device)
+        return replace(self, mask=mask, select=select, text_bias=bias)
 
 
 class Pattern(Protocol):

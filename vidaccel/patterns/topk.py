@@ -13,20 +13,28 @@ Limits: how many tiles are kept is fixed, so that no call waits for a GPU; with 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from ..grid import Site, TokenLayout
 from ..kernels.select import best_blocks, block_scores, likeliest_blocks
-from .dynamic import always_kept, check_dynamic, dynamic_plan, row_length, tile_layout
+from .dynamic import (
+    EqualRows,
+    always_kept,
+    check_dynamic,
+    check_reselect,
+    dynamic_plan,
+    row_length,
+    tile_layout,
+)
 from .parameters import check_sink
-from .plan import Plan, Selection
+from .plan import Choice, Plan
 
 
 @dataclass(frozen=True, eq=False)
-class BestBlocks:
+class BestBlocks(EqualRows):
     """Chooses the best blocks of each row.
 
     Attributes:
@@ -36,22 +44,15 @@ class BestBlocks:
         adaptive: rows whose attention is spread keep more than others.
     """
 
-    layout: TokenLayout
-    forced: torch.Tensor
-    kept: int
     adaptive: bool = False
 
-    def to(self, device: torch.device | str) -> BestBlocks:
-        """The same with its tensors on `device`."""
-        return replace(self, layout=self.layout.to(device), forced=self.forced.to(device))
-
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Selection:
+    def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
         scores = block_scores(q, k, self.layout)
         if self.adaptive:
             scores = scores * q.shape[-1] ** -0.5
-            return Selection(likeliest_blocks(scores, self.forced, self.kept, self.layout), k, v)
-        return Selection(best_blocks(scores, self.forced, self.kept, self.layout), k, v)
+            return Choice(likeliest_blocks(scores, self.forced, self.kept, self.layout))
+        return Choice(best_blocks(scores, self.forced, self.kept, self.layout))
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class TopK:
         adaptive: rows and heads whose attention is spread keep more blocks, those that look at few keep fewer.
         block: slots of a block.
         sink_frames: first latent frames that every query sees, in whole tiles.
+        reselect: how many steps a choice serves, or the steps at which it is made anew.
     """
 
     name: ClassVar[str] = "topk"
@@ -70,6 +72,10 @@ class TopK:
     adaptive: bool = False
     block: int = 128
     sink_frames: int = 1
+    reselect: int | tuple[int, ...] = 1
+
+    def __post_init__(self) -> None:
+        check_reselect(self.name, self.reselect)
 
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.
@@ -77,12 +83,11 @@ class TopK:
         Raises:
             PatternError: no density, or one that the own tile and the first frames exceed.
         """
-        check_dynamic(self.name, layout, density)
+        density = check_dynamic(self.name, layout, density)
         check_sink(self.name, self.sink_frames, layout.grid)
-        assert density is not None
         tiled = tile_layout(layout.to("cpu").tiled(None, self.block), self.sink_frames, density)
         forced = always_kept(tiled, self.sink_frames)
         kept = row_length(self.name, tiled, forced, density)
         select = BestBlocks(tiled, forced, kept, self.adaptive)
         rule = f"best {kept} of {tiled.video_blocks} tiles of {tiled.tile}{', on average' * self.adaptive}"
-        return dynamic_plan(select, density, rule).to(layout.device)
+        return dynamic_plan(select, density, rule, self.reselect).to(layout.device)

@@ -85,7 +85,7 @@ def test_moved_tokens_come_back():
     layout = TokenLayout.of((3, 6, 8), 5, 16)
     plan = Ann(bits=4, block=16).plan(layout, 1.0, SITE)
     q, k, v = (random(layout, n, width=32) for n in range(3))
-    out = layout.to_model(attend(plan, q, k, v))
+    out = layout.to_model(attend(plan, q, k, v)[0])
     model = [layout.to_model(x).transpose(1, 2) for x in (q, k, v)]
     expected = torch.nn.functional.scaled_dot_product_attention(*model).transpose(1, 2)
     torch.testing.assert_close(out, expected, atol=2e-6, rtol=1e-5)

@@ -131,7 +131,7 @@ def test_attention_over_what_was_chosen(batch, text):
     layout = TokenLayout.of((4, 7, 9), text, 16)
     plan = TopK(block=16).plan(layout, 0.4, SITE)
     q, k, v = tensors(plan.layout, batch)
-    out = plan.layout.to_model(attend(plan, q, k, v))
+    out = plan.layout.to_model(attend(plan, q, k, v)[0])
     mask = plan.select(*(folded(x) for x in (q, k, v))).mask.to_dense().unflatten(0, (batch, -1))
     assert not torch.equal(mask[:, 0], mask[:, 1])
     model = [plan.layout.to_model(x).transpose(1, 2) for x in (q, k, v)]
@@ -165,5 +165,5 @@ def test_wrong_parameters_name_right_ones():
     with pytest.raises(PatternError, match="give each its own layers with per-layer"):
         Union((TopK(block=16),), sink_frames=1).plan(layout, 0.6, SITE)
     several = TokenLayout.of((4, 8, 8), 20, 16).with_valid_text(torch.tensor([3, 9]))
-    with pytest.raises(PatternError, match="one prompt at a time"):
+    with pytest.raises(PatternError, match="plan it for the whole text"):
         TopK(block=16).plan(several, 0.5, SITE)
