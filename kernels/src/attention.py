@@ -25,11 +25,12 @@ logger = logging.getLogger(__name__)
 BACKENDS = {
     "cpu": ".cpu",
     "flex": ".flex",
+    "gluon": ".gluon",
     "portable": ".portable",
     "reference": ".reference",
 }
 # What `auto` tries, in this order. The reference runs anything and comes last.
-PREFERRED = {"cpu": ("cpu", "reference"), "cuda": ("portable", "reference")}
+PREFERRED = {"cpu": ("cpu", "reference"), "cuda": ("gluon", "portable", "reference")}
 
 
 class Backend(Protocol):
@@ -88,7 +89,7 @@ def attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if not scale > 0:
         raise BackendError(f"scale={scale} was asked for; it must be above 0, the usual one is 1 / sqrt(d)")
-    out, lse = torch.ops.vidaccel.attention(q, k, v, *(rows or (None,) * 8 + (0,)), key_bias, scale, backend)
+    out, lse = torch.ops.vidaccel.attention(q, k, v, *(rows or (None,) * 8 + (0, None)), key_bias, scale, backend)
     return out, lse
 
 
@@ -101,7 +102,8 @@ def backends(problem: Problem) -> dict[str, Verdict]:
     "vidaccel::attention",
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor v, Tensor? ptr, Tensor? idx, Tensor? n_full, Tensor? q_len, Tensor? k_len, "
-    "Tensor? lo, Tensor? hi, Tensor? pos, int block, Tensor? key_bias, float scale, str backend) -> (Tensor, Tensor)",
+    "Tensor? lo, Tensor? hi, Tensor? pos, int block, Tensor? order, Tensor? key_bias, float scale, str backend) "
+    "-> (Tensor, Tensor)",
 )
 def _attention(
     q: torch.Tensor,
@@ -116,13 +118,14 @@ def _attention(
     hi: torch.Tensor | None,
     pos: torch.Tensor | None,
     block: int,
+    order: torch.Tensor | None,
     key_bias: torch.Tensor | None,
     scale: float,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = None
     if ptr is not None and idx is not None and n_full is not None and q_len is not None and k_len is not None:
-        rows = Rows(ptr, idx, n_full, q_len, k_len, lo, hi, pos, block)
+        rows = Rows(ptr, idx, n_full, q_len, k_len, lo, hi, pos, block, order)
     problem = Problem.of(q, k, rows, key_bias)
     name = choose(problem, backend)
     out, lse = _load(name).run(q, k, v, rows, scale, key_bias)
@@ -162,8 +165,8 @@ def choose(problem: Problem, backend: str = "auto") -> str:
         if (verdict := _load(name).can_run(problem)).ok:
             break
         reasons.append(f"not {name}: {verdict.reason}")
-    # Losing the fast kernel costs the user the speed that was asked for, so that is said louder.
-    log: Callable[..., None] = logger.warning if reasons else logger.info
+    # Only the reference is so slow that the speed which was asked for is gone.
+    log: Callable[..., None] = logger.warning if reasons and name == "reference" else logger.info
     log("%s runs %s%s", name, problem, "".join(f"; {reason}" for reason in reasons))
     return name
 

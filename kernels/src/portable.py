@@ -103,7 +103,7 @@ def run(
     if not out.numel():
         return out, lse
     if rows is None:
-        rows = _dense_rows(lq, lk, q.device)
+        rows = Rows.dense(lq, lk, DENSE_BLOCK, q.device)
     # Triton wants the last axis dense; the other three may have any stride.
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     window = rows.lo is not None
@@ -153,20 +153,6 @@ def run(
 def _broadcast_strides(x: torch.Tensor) -> tuple[int, ...]:
     """Strides that read an axis of length 1 again and again."""
     return tuple(0 if n == 1 else stride for n, stride in zip(x.shape, x.stride(), strict=True))
-
-
-@lru_cache(maxsize=16)
-def _dense_rows(lq: int, lk: int, device: torch.device) -> Rows:
-    """Every key block in every row, shared by all heads."""
-    n, m = -(-lq // DENSE_BLOCK), -(-lk // DENSE_BLOCK)
-
-    def lengths(slots: int, blocks: int) -> torch.Tensor:
-        return (slots - torch.arange(blocks, device=device) * DENSE_BLOCK).clamp(max=DENSE_BLOCK).int()
-
-    ptr = (torch.arange(n + 1, device=device) * m).int()
-    idx = torch.arange(m, device=device).int().repeat(n)
-    n_full = torch.full((n,), m, dtype=torch.int32, device=device)
-    return Rows(ptr, idx, n_full, lengths(lq, n), lengths(lk, m), None, None, None, DENSE_BLOCK)
 
 
 @lru_cache(maxsize=1)

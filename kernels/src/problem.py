@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -91,6 +92,7 @@ class Rows(NamedTuple):
         lo, hi: (lq, axes) int32, kept positions of each query in partial blocks; None where there are none.
         pos: (lk, axes) int32, position of each key.
         block: slots in a block.
+        order: (heads * tiles,) int32, tiles of 128 queries, the longest first; None for their natural order.
     """
 
     ptr: torch.Tensor
@@ -102,13 +104,19 @@ class Rows(NamedTuple):
     hi: torch.Tensor | None
     pos: torch.Tensor | None
     block: int
+    order: torch.Tensor | None = None
 
     @classmethod
     def of(cls, mask: BlockMask) -> Rows:
         """Take a mask apart."""
         layout, window = mask.layout, mask.window
         lo, hi, pos = (None, None, None) if window is None else window
-        return cls(mask.ptr, mask.idx, mask.n_full, layout.q_len, mask.lengths, lo, hi, pos, layout.block)
+        return cls(mask.ptr, mask.idx, mask.n_full, layout.q_len, mask.lengths, lo, hi, pos, layout.block, mask.order)
+
+    @classmethod
+    def dense(cls, lq: int, lk: int, block: int, device: torch.device) -> Rows:
+        """Every key block in every row, shared by all heads."""
+        return _dense_rows(lq, lk, block, device)
 
     @property
     def heads(self) -> int:
@@ -136,3 +144,27 @@ class Rows(NamedTuple):
             column = torch.where(place < end - start, column, self.k_blocks)
             kinds.scatter_(-1, column, torch.where(place < self.n_full[row, None], 2, 1).to(torch.int8))
         return kinds[..., :-1]
+
+
+@lru_cache(maxsize=16)
+def _dense_rows(lq: int, lk: int, block: int, device: torch.device) -> Rows:
+    n, m = -(-lq // block), -(-lk // block)
+
+    def lengths(slots: int, blocks: int) -> torch.Tensor:
+        return (slots - torch.arange(blocks, device=device) * block).clamp(max=block).int()
+
+    ptr = (torch.arange(n + 1, device=device) * m).int()
+    idx = torch.arange(m, device=device).int().repeat(n)
+    n_full = torch.full((n,), m, dtype=torch.int32, device=device)
+    return Rows(ptr, idx, n_full, lengths(lq, n), lengths(lk, m), None, None, None, block)
+
+
+def padded_window(rows: Rows, lq: int, lk: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """lo, hi (axes, lq) and pos (axes, lk) of a window, axis by axis and long enough to be read in whole tiles."""
+    if rows.lo is None or rows.hi is None or rows.pos is None:
+        return None
+    lo, hi, pos = (
+        torch.nn.functional.pad(x.t(), (0, length - x.shape[0]))
+        for x, length in ((rows.lo, lq), (rows.hi, lq), (rows.pos, lk))
+    )
+    return lo.contiguous(), hi.contiguous(), pos.contiguous()

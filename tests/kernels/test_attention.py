@@ -72,7 +72,7 @@ def test_a_named_backend_is_never_replaced(make_case: Callable[..., Any]) -> Non
     case = make_case()
     with pytest.raises(BackendError, match=r"backend='flex' was asked for.*no LSE.*one of cpu"):
         attention(case.q, case.k, case.v, case.mask, backend="flex")
-    with pytest.raises(BackendError, match=r"there are auto, cpu, flex, portable, reference"):
+    with pytest.raises(BackendError, match=r"there are auto, cpu, flex, gluon, portable, reference"):
         attention(case.q, case.k, case.v, case.mask, backend="fastest")
 
 

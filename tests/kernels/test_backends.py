@@ -89,6 +89,12 @@ def test_portable_interpreted_dtypes_and_blocks(
     case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("portable")))
 
 
+def needs_hopper() -> None:
+    """The Gluon kernel runs on nothing else; where it should run and cannot, the tests fail."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs compute capability 9.0")
+
+
 def larger(kind: dict[str, Any], block: int) -> dict[str, Any]:
     """A kind of trouble in larger blocks, with about as many of them."""
     t, y, x = kind.get("grid", (3, 4, 5))
@@ -120,6 +126,55 @@ def test_gpu(make_case: Callable[..., Any], kind: dict[str, Any], dtype: torch.d
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("d", [64, 128])
+def test_gpu_gluon(make_case: Callable[..., Any], kind: dict[str, Any], d: int, block: int) -> None:
+    needs_hopper()
+    dtype = torch.bfloat16 if d == block else torch.float16
+    case = make_case(**larger(kind, block), d=d, dtype=dtype, device="cuda")
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("gluon")))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("seed", range(6))
+def test_gpu_gluon_on_anything(make_case: Callable[..., Any], block: int, seed: int) -> None:
+    """More tiles than processors, so that the rings go round and programs draw several tiles."""
+    needs_hopper()
+    generator = torch.Generator().manual_seed(seed)
+    t, y, x = (int(n) for n in torch.randint(5, 15, (3,), generator=generator))
+    case = make_case(
+        grid=(2 * t, y, 2 * x), text=7 * seed, block=block, d=64 << seed % 2, heads=5, batch=1 + seed % 2,
+        density=0.15 * (seed + 1), shared=seed == 4, lengths=seed % 3 == 1, window=seed % 3 == 2,
+        bias=(1, 5) if seed == 3 else None, dtype=torch.bfloat16, device="cuda", seed=seed,
+    )  # fmt: skip
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("gluon")))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block", [64, 128])
+def test_gpu_gluon_large_logits(make_case: Callable[..., Any], block: int) -> None:
+    needs_hopper()
+    case = make_case(grid=(6, 16, 16), block=block, d=64, dtype=torch.float16, device="cuda")
+    case = dataclasses.replace(case, q=case.q * 50)
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("gluon")))
+
+
+@pytest.mark.gpu
+def test_gpu_gluon_no_mask_and_odd_strides() -> None:
+    """Strides that TMA cannot read are copied; keys of another length than queries."""
+    needs_hopper()
+    torch.manual_seed(0)
+    q = torch.randn(2, 700, 3, 65, device="cuda").bfloat16()[..., 1:]
+    k, v = (torch.randn(1, 333, 3, 64, device="cuda").bfloat16().expand(2, -1, -1, -1) for _ in range(2))
+    out, lse = attention(q, k, v, backend="gluon")
+    exact = attention(q.double(), k.double(), v.double(), backend="reference")
+    low = attention(q, k, v, backend="reference")
+    assert (out - exact[0]).abs().max() <= 2 * (low[0] - exact[0]).abs().max()
+    torch.testing.assert_close(lse.double(), exact[1].double(), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("bias", [None, (2, 3)])
 def test_gpu_no_mask(make_dense: Callable[..., Any], bias: tuple[int, int] | None) -> None:
     case = make_dense(bias, "cuda", torch.float16)
@@ -135,7 +190,8 @@ def test_gpu_flex(make_case: Callable[..., Any], kind: dict[str, Any]) -> None:
 
 
 @pytest.mark.gpu
-def test_gpu_beyond_32_bit_offsets(make_case: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("backend", ["gluon", "portable"])
+def test_gpu_beyond_32_bit_offsets(make_case: Callable[..., Any], backend: str) -> None:
     """q, k and v are views into one buffer, 2^31 elements and more from its start."""
     case = make_case(grid=(4, 8, 8), block=64, d=64, batch=2, dtype=torch.bfloat16, device="cuda")
     far = []
@@ -143,14 +199,15 @@ def test_gpu_beyond_32_bit_offsets(make_case: Callable[..., Any]) -> None:
         apart = torch.empty(2, 2**31 + 2**20, dtype=x.dtype, device="cuda")
         view = apart[:, -x[0].numel() :].view(2, *x.shape[1:])
         far.append(view.copy_(x))
-    result = attention(*far, **case.kwargs("portable"))
+    result = attention(*far, **case.kwargs(backend))
     case.assert_right(result)
 
 
 @pytest.mark.gpu
-def test_gpu_needs_no_synchronisation(make_case: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("backend", ["gluon", "portable"])
+def test_gpu_needs_no_synchronisation(make_case: Callable[..., Any], backend: str) -> None:
     case = make_case(grid=(4, 8, 8), block=64, d=64, window=True, dtype=torch.bfloat16, device="cuda")
-    call = lambda: attention(case.q, case.k, case.v, **case.kwargs("portable"))  # noqa: E731
+    call = lambda: attention(case.q, case.k, case.v, **case.kwargs(backend))  # noqa: E731
     call()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -160,23 +217,25 @@ def test_gpu_needs_no_synchronisation(make_case: Callable[..., Any]) -> None:
 
 
 @pytest.mark.gpu
-def test_gpu_is_deterministic(make_case: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("backend", ["gluon", "portable"])
+def test_gpu_is_deterministic(make_case: Callable[..., Any], backend: str) -> None:
     case = make_case(grid=(4, 16, 16), block=128, d=128, dtype=torch.bfloat16, device="cuda")
-    first = attention(case.q, case.k, case.v, **case.kwargs("portable"))
+    first = attention(case.q, case.k, case.v, **case.kwargs(backend))
     for _ in range(20):
-        again = attention(case.q, case.k, case.v, **case.kwargs("portable"))
+        again = attention(case.q, case.k, case.v, **case.kwargs(backend))
         assert torch.equal(first[0], again[0])
         assert torch.equal(first[1], again[1])
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["gluon", "portable"])
 @pytest.mark.parametrize("block", [64, 128])
-def test_gpu_real_length(block: int) -> None:
+def test_gpu_real_length(block: int, backend: str) -> None:
     """32,760 tokens, which no block divides; sampled rows are compared."""
     from vidaccel.kernels import bench, canary
     from vidaccel.kernels.problem import Rows
 
     case = dataclasses.replace(bench.cases("cuda")[1], block=block)
     q, k, v, mask = case.tensors("cuda")
-    out, lse = attention(q, k, v, mask, backend="portable")
+    out, lse = attention(q, k, v, mask, backend=backend)
     assert all(x.ok for x in canary.compare(out, lse, q, k, v, Rows.of(mask), q.shape[-1] ** -0.5, None))

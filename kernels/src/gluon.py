@@ -1,0 +1,208 @@
+"""Block-sparse flash attention for Hopper, warp-specialised, in Gluon: the fastest kernel here.
+
+Idea: one warp group fetches by TMA, two multiply with 64 queries each. Scores of the next tile of keys run on the tensor
+    cores while the softmax of this one does not wait for them, and the next tile of queries is fetched before this one is
+    done. Where blocks have 64 slots, two neighbouring rows share one stream of keys: the union of their lists, in which
+    each entry says who needs it.
+Math: that of `portable.py`. For head dim 64 a quarter of the exponentials is a polynomial.
+Cost: 4 d flops a kept pair; a tile of 128 queries reads each key it keeps once.
+Source: FlashAttention-3 (arXiv 2407.08608): warp specialisation, sections 3.1 and 3.2; FlashAttention-4's split of
+    exponentials between two units.
+Limits: fp16, bf16; head dim 64, 128; blocks of 64, 128; sm_90; Triton 3.6 to 3.8, whose Gluon these few calls agree on.
+Reads strided tensors as they are (through 4-D tensor maps), if their strides are multiples of 16 bytes; else it copies.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+import torch
+
+from .problem import Problem, Rows, Verdict, padded_window
+
+DTYPES = (torch.float16, torch.bfloat16)
+HEAD_DIMS = (64, 128)
+BLOCKS = (64, 128)
+# Slots of queries that one program works on at a time.
+TILE = 128
+# Where Gluon has the calls that are used here.
+VERSIONS = ((3, 6), (3, 9))
+
+
+class Config(NamedTuple):
+    """Launch parameters.
+
+    Attributes:
+        stages: slots of the rings of keys and of values.
+        persistent: as many programs as the GPU has processors draw tiles from a counter; else one program a tile.
+        polynomial: a quarter of the exponentials is computed by the arithmetic units.
+        registers: of each thread that multiplies.
+    """
+
+    stages: int
+    persistent: bool = True
+    polynomial: bool = False
+    registers: int = 240
+
+
+# (head dim, block) -> config
+CONFIGS = {
+    (64, 64): Config(6, polynomial=True),
+    (64, 128): Config(3, polynomial=True),
+    (128, 64): Config(4),
+    (128, 128): Config(2),
+}
+
+
+def can_run(problem: Problem) -> Verdict:
+    """16-bit floats, head dims and blocks of 64 and 128, a Hopper GPU, and the Gluon that it was written for."""
+    if problem.device.type != "cuda" or torch.version.hip is not None:
+        return Verdict(False, f"it needs a Hopper GPU, the tensors are on {problem.device}")
+    found = triton_version()
+    if found is None or not VERSIONS[0] <= found < VERSIONS[1]:
+        have = "none is installed" if found is None else f"{found[0]}.{found[1]} is installed"
+        return Verdict(False, f"it needs Triton 3.6 to 3.8, {have}")
+    if (capability := torch.cuda.get_device_capability(problem.device)) != (9, 0):
+        return Verdict(False, f"it needs compute capability 9.0, this GPU has {capability[0]}.{capability[1]}")
+    if problem.dtype not in DTYPES:
+        return Verdict(False, f"it computes in float16 and bfloat16, not {problem.dtype}")
+    if problem.d not in HEAD_DIMS:
+        return Verdict(False, f"it has head dims {', '.join(map(str, HEAD_DIMS))}, not {problem.d}")
+    if problem.block not in (0, *BLOCKS):
+        return Verdict(False, f"it has blocks of {', '.join(map(str, BLOCKS))}, not {problem.block}")
+    return Verdict(True)
+
+
+@lru_cache(maxsize=1)
+def triton_version() -> tuple[int, int] | None:
+    """(major, minor) of the Triton that is installed."""
+    try:
+        major, minor = version("triton").split(".")[:2]
+    except PackageNotFoundError:
+        return None
+    return int(major), int(minor)
+
+
+def run(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    rows: Rows | None,
+    scale: float,
+    key_bias: torch.Tensor | None,
+    chosen: Config | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `vidaccel.kernels.attention` for shapes. `chosen` is for tuning."""
+    b, lq, h, d = q.shape
+    lk = k.shape[1]
+    out = q.new_empty(q.shape)
+    lse = q.new_empty((b, h, lq), dtype=torch.float32)
+    if not out.numel():
+        return out, lse
+    if not lk:
+        return out.zero_(), lse.fill_(-torch.inf)
+    if rows is None:
+        rows = Rows.dense(lq, lk, TILE, q.device)
+    block = rows.block
+    chosen = chosen or CONFIGS[d, block]
+    pairs = block == 64
+    q_tiles = -(-lq // TILE)
+    total = q_tiles * h * b
+    window = padded_window(rows, q_tiles * TILE, rows.k_blocks * block)
+    bias = None if key_bias is None else key_bias if key_bias.stride(-1) == 1 else key_bias.contiguous()
+    none = rows.ptr
+    # Kernels are launched on the current device, which need not be the tensors' own.
+    with torch.cuda.device_of(q):
+        words, count = _pairs(rows) if pairs else (rows.idx, none)
+        programs = min(total, _processors(q.device)) if chosen.persistent else total
+        _kernel()[(programs,)](
+            _tensor_map(q, 64),
+            _tensor_map(k, block),
+            _tensor_map(v, block),
+            out,
+            lse,
+            none if rows.order is None else rows.order,
+            torch.zeros(1, dtype=torch.int32, device=q.device) if chosen.persistent else none,
+            rows.ptr,
+            words,
+            rows.n_full,
+            count,
+            rows.q_len,
+            rows.k_len,
+            *(window or (none, none, none)),
+            lse if bias is None else bias,
+            scale * 1.4426950408889634,
+            total,
+            1 if rows.order is None else rows.order.shape[0],
+            q_tiles,
+            h,
+            rows.q_blocks if rows.heads > 1 else 0,
+            q_tiles if rows.heads > 1 else 0,
+            rows.q_blocks,
+            lq,
+            lk,
+            *out.stride()[:3],
+            *((0, 0) if bias is None else (bias.stride(0) * (bias.shape[0] > 1), bias.stride(1) * (bias.shape[1] > 1))),
+            rows.k_blocks if rows.k_len.ndim == 2 and rows.k_len.shape[0] > 1 else 0,
+            D=d,
+            KEYS=block,
+            STAGES=chosen.stages,
+            PAIRS=pairs,
+            ORDERED=rows.order is not None,
+            PERSISTENT=chosen.persistent,
+            AXES=0 if rows.lo is None else rows.lo.shape[1],
+            BIAS=bias is not None,
+            POLYNOMIAL=chosen.polynomial,
+            REGISTERS=chosen.registers,
+            num_warps=4,
+        )
+    return out, lse
+
+
+def _tensor_map(x: torch.Tensor, slots: int) -> Any:
+    """What TMA needs to know to fetch (slots, d) of one head of x (b, l, h, d)."""
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    if not _fits(x):
+        x = x.contiguous()
+    x = x.transpose(1, 2)
+    # The stride of an axis of length 1 is never used, and may be anything; 16 bytes divide this one.
+    strides = [stride if n > 1 else x.shape[-1] for n, stride in zip(x.shape, x.stride(), strict=True)]
+    box = [1, 1, slots, x.shape[-1]]
+    dtype = gl.float16 if x.dtype == torch.float16 else gl.bfloat16
+    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], box, _layout(slots, x.shape[-1], dtype))
+
+
+def _fits(x: torch.Tensor) -> bool:
+    """TMA can read it: the last axis is dense, everything else a multiple of 16 bytes (8 numbers), nothing repeats."""
+    far = [stride for n, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if n > 1]
+    dense = x.stride(-1) == 1 and x.data_ptr() % 16 == 0
+    return dense and all(stride > 0 and stride % 8 == 0 for stride in far)
+
+
+@lru_cache(maxsize=16)
+def _layout(slots: int, d: int, dtype: Any) -> Any:
+    from triton.experimental.gluon import language as gl
+
+    return gl.NVMMASharedLayout.get_default_for([1, 1, slots, d], dtype)
+
+
+@lru_cache(maxsize=8)
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> Any:
+    from .gluon_kernel import block_sparse
+
+    return block_sparse
+
+
+def _pairs(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    from .pairs import join_rows
+
+    return join_rows(rows)
