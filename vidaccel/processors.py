@@ -22,6 +22,7 @@ from .patterns import (
     Pyramid,
     Radial,
     SlidingWindow,
+    SparseVideoGen,
     TopK,
     Union,
 )
@@ -155,3 +156,9 @@ class PyramidAttnProcessor(NamedAttnProcessor):
     """Pyramid attention (arXiv 2512.04025) for all layers; see `patterns.Pyramid`."""
 
     pattern_type = Pyramid
+
+
+class SparseVideoGenAttnProcessor(NamedAttnProcessor):
+    """Spatial or temporal heads, chosen online (arXiv 2502.01776), for all layers; see `patterns.SparseVideoGen`."""
+
+    pattern_type = SparseVideoGen

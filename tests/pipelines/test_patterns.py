@@ -26,6 +26,7 @@ from vidaccel.patterns import (
     Pyramid,
     Radial,
     SlidingWindow,
+    SparseVideoGen,
     TopK,
     Union,
 )
@@ -53,6 +54,7 @@ PARTS = {
 DYNAMIC: dict[str, tuple[Pattern, float]] = {
     "ann": (Ann(bits=4, block=16), 0.4),
     "light-forcing": (LightForcing(keep_frames=5, block=16), 0.4),
+    "svg": (SparseVideoGen(block=16), 0.4),
     "topk": (TopK(block=16), 0.4),
     "topk, adaptive": (TopK(adaptive=True, block=16), 0.4),
 }
@@ -69,6 +71,7 @@ NAMED = {
     "pyramid": processors.PyramidAttnProcessor,
     "radial": processors.RadialAttnProcessor,
     "sliding-window": processors.SlidingWindowAttnProcessor,
+    "svg": processors.SparseVideoGenAttnProcessor,
     "topk": processors.TopKAttnProcessor,
     "union": processors.UnionAttnProcessor,
 }

@@ -12,6 +12,7 @@ from .plan import Choice, Pattern, Plan, Select, Selection
 from .pyramid import Pyramid
 from .radial import Radial
 from .sliding_window import SlidingWindow
+from .svg import SparseVideoGen
 from .topk import TopK
 
 PATTERNS: dict[str, type[Pattern]] = {
@@ -24,6 +25,7 @@ PATTERNS: dict[str, type[Pattern]] = {
     "pyramid": Pyramid,
     "radial": Radial,
     "sliding-window": SlidingWindow,
+    "svg": SparseVideoGen,
     "topk": TopK,
     "union": Union,
 }
@@ -44,6 +46,7 @@ __all__ = [
     "Select",
     "Selection",
     "SlidingWindow",
+    "SparseVideoGen",
     "TopK",
     "Union",
 ]
