@@ -120,17 +120,17 @@ class ChoosingProcessor:
     ) -> Any:  # fmt: skip
         batch = hidden_states.shape[0]
         projected = WAN.project(attn, self.plan.layout, hidden_states, None, None, rope)
-        query, key, _ = (x.transpose(0, 1).flatten(1, 2)[None] for x in projected)
-        mask = dense_choice(self.plan, query, key).unflatten(0, (batch, -1))
+        mask = dense_choice(self.plan, *(x.transpose(0, 1).flatten(1, 2)[None] for x in projected))
+        mask = mask.unflatten(0, (batch, -1))
         return self.stock(attn, hidden_states, encoder_hidden_states, mask, rope)
 
 
-def dense_choice(plan: Plan, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def dense_choice(plan: Plan, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """(h, tokens, tokens) bool in model order: the pairs that a plan chooses, wherever it moves the tokens."""
     assert plan.select is not None
     _, slots, heads, width = key.shape
     number = torch.arange(slots, dtype=torch.float32)[:, None, None].expand(slots, heads, width)[None]
-    chosen = plan.select(query, key, number)
+    chosen = plan.select.apply(plan.select.choose(query, key, value), key, number)
     here = number[..., 0].long()
     rows = (here if chosen.order is None else chosen.order)[0].T
     columns = chosen.v[0, ..., 0].long().T
