@@ -9,6 +9,7 @@ VidaccelError
  ├── RecipeError        a recipe, preset or setting that cannot be read
  ├── ModelError         a model that cannot be found, or must not be loaded
  ├── RenderError        a render that failed, or whose result is no video
+ ├── StreamError        an autoregressive stream that cannot go on
  ├── VideoError         a video file that cannot be written or read
  └── UsageError         arguments of a command or a job
 
@@ -50,6 +51,10 @@ class ModelError(VidaccelError, RuntimeError):
 
 class RenderError(VidaccelError, RuntimeError):
     """A render that failed, or whose result is no video."""
+
+
+class StreamError(VidaccelError, RuntimeError):
+    """An autoregressive stream that cannot go on."""
 
 
 class VideoError(VidaccelError, RuntimeError):

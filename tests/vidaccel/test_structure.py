@@ -30,12 +30,13 @@ ARROWS = {
     "wrapping": BELOW | {"family", "kernels", "patterns"},
     "install": BELOW | {"family", "frontdoor", "patterns", "schedule", "wrapping"},
     "processors": BELOW | {"family", "install", "patterns", "schedule", "wrapping"},
-    "pipelines": BELOW | {"family"},
+    "pipelines": BELOW | {"blocks", "family", "frontdoor", "kernels", "patterns", "reuse", "streaming"},
     "recipe": BELOW | {"caching", "patterns", "schedule"},
     "report": BELOW | {"patterns", "recipe"},
     "api": BELOW | {"caching", "family", "frontdoor", "install", "patterns", "recipe", "report", "schedule"},
     "render": BELOW | {"_samples", "api", "family", "patterns", "recipe", "report", "schedule"},
     "caching": BELOW | {"family", "frontdoor", "kernels", "schedule"},
+    "streaming": BELOW,
     "_samples": set(),
 }
 

@@ -1,0 +1,253 @@
+"""One autoregressive video in the making: an iterator of chunks that can change its prompt, stop, and go back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from ..errors import StreamError
+from ..streaming import Rollout, Sampler
+from ..streaming.kvcache import Snapshot
+from .causal_attention import CausalTransformer
+from .streaming_vae import StreamingDecoder
+
+Encode = Callable[[str | list[str]], torch.Tensor]
+
+
+class Chunk(NamedTuple):
+    """What one turn of a stream gives.
+
+    Attributes:
+        number: of the chunk, from 0.
+        start: number of its first latent frame.
+        latents: (b, channels, frames, height, width) fp32.
+        frames: its pixels as `output_type` says; None for "latent".
+        history: latent frames that it saw before its own.
+        cache_bytes: what the caches take.
+    """
+
+    number: int
+    start: int
+    latents: torch.Tensor
+    frames: Any
+    history: int
+    cache_bytes: int
+
+
+class Moment(NamedTuple):
+    """A stream between two chunks, to come back to; see `CausalStream.snapshot`."""
+
+    caches: dict[str, Snapshot]
+    decoder: tuple[list[Any], bool] | None
+    generators: list[torch.Tensor]
+    embeds: dict[str, torch.Tensor]
+    past: list[tuple[int, torch.Tensor]]
+    made: int
+
+
+class Guidance(NamedTuple):
+    """Text of a stream.
+
+    Attributes:
+        embeds: text embeddings (b, text, channels) of each branch, "cond" first.
+        scale: of classifier-free guidance; used where there is an "uncond" branch.
+    """
+
+    embeds: dict[str, torch.Tensor]
+    scale: float
+
+
+class CausalStream(Iterator[Chunk]):
+    """Chunks of one video, made when they are asked for. Get it from `CausalWanPipeline.stream`.
+
+    Between chunks the transformer holds its own processors again, so that other streams and pipelines can use it.
+
+    Args:
+        pipe: the pipeline.
+        model: the transformer with its caches.
+        guidance: text embeddings.
+        sampler: denoises a chunk.
+        generator: of the noise.
+        latent_size: (channels, height, width) of a latent frame.
+        frames: latent frames in all; None for no end.
+        prefix: (b, channels, frames, height, width), the known beginning; comes out first.
+        noise: (b, channels, frames, height, width), the first noise of every frame; None draws it.
+        decode: makes pixels; None gives latents alone.
+        postprocess: what becomes of them.
+        encode_prompt: text to embeddings, for `switch_prompt`.
+        on_step: called after each denoising step of the whole stream: (step, timestep, latents, embeds) -> latents, or
+            None to stop.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        model: CausalTransformer,
+        guidance: Guidance,
+        sampler: Sampler,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latent_size: tuple[int, int, int],
+        *,
+        frames: int | None,
+        prefix: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        decode: StreamingDecoder | None,
+        postprocess: Callable[[torch.Tensor], Any],
+        encode_prompt: Encode,
+        on_step: Callable[[int, float, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor | None],
+    ) -> None:
+        self.pipe = pipe
+        self.model = model
+        self.sampler = sampler
+        self.frames = frames
+        self._guidance = guidance
+        self._generator = generator
+        self._latent_size = latent_size
+        self._prefix = prefix
+        self._noise = noise
+        self._decode = decode
+        self._postprocess = postprocess
+        self._encode_prompt = encode_prompt
+        self._on_step = on_step
+        self._past: list[tuple[int, torch.Tensor]] = []
+        self._made = 0
+        self._stopped = False
+
+    @property
+    def rollout(self) -> Rollout:
+        """How it rolls out."""
+        return self.model.rollout
+
+    @property
+    def position(self) -> int:
+        """Latent frames made so far."""
+        return self.model.start
+
+    def stop(self) -> None:
+        """No further chunk; what is finished stays."""
+        self._stopped = True
+
+    @torch.no_grad()
+    def __next__(self) -> Chunk:
+        """Make the next chunk."""
+        start = self.model.start
+        length = next(self.rollout.chunks(self.frames, start), 0)
+        if self._stopped or not length:
+            raise StopIteration
+        known = 0 if self._prefix is None else self._prefix.shape[2]
+        if start < known:
+            length = min(length, known - start)
+        self.model.begin(length)
+        history = len(next(iter(self.model.caches.values())).frames)
+        if start < known:
+            assert self._prefix is not None
+            latents = self._prefix[:, :, start : start + length]
+        else:
+            made = self.sampler.run(self._draw(start, length), self._flow, self._step)
+            if made is None:
+                self._stopped = True
+                raise StopIteration
+            latents = made
+        self._write(latents)
+        self._remember(start, latents)
+        frames = None if self._decode is None else self._postprocess(self._decode(latents))
+        self._made += 1
+        return Chunk(self._made - 1, start, latents, frames, history, self.model.bytes)
+
+    @torch.no_grad()
+    def switch_prompt(self, prompt: str | list[str] | torch.Tensor, recache: bool = True) -> None:
+        """From the next chunk on, show something else.
+
+        Args:
+            prompt: one text, one for each sample, or their embeddings.
+            recache: write the frames that are still seen anew under the new prompt, so that it takes effect at once
+                (LongLive); the first frames stay as they are.
+        """
+        embeds = self._guidance.embeds
+        given = prompt if isinstance(prompt, torch.Tensor) else self._encode_prompt(prompt)
+        given = given.expand(embeds["cond"].shape[0], -1, -1)
+        self._guidance = self._guidance._replace(embeds=embeds | {"cond": given.type_as(embeds["cond"])})
+        self.model.new_prompt()
+        if recache:
+            self._recache()
+
+    def snapshot(self) -> Moment:
+        """The stream as it is now; taken between chunks."""
+        caches = {branch: cache.snapshot() for branch, cache in self.model.caches.items()}
+        decoder = None if self._decode is None else self._decode.snapshot()
+        states = [generator.get_state() for generator in self._generators()]
+        return Moment(caches, decoder, states, dict(self._guidance.embeds), list(self._past), self._made)
+
+    def restore(self, moment: Moment) -> None:
+        """Go back to a snapshot of this stream; with the same prompts it then makes the same chunks again."""
+        for branch, cache in self.model.caches.items():
+            cache.restore(moment.caches[branch])
+        if self._decode is not None and moment.decoder is not None:
+            self._decode.restore(moment.decoder)
+        for generator, state in zip(self._generators(), moment.generators, strict=True):
+            generator.set_state(state)
+        self._guidance = self._guidance._replace(embeds=dict(moment.embeds))
+        self.model.new_prompt()
+        self._past, self._made, self._stopped = list(moment.past), moment.made, False
+
+    def _generators(self) -> list[torch.Generator]:
+        if self._generator is None:
+            raise StreamError("a stream without a generator cannot be repeated; give it one to take snapshots")
+        return self._generator if isinstance(self._generator, list) else [self._generator]
+
+    def _draw(self, start: int, length: int) -> torch.Tensor:
+        """All noise of a chunk before its first step, so that no step waits for the host."""
+        from diffusers.utils.torch_utils import randn_tensor
+
+        batch = self._guidance.embeds["cond"].shape[0]
+        channels, height, width = self._latent_size
+        size = (batch, channels, length, height, width)
+        draws = [
+            randn_tensor(size, generator=self._generator, device=self.model.device, dtype=torch.float32)
+            for _ in range(self.sampler.draws)
+        ]
+        if self._noise is not None:
+            draws[0] = self._noise[:, :, start : start + length].to(draws[0])
+        return torch.stack(draws)
+
+    def _flow(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        found = {branch: self._predict(branch, latents, timestep) for branch in self._guidance.embeds}
+        if "uncond" not in found:
+            return found["cond"]
+        return found["uncond"] + self._guidance.scale * (found["cond"] - found["uncond"])
+
+    def _predict(self, branch: str, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        dtype = self.pipe.transformer.dtype
+        embeds = self._guidance.embeds[branch].to(dtype)
+        return self.model.flow(latents.to(dtype), timestep, embeds, branch).float()
+
+    def _step(self, index: int, timestep: float, latents: torch.Tensor) -> torch.Tensor | None:
+        if self._stopped:
+            return None
+        return self._on_step(self._made * self.sampler.steps + index, timestep, latents, self._guidance.embeds)
+
+    def _write(self, latents: torch.Tensor) -> None:
+        """The pass that leaves a clean chunk in the caches."""
+        timestep = latents.new_full((latents.shape[0],), self.rollout.context_noise)
+        for branch in self._guidance.embeds:
+            self._predict(branch, latents, timestep)
+        self.model.commit()
+
+    def _remember(self, start: int, latents: torch.Tensor) -> None:
+        """Keep clean latents of frames that are still seen, for a prompt switch."""
+        self._past.append((start, latents))
+        seen = next(iter(self.model.caches.values())).frames
+        oldest = min((frame for frame in seen if frame >= self.rollout.sink), default=0)
+        self._past = [(first, clean) for first, clean in self._past if first + clean.shape[2] > oldest]
+
+    def _recache(self) -> None:
+        dropped: set[int] = set()
+        for cache in self.model.caches.values():
+            dropped = set(cache.forget())
+        for first, clean in self._past:
+            own = [frame - first for frame in range(first, first + clean.shape[2]) if frame in dropped]
+            if own:
+                self.model.begin(len(own))
+                self._write(clean[:, :, own])

@@ -1,0 +1,81 @@
+"""Wan's VAE on a video that never ends: latent frames in, pixels out, as one decoding of the whole would give them.
+
+The VAE's causal convolutions keep the last frames of each layer between calls; `AutoencoderKLWan.decode` forgets them
+when it returns. Here they are kept from chunk to chunk, so that there is no seam.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class StreamingDecoder:
+    """Decodes chunks of latents that follow each other.
+
+    Args:
+        vae: an `AutoencoderKLWan`. Tiling is not used: a chunk is a few frames.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self.vae = vae
+        self._kept: list[Any] = [None] * vae._cached_conv_counts["decoder"]
+        self._first = True
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode the next frames.
+
+        Args:
+            latents: (b, channels, frames, height, width) as the transformer has them.
+
+        Returns:
+            (b, 3, pixel frames, height, width) in [-1, 1]: 1 frame for the very first latent frame, then 4 each (or
+            what the VAE's scale in time is).
+        """
+        vae = self.vae
+        if hasattr(vae, "_hf_hook"):  # model offload: weights come to the device when `decode` is called
+            vae._hf_hook.pre_forward(vae)
+        z = vae.post_quant_conv(to_vae(latents, vae))
+        pixels = []
+        for frame in z.split(1, dim=2):
+            pixels.append(vae.decoder(frame, feat_cache=self._kept, feat_idx=[0], first_chunk=self._first))
+            self._first = False
+        video = torch.cat(pixels, 2)
+        if vae.config.patch_size is not None:
+            from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+            video = unpatchify(video, patch_size=vae.config.patch_size)
+        return video.clamp(-1.0, 1.0)
+
+    def snapshot(self) -> tuple[list[Any], bool]:
+        """What is kept between chunks. It is replaced at each call, never written to, so a list of it is a copy."""
+        return list(self._kept), self._first
+
+    def restore(self, snapshot: tuple[list[Any], bool]) -> None:
+        """Go back to a snapshot."""
+        self._kept, self._first = list(snapshot[0]), snapshot[1]
+
+
+def encode(vae: Any, video: torch.Tensor) -> torch.Tensor:
+    """Pixels (b, 3, frames, height, width) in [-1, 1] -> latents (b, channels, frames, height, width) fp32."""
+    latents = vae.encode(video.to(vae.device, vae.dtype)).latent_dist.mode()
+    mean, std = _statistics(vae, latents)
+    normalised: torch.Tensor = (latents - mean) / std
+    return normalised.float()
+
+
+def to_vae(latents: torch.Tensor, vae: Any) -> torch.Tensor:
+    """Latents of the transformer -> latents of the VAE, in its dtype."""
+    latents = latents.to(next(vae.parameters()).device, vae.dtype)
+    mean, std = _statistics(vae, latents)
+    # Divided by the inverse, as diffusers does, so that results are equal to the last bit.
+    return latents / (1.0 / std) + mean
+
+
+def _statistics(vae: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1).to(like.device, like.dtype)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, std
