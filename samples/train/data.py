@@ -14,16 +14,26 @@ from samples.train.padding import SLOTS
 
 
 class Latents:
-    """All shards of a folder, normalised by the folder's `stats.json`."""
+    """All shards of a folder, normalised by the folder's `stats.json`.
 
-    def __init__(self, folder: Path, tokenizer: T5Tokenizer, device: torch.device, held: int = 128) -> None:
+    Args:
+        folder: What `encode` wrote.
+        tokenizer: For the captions.
+        device: Where all of it is kept.
+        held: Clips, the last ones, that `batch` never draws.
+        frames: Latent frames to keep of each clip; the autoencoder is causal, so they are those of a shorter clip.
+    """
+
+    def __init__(
+        self, folder: Path, tokenizer: T5Tokenizer, device: torch.device, held: int = 128, frames: int | None = 9
+    ) -> None:
         files = sorted(folder.glob("latents-*.safetensors"))
         if not files:
             raise FileNotFoundError(f"no latents in {folder}: run `python -m samples.train.encode` first")
         stats = json.loads((folder / "stats.json").read_text())
         self.mean = torch.tensor(stats["mean"], device=device)[:, None, None, None]
         self.std = torch.tensor(stats["std"], device=device)[:, None, None, None]
-        self.latents = torch.cat([load_file(file)["latents"].to(device) for file in files])
+        self.latents = torch.cat([load_file(file)["latents"][:, :, :frames].to(device) for file in files])
         captions = [line for file in files for line in json.loads(file.with_suffix(".json").read_text())]
         self.variants = len(captions[0])
         flat = [caption for line in captions for caption in line] + [""]

@@ -1,10 +1,12 @@
 """Encodes captioned clips once, so that the transformer trains on latents.
 
     python -m samples.train.encode --vae build/vae/vae.safetensors --out build/latents --clips 16000
+    python -m samples.train.encode --vae samples/models/wan-tiny/vae --frames 69 --clips 8000   # for the other samples
 
 Writes shards of raw latent means with their captions, and `stats.json` with the mean and standard deviation of each
-channel (from the first shard), which become the VAE's `latents_mean` and `latents_std`. Shards that exist are kept, so
-a stopped run goes on where it was; `--part 0/2` and `--part 1/2` split the shards over two processes.
+channel: those in the config of a finished autoencoder, else measured on the first shard, to become the config's. Shards
+that exist are kept, so a stopped run goes on where it was; `--part 0/2` and `--part 1/2` split the shards over two
+processes.
 """
 
 from __future__ import annotations
@@ -34,10 +36,15 @@ def main() -> None:
     args = _arguments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
-    vae = build_vae()
-    vae.load_state_dict(load_file(args.vae))
-    vae = last_channels(vae).to(device).eval()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.vae.is_dir():
+        vae = AutoencoderKLWan.from_pretrained(args.vae, dtype=torch.float32)
+        stats = {"mean": vae.config.latents_mean, "std": vae.config.latents_std}
+        (args.out / "stats.json").write_text(json.dumps(stats))
+    else:
+        vae = build_vae()
+        vae.load_state_dict(load_file(args.vae))
+    vae = last_channels(vae).to(device).eval()
     part, parts = (int(number) for number in args.part.split("/"))
     start = time.monotonic()
     for shard in range(part, args.clips // args.shard, parts):
@@ -66,7 +73,7 @@ def encode_shard(
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             pieces.append(stream.encode(vae, video)[0].to(torch.bfloat16).cpu())
     latents = torch.cat(pieces).contiguous()
-    if shard == 0:
+    if shard == 0 and not (file.parent / "stats.json").exists():
         values = latents.float()
         stats = {"mean": values.mean(dim=(0, 2, 3, 4)).tolist(), "std": values.std(dim=(0, 2, 3, 4)).tolist()}
         (file.parent / "stats.json").write_text(json.dumps(stats))
@@ -85,7 +92,10 @@ def captions_of(scene: world.Scene, rng: random.Random) -> list[str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--vae", type=Path, default=Path("build/vae/vae.safetensors"), help="weights written by train_vae"
+        "--vae",
+        type=Path,
+        default=Path("build/vae/vae.safetensors"),
+        help="weights written by train_vae, or the folder of a finished autoencoder",
     )
     parser.add_argument("--out", type=Path, default=Path("build/latents"))
     parser.add_argument("--clips", type=int, default=16_000)

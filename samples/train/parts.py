@@ -59,22 +59,23 @@ def build_transformer(heads: int = 3, layers: int = 6, ffn: int = 384) -> WanTra
     )
 
 
-def build_tokenizer() -> T5Tokenizer:
-    """Build a tokenizer with one token for each word of the captions, and letters for all other words."""
+def build_tokenizer(*more: str) -> T5Tokenizer:
+    """Build a tokenizer with one token for each word of the captions and of `more`, and letters for all other words."""
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -4.0), (",", -2.0)]
     vocab += [(f"\u2581{word}", -2.0) for word in world.words()]
     vocab += [(letter, -6.0) for letter in string.ascii_letters + string.digits + ".-"]
+    vocab += [(f"\u2581{word}", -2.0) for word in more]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=512)
 
 
-def build_text_encoder(vocabulary: int) -> UMT5EncoderModel:
+def build_text_encoder(vocabulary: int, layers: int = 2) -> UMT5EncoderModel:
     """Build the text encoder, which is trained together with the transformer."""
     config = UMT5Config(
         vocab_size=vocabulary,
         d_model=TEXT_WIDTH,
         d_kv=16,
         d_ff=128,
-        num_layers=2,
+        num_layers=layers,
         num_heads=4,
         relative_attention_num_buckets=16,
         relative_attention_max_distance=64,

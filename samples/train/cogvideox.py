@@ -1,0 +1,146 @@
+"""Trains cogvideox-tiny: joint attention with the text in front, guidance by two samples a call.
+
+    python -m samples.train.cogvideox --latents build/latents --out build/cogvideox --minutes 9
+    python -m samples.train.cogvideox --out build/cogvideox --export samples/models/cogvideox-tiny
+
+Flow matching as for wan-tiny, on its latents, with its sampler: the stock pipeline takes any scheduler. The first half
+of the budget goes to the first 17 frames of the clips. CogVideoX masks no pads, neither in the text encoder nor in the
+transformer, so the text has always the same number of tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from torch import Tensor, nn
+
+from samples.train import flow, joint, loop
+from samples.train.data import Latents
+from samples.train.padding import SLOTS
+from samples.train.parts import (
+    LATENT_CHANNELS,
+    TEXT_WIDTH,
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+)
+
+SIDE = 16
+"""Rows and columns of the latents."""
+DEFAULTS = {
+    "height": 256,
+    "width": 256,
+    "num_frames": 33,
+    "fps": 16,
+    "num_inference_steps": 20,
+    "guidance_scale": 4.0,
+    "max_sequence_length": SLOTS,
+}
+
+
+class Denoiser(nn.Module):
+    """Text encoder and transformer as one module: caption and noisy latents in, velocity out."""
+
+    def __init__(self, vocabulary: int, layers: int = 8) -> None:
+        super().__init__()
+        self.text_encoder = build_text_encoder(vocabulary)
+        joint.copy_text_encoder(self.text_encoder)
+        self.transformer = build_transformer(layers)
+
+    def forward(self, latents: Tensor, time: Tensor, ids: Tensor) -> Tensor:
+        """Return the velocity, shaped as `latents` (b, c, f, h, w); `time` (b,) lies in [0, 1]."""
+        velocity = self.transformer(
+            latents.transpose(1, 2),
+            self.text_encoder(ids).last_hidden_state,
+            time * 1000,
+            image_rotary_emb=rotary(latents),
+            return_dict=False,
+        )[0]
+        return velocity.transpose(1, 2)
+
+
+def build_transformer(layers: int) -> CogVideoXTransformer3DModel:
+    """Build the transformer: two heads of 64, one token a latent place, rotary positions as in the 5b."""
+    return CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=64,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        time_embed_dim=64,
+        text_embed_dim=TEXT_WIDTH,
+        num_layers=layers,
+        sample_width=SIDE,
+        sample_height=SIDE,
+        sample_frames=33,
+        patch_size=1,
+        max_text_seq_length=SLOTS,
+        use_rotary_positional_embeddings=True,
+    )
+
+
+def rotary(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rotary embedding that the pipeline makes for latents (b, c, f, h, w) of the trained size."""
+    frames, height, width = latents.shape[2:]
+    return get_3d_rotary_pos_embed(
+        embed_dim=64,
+        crops_coords=((0, 0), (height, width)),
+        grid_size=(height, width),
+        temporal_size=frames,
+        device=latents.device,
+    )
+
+
+def main(words: list[str] | None = None) -> None:
+    """Train until the budget is spent, or export what was trained."""
+    parser = loop.arguments(__doc__, "build/cogvideox")
+    parser.add_argument("--short", type=float, default=0.5, help="share of the budget for the first 17 frames")
+    parser.add_argument("--export", type=Path, help="write the pipeline to this folder and stop")
+    args = parser.parse_args(words)
+    if args.export:
+        joint.write(assemble(args.out / "ema.safetensors"), args.export, DEFAULTS)
+    else:
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train until the budget is spent."""
+    device = loop.prepare(args.seed)
+    tokenizer = build_tokenizer()
+    data = Latents(args.latents, tokenizer, device, held=args.held)
+    model = Denoiser(len(tokenizer)).to(device)
+    average = loop.resume(model, args.out)
+    blocks = model.transformer.transformer_blocks
+    loop.compile_blocks(blocks, args.eager)
+
+    def loss(generator: torch.Generator, progress: float) -> Tensor:
+        latents, ids, _ = data.batch(args.batch, generator, drop=0.12)
+        latents = latents[:, :, : joint.SHORT] if progress < args.short else latents
+        return flow.flow_loss(lambda noisy, time: model(noisy, time, ids), latents, generator)
+
+    def held() -> float:
+        latents, ids, _ = data.held(64)
+        return flow.held_loss(lambda noisy, time: average(noisy, time, ids), latents)
+
+    loop.fit(model, average, blocks, loss, held, args)
+
+
+def assemble(weights: Path) -> CogVideoXPipeline:
+    """Build the stock pipeline from a checkpoint."""
+    tokenizer = build_tokenizer()
+    denoiser = Denoiser(len(tokenizer))
+    loop.load(denoiser, weights)
+    return CogVideoXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=denoiser.text_encoder,
+        vae=joint.normalised_vae(),
+        transformer=denoiser.transformer,
+        scheduler=build_scheduler(),
+    )
+
+
+if __name__ == "__main__":
+    main()

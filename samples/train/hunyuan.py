@@ -1,0 +1,227 @@
+"""Trains hunyuan-tiny: joint attention over video and text, guidance as an input.
+
+    python -m samples.train.hunyuan --latents build/latents --out build/hunyuan --minutes 9
+    python -m samples.train.hunyuan --out build/hunyuan --export samples/models/hunyuan-tiny
+
+Flow matching as for wan-tiny, on its latents. The first half of the budget goes to the first 17 frames of the clips.
+HunyuanVideo takes the strength of guidance as an input and needs one call a step. Here the model is its own teacher: a
+quarter of each batch is asked for the velocity v + (g - 1) (c - u) at a random strength g, where c and u are what the
+average of the weights says with and without the caption (after Tang et al., "Diffusion models without classifier-free
+guidance", 2025, and Meng et al., "On distillation of guided diffusion models", 2023).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from tokenizers import Tokenizer, normalizers
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, UMT5EncoderModel
+
+from samples.train import flow, joint, loop
+from samples.train.data import Latents
+from samples.train.parts import (
+    FLOW_SHIFT,
+    LATENT_CHANNELS,
+    TEXT_WIDTH,
+    build_text_encoder,
+    build_tokenizer,
+)
+
+INSTRUCTION = "<instruction>"
+CROP = int(DEFAULT_PROMPT_TEMPLATE["crop_start"])
+"""Tokens of the stock template, which the pipeline cuts off the front of the text."""
+STRENGTHS = (1.0, 7.0)
+DEFAULTS = {
+    "height": 256,
+    "width": 256,
+    "num_frames": 33,
+    "fps": 16,
+    "num_inference_steps": 30,
+    "guidance_scale": 4.0,
+    "max_sequence_length": 64,
+}
+
+
+class Denoiser(nn.Module):
+    """Both text encoders and the transformer as one module: caption, strength and noisy latents in, velocity out."""
+
+    def __init__(self, vocabulary: int, dual: int = 3, single: int = 4) -> None:
+        super().__init__()
+        # The pipeline reads the third hidden state from the end: two layers, and two more that nothing reads.
+        self.text_encoder = build_text_encoder(vocabulary, layers=4)
+        joint.copy_text_encoder(self.text_encoder)
+        for block in self.text_encoder.encoder.block[2:]:
+            for parameter in block.parameters():
+                nn.init.zeros_(parameter.requires_grad_(False))
+        self.text_encoder.encoder.final_layer_norm.requires_grad_(False)
+        self.text_encoder_2 = build_pooled_encoder(vocabulary)
+        self.transformer = build_transformer(dual, single)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks with joint attention."""
+        return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+
+    def forward(self, latents: Tensor, time: Tensor, ids: Tensor, mask: Tensor, strength: Tensor) -> Tensor:
+        """Return the velocity, shaped as `latents` (b, c, f, h, w), at times (b,) in [0, 1] and strengths (b,)."""
+        instructions = torch.full((len(ids), CROP), self.text_encoder.config.vocab_size - 1, device=ids.device)
+        words = self.text_encoder(
+            input_ids=torch.cat((instructions, ids), 1),
+            attention_mask=torch.cat((torch.ones_like(instructions), mask.long()), 1),
+            output_hidden_states=True,
+        ).hidden_states[-3][:, CROP:]
+        return self.transformer(
+            latents,
+            time * 1000,
+            words,
+            mask,
+            self.text_encoder_2(ids).pooler_output,
+            guidance=strength * 1000,
+            return_dict=False,
+        )[0]
+
+
+def build_transformer(dual: int, single: int) -> HunyuanVideoTransformer3DModel:
+    """Build the transformer: two heads of 64, one token a latent place."""
+    return HunyuanVideoTransformer3DModel(
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_attention_heads=2,
+        attention_head_dim=64,
+        num_layers=dual,
+        num_single_layers=single,
+        num_refiner_layers=1,
+        mlp_ratio=3.0,
+        patch_size=1,
+        patch_size_t=1,
+        guidance_embeds=True,
+        text_embed_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
+        rope_axes_dim=(16, 24, 24),
+    )
+
+
+def build_pooled_encoder(vocabulary: int) -> CLIPTextModel:
+    """Build the encoder whose state at the last word goes to the modulation."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=128,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=2,
+        )
+    )
+
+
+def build_template_tokenizer() -> PreTrainedTokenizerFast:
+    """Build wan-tiny's tokenizer with one word more, which stands for a token of the stock pipeline's instructions.
+
+    The pipeline wraps each prompt in instructions for a language model and cuts off as many tokens as Llama's tokenizer
+    makes of them. This tokenizer makes as many, so the stock pipeline's defaults work.
+    """
+    before, after = str(DEFAULT_PROMPT_TEMPLATE["template"]).split("{}")
+    backend = Tokenizer.from_str(build_tokenizer(INSTRUCTION).backend_tokenizer.to_str())
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Replace(before, f"{INSTRUCTION} " * CROP), normalizers.Replace(after, "")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="right",
+        model_max_length=512,
+    )
+
+
+def main(words: list[str] | None = None) -> None:
+    """Train until the budget is spent, or export what was trained."""
+    parser = loop.arguments(__doc__, "build/hunyuan")
+    parser.add_argument("--short", type=float, default=0.5, help="share of the budget for the first 17 frames")
+    parser.add_argument("--export", type=Path, help="write the pipeline to this folder and stop")
+    args = parser.parse_args(words)
+    if args.export:
+        joint.write(assemble(args.out / "ema.safetensors"), args.export, DEFAULTS)
+    else:
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train until the budget is spent."""
+    device = loop.prepare(args.seed)
+    tokenizer = build_tokenizer(INSTRUCTION)
+    data = Latents(args.latents, tokenizer, device, held=args.held)
+    model = Denoiser(len(tokenizer)).to(device)
+    average = loop.resume(model, args.out)
+    loop.compile_blocks(model.blocks, args.eager)
+    guided = args.batch // 4
+
+    def loss(generator: torch.Generator, progress: float) -> Tensor:
+        latents, ids, mask = data.batch(args.batch, generator, drop=0.12)
+        latents = latents[:, :, : joint.SHORT] if progress < args.short else latents
+        time = flow.times((args.batch,), generator)
+        inputs, target = flow.noisy(latents, time[:, None, None, None, None], generator)
+        strength = torch.ones(args.batch, device=device)
+        if progress > 0.25 * args.short:
+            # Dropped captions stay at strength 1: without a caption there is nothing to strengthen.
+            first, (low, high) = slice(0, guided), STRENGTHS
+            worded = (ids[first] != data.empty).any(1)
+            drawn = low + (high - low) * torch.rand(guided, generator=generator, device=device)
+            strength[first] = torch.where(worded, drawn, 1.0)
+            pull = direction(average, inputs[first], time[first], ids[first], mask[first], data.empty)
+            target[first] += (strength[first] - 1)[:, None, None, None, None] * pull
+        return (model(inputs, time, ids, mask, strength).float() - target).square().mean()
+
+    def held() -> float:
+        latents, ids, mask = data.held(64)
+        ones = torch.ones(len(ids), device=device)
+        return flow.held_loss(lambda noisy, time: average(noisy, time, ids, mask, ones), latents)
+
+    loop.fit(model, average, model.blocks, loss, held, args)
+
+
+@torch.no_grad()
+def direction(model: nn.Module, latents: Tensor, time: Tensor, ids: Tensor, mask: Tensor, empty: Tensor) -> Tensor:
+    """Return how the caption changes the velocity: with it minus without it, at strength 1."""
+    count = len(ids)
+    nothing = empty.expand_as(ids)
+    both = model(
+        torch.cat((latents, latents)),
+        torch.cat((time, time)),
+        torch.cat((ids, nothing)),
+        torch.cat((mask, (nothing != 0).to(mask.dtype))),
+        torch.ones(2 * count, device=ids.device),
+    ).float()
+    return both[:count] - both[count:]
+
+
+def assemble(weights: Path) -> HunyuanVideoPipeline:
+    """Build the stock pipeline from a checkpoint."""
+    tokenizer = build_template_tokenizer()
+    denoiser = Denoiser(len(tokenizer))
+    loop.load(denoiser, weights)
+    text_encoder: UMT5EncoderModel = denoiser.text_encoder
+    return HunyuanVideoPipeline(
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=denoiser.transformer,
+        vae=joint.normalised_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT),
+        text_encoder_2=denoiser.text_encoder_2,
+        tokenizer_2=build_tokenizer(),
+    )
+
+
+if __name__ == "__main__":
+    main()
