@@ -18,6 +18,9 @@ import torch
 
 from ..errors import StreamError
 
+# (layer, frame numbers, keys, values)
+OnEvict = Callable[[int, list[int], torch.Tensor, torch.Tensor], None]
+
 
 class CacheShape(NamedTuple):
     """What one frame takes.
@@ -50,20 +53,31 @@ class LayerCache:
     """One layer's part of a `KVCache`: what its attention processor holds.
 
     Attributes:
-        k: (b, history and own slots, h, d), keys of the open chunk and of all frames before it that it sees.
+        keys: (b, frames, slots, h, d), one place for each frame.
+        values: likewise.
+        k: (b, extra + history + own slots, h, d), keys of the open chunk and of all that it sees.
         v: their values.
         own: slots of the open chunk, at the end of `k`.
+        extra: slots before the frames, for keys that stand for evicted ones.
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self.keys, self.values = keys, values
-        self.k = self.v = keys.flatten(1, 2)[:, :0]
+    def __init__(self, k: torch.Tensor, v: torch.Tensor, extra: int, slots: int) -> None:
+        self._buffers = (k, v)
+        self.keys, self.values = (buffer[:, extra:].unflatten(1, (-1, slots)) for buffer in (k, v))
+        self.extra = extra
+        self.k, self.v = k[:, :extra], v[:, :extra]
         self.own = 0
+
+    @property
+    def bytes(self) -> int:
+        """What its buffers take."""
+        return sum(buffer.nbytes for buffer in self._buffers)
 
     def open(self, history: int, own: int) -> None:
         """Point at `history` frames and `own` frames behind them."""
-        self.k, self.v = (buffer[:, : history + own].flatten(1, 2) for buffer in (self.keys, self.values))
-        self.own = own * self.keys.shape[2]
+        slots = self.keys.shape[2]
+        self.k, self.v = (buffer[:, : self.extra + (history + own) * slots] for buffer in self._buffers)
+        self.own = own * slots
 
     def write(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put the own chunk's keys and values (b, own slots, h, d) in their place. Returns `k` and `v`."""
@@ -73,7 +87,7 @@ class LayerCache:
         return self.k, self.v
 
     def history(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the frames before the open chunk, (b, history slots, h, d)."""
+        """Keys and values of what stands before the open chunk, (b, slots, h, d)."""
         end = self.k.shape[1] - self.own
         return self.k[:, :end], self.v[:, :end]
 
@@ -84,8 +98,10 @@ class HostLayerCache(LayerCache):
     `room` is the one buffer pair on the device that all layers of a cache share.
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, room: tuple[torch.Tensor, torch.Tensor]) -> None:
-        super().__init__(keys, values)
+    def __init__(
+        self, k: torch.Tensor, v: torch.Tensor, extra: int, slots: int, room: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        super().__init__(k, v, extra, slots)
         self._room = room
         self._host = (self.k, self.v)
 
@@ -93,7 +109,7 @@ class HostLayerCache(LayerCache):
         """See `LayerCache`."""
         super().open(history, own)
         self._host = (self.k, self.v)
-        self.k, self.v = (buffer[:, : history + own].flatten(1, 2) for buffer in self._room)
+        self.k, self.v = (room[:, : self.k.shape[1]] for room in self._room)
 
     def write(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `LayerCache`."""
@@ -136,6 +152,7 @@ class KVCache:
         window: most frames a chunk sees, its own included; None keeps all.
         sink: first frames, never evicted.
         max_bytes: buffers never take more.
+        extra: slots of each layer for keys that stand for evicted frames.
         host: keep frames in (pinned) host memory; the device holds those of one layer at a time.
         movable_sink: keep the first frames' keys as they were written too, for `move_sink`.
 
@@ -155,6 +172,7 @@ class KVCache:
         window: int | None,
         sink: int = 0,
         max_bytes: int | None = None,
+        extra: int = 0,
         host: bool = False,
         movable_sink: bool = False,
     ) -> None:
@@ -165,6 +183,7 @@ class KVCache:
         self.start = 0
         self.layers: list[LayerCache] = []
         self._max_bytes = max_bytes
+        self._extra = extra
         self._host = host
         self._movable_sink = movable_sink
         self._sink_keys: list[torch.Tensor] = []
@@ -177,11 +196,16 @@ class KVCache:
     @property
     def bytes(self) -> int:
         """What all buffers take, on the device and in host memory."""
-        pairs = [(layer.keys, layer.values) for layer in self.layers] + ([self._room] if self._room else [])
-        return sum(x.nbytes for pair in pairs for x in pair) + sum(x.nbytes for x in self._sink_keys)
+        others = [*self._sink_keys, *(self._room or ())]
+        return sum(layer.bytes for layer in self.layers) + sum(x.nbytes for x in others)
 
-    def begin(self, own: int) -> list[int]:
+    def begin(self, own: int, on_evict: OnEvict | None = None) -> list[int]:
         """Open a chunk of `own` frames: evict what no longer fits.
+
+        Args:
+            own: latent frames.
+            on_evict: called before frames go, with each layer's number, their numbers, and copies of their keys and
+                values (b, frames, slots, h, d).
 
         Returns:
             Numbers of the frames that were evicted.
@@ -198,7 +222,7 @@ class KVCache:
                     "take a larger window or smaller chunks"
                 )
             if len(self.frames) > room:
-                evicted = self._evict(len(self.frames) - room)
+                evicted = self._evict(len(self.frames) - room, on_evict)
         elif len(self.frames) + own > self._capacity:
             self._allocate(max(len(self.frames) + own, self._capacity + self._capacity // 2))
         self._own = own
@@ -257,12 +281,16 @@ class KVCache:
             layer.values[:, : len(self.frames)] = values
         self._sink_keys = [keys.clone() for keys in snapshot.sink]
 
-    def _evict(self, count: int) -> list[int]:
+    def _evict(self, count: int, on_evict: OnEvict | None) -> list[int]:
         gone = sorted(frame for frame in self.frames if frame >= self.sink)[:count]
         left = len(self.frames) - count
         holes = [place for place, frame in enumerate(self.frames) if frame in gone and place < left]
         movers = [place for place, frame in enumerate(self.frames) if frame not in gone and place >= left]
         self._synchronize()
+        if on_evict is not None:
+            places = [self.frames.index(frame) for frame in gone]
+            for number, layer in enumerate(self.layers):
+                on_evict(number, gone, layer.keys[:, places], layer.values[:, places])
         for hole, mover in zip(holes, movers, strict=True):
             self.frames[hole] = self.frames[mover]
             for layer in self.layers:
@@ -273,14 +301,15 @@ class KVCache:
 
     def _allocate(self, capacity: int) -> None:
         shape = self.shape
-        needed = capacity * shape.frame_bytes * (1 + self._host / shape.layers)
+        frames = capacity + self._extra / shape.slots
+        needed = frames * shape.frame_bytes * (1 + self._host / shape.layers)
         if self._max_bytes is not None and needed > self._max_bytes:
             raise StreamError(
                 f"{capacity} frames in the cache need {needed / 2**20:.0f} MiB, and max_bytes allows "
                 f"{self._max_bytes / 2**20:.0f}; take a smaller window (one frame takes "
                 f"{shape.frame_bytes / 2**20:.1f} MiB), or host=True and a larger max_bytes"
             )
-        size = (shape.batch, capacity, shape.slots, shape.heads, shape.d)
+        size = (shape.batch, self._extra + capacity * shape.slots, shape.heads, shape.d)
         pinned = self._host and torch.device(shape.device).type == "cuda"
         device = "cpu" if self._host else shape.device
         if self._host:
@@ -289,12 +318,18 @@ class KVCache:
         before, used = self.layers, len(self.frames)
         self.layers = []
         for number in range(shape.layers):
-            keys, values = (torch.zeros(size, dtype=shape.dtype, device=device, pin_memory=pinned) for _ in range(2))
-            if before:
-                keys[:, :used], values[:, :used] = before[number].keys[:, :used], before[number].values[:, :used]
-            self.layers.append(
-                HostLayerCache(keys, values, self._room) if self._room is not None else LayerCache(keys, values)
+            k, v = (torch.zeros(size, dtype=shape.dtype, device=device, pin_memory=pinned) for _ in range(2))
+            layer = (
+                LayerCache(k, v, self._extra, shape.slots)
+                if self._room is None
+                else HostLayerCache(k, v, self._extra, shape.slots, self._room)
             )
+            if before:
+                layer.keys[:, :used], layer.values[:, :used] = (
+                    before[number].keys[:, :used],
+                    before[number].values[:, :used],
+                )
+            self.layers.append(layer)
         self._capacity = capacity
 
     def _synchronize(self) -> None:
