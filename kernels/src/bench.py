@@ -130,10 +130,12 @@ def run(device: str, chosen: list[Case] | None = None, repeats: int = REPEATS) -
 
 def about() -> dict[str, Any]:
     """Hardware, versions and commit, to stand beside the rows."""
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).resolve().parent, capture_output=True, text=True, check=False
-    )
-    return {**environment(), "commit": done.stdout.strip() or None}
+    command, here = ["git", "rev-parse", "HEAD"], Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # No git on this machine.
+        commit = ""
+    return {**environment(), "commit": commit or None}
 
 
 def _rivals(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask) -> list[Rival]:

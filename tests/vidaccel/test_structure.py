@@ -28,7 +28,8 @@ ARROWS = {
     "family": BELOW,
     "frontdoor": BELOW | {"family", "schedule"},
     "wrapping": BELOW | {"family", "kernels", "patterns"},
-    "install": BELOW | {"family", "frontdoor", "patterns", "schedule", "wrapping"},
+    "choices": BELOW | {"blocks", "patterns"},
+    "install": BELOW | {"choices", "family", "frontdoor", "patterns", "schedule", "wrapping"},
     "processors": BELOW | {"family", "install", "patterns", "schedule", "wrapping"},
     "pipelines": BELOW | {"blocks", "family", "frontdoor", "kernels", "patterns", "reuse", "streaming"},
     "recipe": BELOW | {"caching", "patterns", "schedule"},
@@ -37,6 +38,9 @@ ARROWS = {
     "render": BELOW | {"_samples", "api", "family", "patterns", "recipe", "report", "schedule"},
     "caching": BELOW | {"family", "frontdoor", "kernels", "schedule"},
     "streaming": BELOW,
+    "lab": BELOW
+    | {"api", "caching", "family", "kernels", "patterns", "pipelines", "recipe", "render", "report"}
+    | {"schedule", "wrapping"},
     "_samples": set(),
 }
 

@@ -10,9 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
+from .bench_model import model
 from .output import Format, FormatOption, Screen
 
-app = typer.Typer(help="Measure kernels on this machine.", no_args_is_help=True)
+app = typer.Typer(help="Measure kernels and models on this machine.", no_args_is_help=True)
+app.command(
+    epilog="Example: vidaccel bench model --model wan2.1-14b --attention radial --density 0.25 --compile -o wan.json"
+)(model)
 
 
 class Device(str, enum.Enum):
@@ -24,7 +28,7 @@ class Device(str, enum.Enum):
 
 @app.callback()
 def root() -> None:
-    """Measure kernels on this machine."""
+    """Measure kernels and models on this machine."""
 
 
 @app.command(epilog="Example: vidaccel bench kernels --device cpu --format json -o kernels-cpu.json")

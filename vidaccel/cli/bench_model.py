@@ -1,0 +1,138 @@
+"""`vidaccel bench model`: a transformer of real size, accelerated, against the stock one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .output import Format, FormatOption, Screen
+
+_WHAT, _HOW, _RESULT = "What to run", "How to measure", "Result"
+
+
+def model(
+    name: Annotated[
+        str, typer.Option("--model", "-m", help="A released model, such as wan2.1-14b.", rich_help_panel=_WHAT)
+    ],
+    height: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel=_WHAT)] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel=_WHAT)] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames.", rich_help_panel=_WHAT)] = None,
+    attention: Annotated[
+        str, typer.Option("--attention", "--patterns", "-a", help="Patterns: radial,topk.", rich_help_panel=_WHAT)
+    ] = "radial",
+    density: Annotated[
+        str, typer.Option("--density", "-d", help="Densities: 0.25,0.1.", rich_help_panel=_WHAT)
+    ] = "0.25",
+    cache: Annotated[
+        str | None, typer.Option("--cache", "-c", help="Time a forecast step of this cache.", rich_help_panel=_WHAT)
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="With --whole: time a video of so many steps, 12 of 50 computed.", rich_help_panel=_WHAT),
+    ] = None,
+    computed: Annotated[
+        int | None, typer.Option(help="How many of --steps are computed.", rich_help_panel=_WHAT)
+    ] = None,
+    layers: Annotated[
+        int, typer.Option(min=1, help="Layers that are timed; the others cost the same.", rich_help_panel=_HOW)
+    ] = 4,
+    whole: Annotated[bool, typer.Option("--whole", help="Also time all layers.", rich_help_panel=_HOW)] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Also measure with compiled blocks.", rich_help_panel=_HOW)
+    ] = False,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Rounds of interleaved calls; the median counts.", rich_help_panel=_HOW)
+    ] = 5,
+    device: Annotated[
+        str | None, typer.Option(help="cuda or cpu; a GPU where there is one.", rich_help_panel=_HOW)
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16 on GPUs, float32 on CPUs.", rich_help_panel=_HOW)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="JSON record; rows in it are not measured again.", rich_help_panel=_RESULT),
+    ] = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Time one call of a model at real size, with random weights, against stock diffusers at its fastest."""
+    from ..errors import UsageError
+    from ..kernels import bench
+    from ..lab.model_bench import Job, ModelBench, spread
+    from ..lab.rows import Rows
+    from ..pipelines.zoo import real_model
+    from ..recipe import pattern_from, policy_from
+    from ..render.job import DTYPES, check_device
+    from .output import prepare
+
+    screen = Screen(format)
+    found = real_model(name)
+    if steps is not None and not whole:
+        raise UsageError("--steps times a whole video, which needs every layer; add --whole")
+    if output is not None and not output.parent.is_dir():
+        raise UsageError(f"-o {output}: there is no folder {output.parent}; make it first")
+    where = check_device(device)
+    kind = dtype or ("bfloat16" if where.startswith("cuda") else "float32")
+    if kind not in DTYPES:
+        raise UsageError(f"dtype {kind!r} is unknown; possible: {', '.join(DTYPES)}")
+    densities = [_density(text) for text in density.split(",")]
+    patterns = [
+        (pattern, each) for text in attention.split(",") for each in densities if (pattern := pattern_from(text))
+    ]
+    prepare(screen)
+    size = height or found.size[0], width or found.size[1], frames or found.size[2]
+    job = Job(found, size, where, DTYPES[kind], layers, repeats, compiled, whole)
+    rows = Rows(bench.about(), output)
+    lab = ModelBench(job, rows, lambda row: screen.say(_line(row)))
+    lab.run(patterns, policy_from(cache))
+    if steps is not None:
+        chosen = spread(steps, computed or max(1, steps * 12 // 50))
+        lab.trajectory(steps, chosen)
+        for pattern, each in patterns:
+            lab.trajectory(steps, chosen, pattern, each)
+    if not screen.json(rows.data()) and not screen.names(row["key"] for row in rows.rows if row["ok"]):
+        screen.table([_cells(row) for row in rows.rows], title=f"{name}, {size[0]}x{size[1]}, {size[2]} frames")
+    if not any(row["ok"] for row in rows.rows):
+        raise typer.Exit(1)
+
+
+def _density(text: str) -> float:
+    from ..errors import UsageError
+
+    try:
+        value = float(text)
+    except ValueError:
+        raise UsageError(f"density {text!r} is not a number; give one or several, such as 0.25,0.1") from None
+    if not 0 < value <= 1:
+        raise UsageError(f"density {text} was asked for; it is the fraction of pairs kept, in (0, 1], 1 is dense")
+    return value
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = {
+        name: value for name, value in _cells(row).items() if value is not None and name not in ("kind", "variant")
+    }
+    figures = ", ".join(
+        f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in cells.items()
+    )
+    return f"{row['kind']} {row['variant']}: {figures}"
+
+
+def _cells(row: dict[str, Any]) -> dict[str, object]:
+    layers = row.get("layer_ms") or {}
+    skipped = row.get("skipped_share")
+    return {
+        "kind": row["kind"],
+        "variant": row["variant"],
+        "how": "compiled" if row["compiled"] else "eager",
+        "layer ms": " + ".join(f"{ms:.4g}" for ms in layers.values()) or None,
+        "call ms": row.get("call_ms"),
+        "whole ms": row.get("whole_ms"),
+        "x dense": row.get("speedup"),
+        "bound": row.get("bound"),
+        "reached": row.get("reached"),
+        "kernel ms": row.get("kernel_ms"),
+        "alone": row.get("kernel_alone_ms"),
+        "skipped step": None if skipped is None else f"{100 * skipped:.2f} %",
+        "result": "ok" if row["ok"] else row["reason"],
+    }

@@ -1,0 +1,424 @@
+"""`vidaccel bench model`: one call of a transformer of real size, accelerated, against the stock one at its fastest.
+
+Weights are random: time does not depend on them. What a layer costs is the difference of two depths, so that embedding
+and head are told apart and any model fits; `whole` builds it in full and checks the sum. Every comparison is made of
+interleaved calls of one process, sparse and dense side by side, on the same inputs and the same dense backend.
+
+The record (schema 1) is {"schema", "what": "model", "versions", "device", "system", "rows"}. A row has
+    key, model, size, grid, tokens, text, kind ("dense", "sparse", "cache", "trajectory"), variant, compiled, commit
+    ok, reason            whether there is a figure, and why not
+    first_s               seconds of the first call at the largest depth: planning, compiling, checks
+    base_ms, layer_ms     a call with one block in each list; what one more block of each list costs
+    call_ms, whole_ms     all blocks, as the sum of these; measured in full (`whole`)
+    weights_gib, activations_gib     of all blocks; most memory that a call takes beside them
+    clock_mhz             of the GPU after the row
+and, where it is sparse,
+    against, against_ms, speedup     the dense row that ran side by side, its time in that very run, and the ratio
+    requested, delivered, visited    densities; visited also over text (`visited_pairs`)
+    bound_ms, bound, reached         the dense call with its attention scaled by the visited pairs, the speed-up that
+                                     would be, and how much of it there is
+    split                 {list: {part: ms}} of one block, in a pass with watches; eager only, dense rows have it too
+    watched_layer_ms      one block in that pass: beside layer_ms, what the watches cost
+    kernel_ms, kernel_alone_ms       attention in the layer, and the same call of it alone
+    kernels               which ran
+A cache row has full_ms, skipped_ms (by branch), skipped_share (of a full call) and cache_bytes; a trajectory row has
+steps, computed_steps, seconds, dense_seconds (steps x calls x the dense call) and speedup.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from statistics import mean, median
+from typing import Any
+
+import torch
+
+from ..api import DEFAULT_SCHEDULE
+from ..caching import CachePolicy, Replay
+from ..errors import VidaccelError
+from ..patterns import Pattern
+from ..pipelines.zoo import RealModel, build, parameters
+from ..trace import CallRecord
+from . import pieces, timing
+from .estimate import kept_pairs
+from .rivals import Context, rivals
+from .rows import Rows
+from .sides import Planned, Shape, Side, shapes, twin
+
+_NEVER = 1e30
+_CACHED_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure.
+
+    Attributes:
+        model: which.
+        size: (height, width, frames).
+        device: "cuda" or "cpu".
+        dtype: of the weights.
+        layers: how many layers are timed, beside the first.
+        repeats: rounds of interleaved calls; the median counts.
+        compiled: measure everything compiled, too.
+        whole: also build and time all layers.
+    """
+
+    model: RealModel
+    size: tuple[int, int, int]
+    device: str = "cuda"
+    dtype: torch.dtype = torch.bfloat16
+    layers: int = 4
+    repeats: int = 5
+    compiled: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Times:
+    """Median milliseconds of one side at each depth."""
+
+    model: RealModel
+    depths: dict[str, Shape]
+    ms: Mapping[str, float]
+
+    @property
+    def layer(self) -> dict[str, float]:
+        """One more block of each list."""
+        base = self.ms["base"]
+        return {
+            name: (self.ms[name] - base) / (self.depths[name][name] - 1)
+            for name in self.depths
+            if name in self.model.layers
+        }
+
+    @property
+    def call(self) -> float:
+        """All blocks."""
+        return self.ms["base"] + sum((self.model.layers[name] - 1) * each for name, each in self.layer.items())
+
+    def row(self) -> dict[str, Any]:
+        """As a part of a row."""
+        return {
+            "base_ms": self.ms["base"],
+            "layer_ms": self.layer,
+            "call_ms": self.call,
+            "whole_ms": self.ms.get("whole"),
+        }
+
+
+class ModelBench:
+    """Measures one model at one size.
+
+    Args:
+        job: what to measure.
+        rows: where to; what is there already is not measured again.
+        say: told of every row.
+    """
+
+    def __init__(self, job: Job, rows: Rows, say: Callable[[dict[str, Any]], None] = lambda row: None) -> None:
+        self.job = job
+        self.rows = rows
+        self.grid = job.model.grid(*job.size)
+        self._say = say
+        self._device = torch.device(job.device)
+        self._depths = shapes(job.model, job.layers)
+        if job.whole:
+            self._depths["whole"] = dict(job.model.layers)
+        self._rivals = self._dense_rivals()
+        deepest = {name: max(shape[name] for shape in self._depths.values()) for name in job.model.layers}
+        self._full = build(job.model.with_layers(deepest), job.device, job.dtype)
+        self._inputs = {
+            trimmed: job.model.inputs(self.grid, job.device, job.dtype, trimmed=trimmed)
+            for trimmed in ((False, True) if job.model.padded else (False,))
+        }
+        self._weights = parameters(job.model) * job.dtype.itemsize / 2**30
+
+    def run(self, patterns: Sequence[tuple[Pattern, float | None]], cache: CachePolicy | None = None) -> None:
+        """Measure the dense backends, then every pattern beside the fastest, then the cache."""
+        kinds = (False, True) if self.job.compiled else (False,)
+        if self.job.compiled:
+            # Each list of blocks and each pattern is a graph of its own.
+            torch._dynamo.config.recompile_limit = 256
+        for compiled in kinds:
+            self.dense(compiled)
+        for pattern, density in patterns:
+            for compiled in kinds:
+                self.sparse(pattern, density, compiled)
+        if cache is not None:
+            self.cache(cache)
+
+    def dense(self, compiled: bool) -> None:
+        """One row for each dense backend; compiled, for the fastest of them that compiles."""
+        names = [row["variant"] for row in self._dense_rows(False)] if compiled else list(self._rivals)
+        sides: dict[str, dict[str, Side]] = {}
+        started: dict[str, dict[str, Any]] = {}
+        for name in names:
+            if compiled and (sides or self._dense_rows(True)):
+                break
+            if self.rows.find(self._key("dense", name, compiled)) is None:
+                side = self._sides(name, compiled=compiled)
+                started[name] = self._first(side)
+                if started[name]["ok"]:
+                    sides[name] = side
+                else:
+                    self._add("dense", name, compiled, started[name])
+        times = self._times(sides)
+        for name, side in sides.items():
+            found = started[name] | times[name].row()
+            self._add("dense", name, compiled, found if compiled else found | self._split(side))
+
+    def sparse(self, pattern: Pattern, density: float | None, compiled: bool) -> None:
+        """One row: a pattern beside the fastest dense backend."""
+
+        def measure() -> dict[str, Any]:
+            best, planned = self._best(compiled)["variant"], Planned(pattern)
+            side = self._sides(best, compiled=compiled, attention=planned, density=density)
+            dense = self._sides(best, compiled=compiled)
+            found, again = self._first(side), self._first(dense)
+            if not found["ok"]:
+                return found
+            if not again["ok"]:
+                return found | {"ok": False, "reason": f"dense {best}: {again['reason']}"}
+            times = self._times({"sparse": side, "dense": dense})
+            mine, other = times["sparse"].call, times["dense"].call
+            found |= times["sparse"].row() | self._densities(planned)
+            found |= {"against": best, "against_ms": other, "speedup": other / mine}
+            calls = [call for one in side.values() if one.run for call in one.run.trace.calls]
+            found["kernels"] = sorted({name for call in calls for name in call.kernels})
+            return found | self._bound(mine, other, found["visited_pairs"]) | ({} if compiled else self._split(side))
+
+        variant = pattern.name if density is None else f"{pattern.name} {density:g}"
+        self._measure("sparse", variant, compiled, measure)
+
+    def cache(self, policy: CachePolicy) -> None:
+        """One row: what a forecast step costs. Thresholds are lifted, so that every step after the warm-up is one."""
+
+        def measure() -> dict[str, Any]:
+            lifted: dict[str, Any] = {f.name: _NEVER for f in fields(policy) if f.name in ("threshold", "max_error")}
+            if isinstance(policy, Replay):
+                lifted = {"computed": tuple(range(6)), "total": None}
+            best = self._best(False)
+            # What a forecast costs does not depend on how many layers it leaves out.
+            deepest = next(reversed([depth for depth in self._depths if depth != "whole"]))
+            side = self._side(best["variant"], deepest, cache=replace(policy, **lifted), steps=_CACHED_STEPS)
+            self._video(side, _CACHED_STEPS)
+            calls = side.run.trace.calls if side.run else []
+            branches = dict.fromkeys(call.branch or "" for call in calls if call.forecast)
+            # The first forecast of a branch compiles its kernel.
+            skipped = {
+                name: _median([call for call in calls if call.forecast and call.branch == name][1:])
+                for name in branches
+            }
+            if not skipped or None in skipped.values():
+                return {"ok": False, "reason": f"of {_CACHED_STEPS} steps none was forecast, thresholds lifted"}
+            return {
+                "full_ms": best["call_ms"],
+                "skipped_ms": skipped,
+                "skipped_share": mean(ms for ms in skipped.values() if ms is not None) / best["call_ms"],
+                "cache_bytes": max(call.cache_bytes or 0 for call in calls),
+            }
+
+        self._measure("cache", policy.name, False, measure)
+
+    def trajectory(
+        self, steps: int, computed: Sequence[int], pattern: Pattern | None = None, density: float | None = None
+    ) -> None:
+        """One row: all steps of a video at full depth, some of them forecast. The job is a `whole` one.
+
+        Args:
+            steps: denoising steps.
+            computed: those that are computed; `spread` makes such lists.
+            pattern: also sparse, by the default schedule.
+            density: of the pattern.
+        """
+
+        def measure() -> dict[str, Any]:
+            best, policy = self._best(False), Replay(computed=tuple(computed), total=steps)
+            attention = None if pattern is None else Planned(pattern)
+            how: dict[str, Any] = {"attention": attention, "density": density, "cache": policy, "steps": steps}
+            side = self._side(best["variant"], "whole", schedule=DEFAULT_SCHEDULE, **how)
+            # Planning, compiling and checks come first and are not counted: one call of each kind.
+            for value in (1000.0, 500.0, 1.0):
+                side(timestep=self._timestep(value))
+            timing.synchronize(self._device)
+            start = time.perf_counter()
+            self._video(side, steps)
+            seconds = time.perf_counter() - start
+            dense = steps * len(self.job.model.contexts) * (best["whole_ms"] or best["call_ms"]) / 1e3
+            return {
+                "steps": steps,
+                "computed_steps": len(computed),
+                "seconds": seconds,
+                "dense_seconds": dense,
+                "speedup": dense / seconds,
+            }
+
+        how = "" if pattern is None else f", {pattern.name} {density:g}" if density else f", {pattern.name}"
+        self._measure("trajectory", f"{len(computed)} of {steps} steps{how}", False, measure)
+
+    def _measure(self, kind: str, variant: str, compiled: bool, measure: Callable[[], dict[str, Any]]) -> None:
+        """Add the row that `measure` makes, or one with the reason why there is none."""
+        if self.rows.find(self._key(kind, variant, compiled)) is not None:
+            return
+        if not self._dense_rows(compiled):
+            found: dict[str, Any] = {"ok": False, "reason": "no dense backend ran, so there is nothing to compare with"}
+        else:
+            try:
+                found = {"ok": True, "reason": None} | measure()
+            except Exception as error:
+                found = {"ok": False, "reason": str(error) if isinstance(error, VidaccelError) else timing.why(error)}
+        gc.collect()
+        self._add(kind, variant, compiled, found)
+
+    def _video(self, side: Side, steps: int) -> None:
+        """All calls of a video."""
+        for step in range(steps):
+            for name in self.job.model.contexts:
+                side(name, timestep=self._timestep(1000.0 * (1 - step / steps)))
+        timing.synchronize(self._device)
+
+    def _timestep(self, value: float) -> torch.Tensor:
+        return torch.full_like(self._inputs[False]["timestep"], value)
+
+    def _dense_rivals(self) -> dict[str, tuple[Context, bool]]:
+        """Contexts by name, and whether the caller trims padded text."""
+        model = self.job.model
+        found = {n: (c, False) for n, c in rivals(self._device, self.grid.tokens, model.padded).items()}
+        if model.padded:
+            trimmed = rivals(self._device, self.grid.tokens, False)
+            found |= {f"{name}, text trimmed": (context, True) for name, context in trimmed.items()}
+        return found
+
+    def _side(self, rival: str, depth: str, **how: Any) -> Side:
+        context, trimmed = self._rivals[rival]
+        # Accelerated, a model gets what its pipeline passes: the text's padding is ours to deal with.
+        accelerated = how.get("attention") is not None or how.get("cache") is not None
+        inputs = self._inputs[trimmed and not accelerated]
+        return Side(twin(self._full, self._depths[depth]), self.job.model, inputs, context, **how)
+
+    def _sides(self, rival: str, **how: Any) -> dict[str, Side]:
+        return {depth: self._side(rival, depth, **how) for depth in self._depths}
+
+    def _first(self, sides: dict[str, Side]) -> dict[str, Any]:
+        """First calls at every depth: whether they work, how long the first of all took, most memory of the last."""
+        seconds, held, found = 0.0, 0.0, timing.First(0.0, None, None)
+        for side in sides.values():
+            held = torch.cuda.memory_allocated() / 2**30 if self._device.type == "cuda" else 0.0
+            found = timing.first(side, self._device)
+            seconds += found.seconds
+            if found.reason is not None:
+                break
+        return {
+            "ok": found.reason is None,
+            "reason": found.reason,
+            "first_s": seconds,
+            "weights_gib": self._weights,
+            "activations_gib": None if found.peak_gib is None else found.peak_gib - held,
+        }
+
+    def _times(self, sides: Mapping[str, dict[str, Side]]) -> dict[str, Times]:
+        calls = {f"{name}\n{depth}": side for name, found in sides.items() for depth, side in found.items()}
+        taken = timing.interleaved(calls, self.job.repeats, self._device)
+        return {
+            name: Times(self.job.model, self._depths, {depth: taken[f"{name}\n{depth}"] for depth in found})
+            for name, found in sides.items()
+        }
+
+    def _split(self, sides: dict[str, Side]) -> dict[str, Any]:
+        """Where the time of one block of each list goes, and the kernel alone."""
+        split: dict[str, dict[str, float]] = {}
+        blocks: dict[str, float] = {}
+        alone = None
+        for name in self.job.model.layers:
+            side = sides.get(name, sides["base"])
+            with pieces.watched(side.transformer, self.grid.tokens) as found:
+                side()
+            split[name], blocks[name] = found.split(name), found.block_ms(name)
+            if found.kernel is not None and alone is None:
+                kernel = found.kernel
+                with torch.no_grad(), side.context():
+                    kernel()
+                    alone = timing.interleaved({"kernel": kernel}, self.job.repeats, self._device)["kernel"]
+        first = next(iter(split.values()))
+        return {
+            "split": split,
+            "watched_layer_ms": blocks,
+            "kernel_ms": first["attention"] or None,
+            "kernel_alone_ms": alone,
+        }
+
+    def _densities(self, planned: Planned) -> dict[str, Any]:
+        plans = list(planned.plans.values())
+        visited = mean(plan.visited for plan in plans) if plans else 1.0
+        return {
+            "requested": plans[0].requested if plans else None,
+            "delivered": mean(plan.delivered for plan in plans) if plans else 1.0,
+            "visited": visited,
+            "visited_pairs": kept_pairs(self.grid, self.job.model.joint_text, visited),
+            "rule": plans[0].rule if plans else "",
+        }
+
+    def _bound(self, sparse: float, dense: float, visited: float) -> dict[str, Any]:
+        """The dense call with its attention scaled by the visited pairs, and how near to it the sparse call comes."""
+        eager = self._best(False)
+        attention = sum(
+            count * (eager["split"][name]["attention"] or eager["kernel_alone_ms"] or 0.0)
+            for name, count in self.job.model.layers.items()
+        )
+        bound = dense - attention * (1 - min(1.0, visited))
+        return {
+            "dense_attention_ms": attention,
+            "bound_ms": bound,
+            "bound": dense / bound,
+            "reached": bound / sparse,
+        }
+
+    def _dense_rows(self, compiled: bool) -> list[dict[str, Any]]:
+        """Dense rows with a figure, fastest first."""
+        found = [self.rows.find(self._key("dense", name, compiled)) for name in self._rivals]
+        return sorted((row for row in found if row is not None and row["ok"]), key=lambda row: float(row["call_ms"]))
+
+    def _best(self, compiled: bool) -> dict[str, Any]:
+        return self._dense_rows(compiled)[0]
+
+    def _key(self, kind: str, variant: str, compiled: bool) -> str:
+        job = self.job
+        how = f"{'compiled' if compiled else 'eager'}, {job.layers} layers{', whole' if job.whole else ''}"
+        height, width, frames = job.size
+        size = f"{job.model.name}, {height}x{width}, {frames} frames"
+        return f"{size}, {job.device}, {str(job.dtype).removeprefix('torch.')}, {kind} {variant}, {how}"
+
+    def _add(self, kind: str, variant: str, compiled: bool, found: dict[str, Any]) -> None:
+        job = self.job
+        row = {
+            "key": self._key(kind, variant, compiled),
+            "model": job.model.name,
+            "size": list(job.size),
+            "grid": list(self.grid),
+            "tokens": self.grid.tokens,
+            "text": job.model.joint_text,
+            "kind": kind,
+            "variant": variant,
+            "compiled": compiled,
+            **found,
+            "clock_mhz": timing.clock_mhz() if self._device.type == "cuda" else None,
+        }
+        self.rows.add(row)
+        self._say(row)
+
+
+def _median(calls: Sequence[CallRecord]) -> float | None:
+    taken = [call.watch.ms for call in calls if call.watch is not None and call.watch.ms is not None]
+    return median(taken) if taken else None
+
+
+def spread(steps: int, computed: int, warmup: int = 6) -> tuple[int, ...]:
+    """A schedule of so many computed steps: the warm-up, the last step, and the rest evenly between."""
+    warmup = min(warmup, computed - 1, steps - 1)
+    rest = computed - warmup
+    gap = (steps - warmup) / rest
+    return (*range(warmup), *(round(warmup + gap * (n + 1)) - 1 for n in range(rest)))

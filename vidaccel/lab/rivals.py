@@ -1,0 +1,88 @@
+"""The dense attention that a sparse one must beat: every fast one that runs here, under the stock model.
+
+Each is a context in which the unmodified model runs. torch's own backends and FlashAttention 3 are chosen below
+`scaled_dot_product_attention`, so that models which call it directly (CogVideoX) get them as well. A rival that is
+not installed is simply not here; one that cannot run a model fails in its row, with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from ..errors import BackendError
+
+Context = Callable[[], AbstractContextManager[Any]]
+
+# Packages of FlashAttention 3 for Hopper, by the module that holds `flash_attn_func`.
+_FLASH3 = ("fa3_fwd_interface", "flash_attn_interface")
+
+
+def rivals(device: torch.device, tokens: int, padded: bool) -> dict[str, Context]:
+    """The dense backends to try, by name.
+
+    Args:
+        device: where.
+        tokens: video tokens; attention over fewer queries (text refiners) stays on torch's own.
+        padded: the text has padding, so that the model's masks really hide something.
+    """
+    found: dict[str, Context] = {"torch's choice": contextlib.nullcontext}
+    if device.type != "cuda":
+        return found
+    # These alone: where one of them cannot run a model's mask, its row says so.
+    found["cudnn"] = lambda: sdpa_kernel(SDPBackend.CUDNN_ATTENTION)
+    found["flash2"] = lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+    if flash := _flash3():
+        found["flash3"] = lambda: FlashAttention3(flash, tokens, padded)
+    return found
+
+
+def _flash3() -> Callable[..., Any] | None:
+    for module in _FLASH3:
+        # A wheel for another torch or CUDA fails when its library is loaded.
+        with contextlib.suppress(ImportError, OSError, RuntimeError):
+            found: Callable[..., Any] = importlib.import_module(module).flash_attn_func
+            return found
+    return None
+
+
+class FlashAttention3(TorchFunctionMode):
+    """Sends attention of the video tokens to FlashAttention 3, which takes no mask.
+
+    Without padding a model's mask hides nothing, and leaving it out changes nothing but time.
+
+    Args:
+        flash: `flash_attn_func`, on (b, l, h, d).
+        tokens: video tokens.
+        padded: masks hide something.
+    """
+
+    def __init__(self, flash: Callable[..., Any], tokens: int, padded: bool) -> None:
+        super().__init__()
+        self._flash = flash
+        self._tokens = tokens
+        self._padded = padded
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Catch `scaled_dot_product_attention`, let everything else pass."""
+        kwargs = kwargs or {}
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query, key, value = args[:3] if len(args) >= 3 else (kwargs[name] for name in ("query", "key", "value"))
+        mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+        if query.shape[2] < self._tokens:
+            return func(*args, **kwargs)
+        if mask is not None and self._padded:
+            raise BackendError("FlashAttention 3 takes no mask, and this model masks padded text")
+        out = self._flash(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), softmax_scale=kwargs.get("scale")
+        )
+        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)

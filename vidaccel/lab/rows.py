@@ -1,0 +1,67 @@
+"""A record that grows row by row: JSON on disk, whole at every moment, so that an interrupted run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+
+SCHEMA = 1
+
+
+class Rows:
+    """Measurements with what they were made on. Each row has a `key`; a key that is there is not measured again.
+
+    Args:
+        about: hardware, versions, commit: `kernels.bench.about()`.
+        path: where to keep them; None keeps them in memory.
+
+    Raises:
+        UsageError: the file holds something else, or was measured on another machine or with other versions.
+    """
+
+    def __init__(self, about: dict[str, Any], path: Path | None = None) -> None:
+        self._path = path
+        self._about = about
+        self.rows: list[dict[str, Any]] = []
+        if path is None or not path.exists():
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            known = {key: found[key] for key in ("schema", "what", "device", "versions")}
+            self.rows = list(found["rows"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UsageError(f"{path} is not a record of `vidaccel bench model`; choose another file with -o") from None
+        for key, value in self._head().items():
+            if key in known and known[key] != value:
+                raise UsageError(
+                    f"{path} was measured with another {key} ({known[key]}), this is {value}; rows of both in one file "
+                    "could not be compared: choose another file with -o"
+                )
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """The row of this key."""
+        return next((row for row in self.rows if row["key"] == key), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row and write the file: under another name first, then renamed."""
+        self.rows.append(row | {"commit": self._about.get("commit")})
+        if self._path is None:
+            return
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(self.data(), indent=1) + "\n", encoding="utf-8")
+            temporary.replace(self._path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def data(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        return {**self._head(), "rows": self.rows}
+
+    def _head(self) -> dict[str, Any]:
+        about = {key: value for key, value in self._about.items() if key != "commit"}
+        return {"schema": SCHEMA, "what": "model", **about}
