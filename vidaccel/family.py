@@ -18,11 +18,22 @@ from .grid import Site, TokenLayout, VideoGrid
 
 # transformer class -> "module:object" of its family
 FAMILIES = {
+    "CogVideoXTransformer3DModel": "vidaccel.pipelines.cogvideox:COGVIDEOX",
+    "HunyuanVideo15Transformer3DModel": "vidaccel.pipelines.hunyuan15:HUNYUAN15",
+    "HunyuanVideoTransformer3DModel": "vidaccel.pipelines.hunyuan:HUNYUAN",
+    "LTXVideoTransformer3DModel": "vidaccel.pipelines.ltx:LTX_VIDEO",
+    "MochiTransformer3DModel": "vidaccel.pipelines.mochi:MOCHI",
+    "SkyReelsV2Transformer3DModel": "vidaccel.pipelines.skyreels:SKYREELS",
     "WanTransformer3DModel": "vidaccel.pipelines.wan:WAN",
     "WanVACETransformer3DModel": "vidaccel.pipelines.wan:WAN",
 }
-# attention class -> family, for processors that are built without a transformer
-ATTENTION_FAMILIES = {"WanAttention": "vidaccel.pipelines.wan:WAN"}
+# attention class -> family, for processors that are built without a transformer. Joint attention is not among them: its
+# layers are all of one class, and cannot say which text is padding.
+ATTENTION_FAMILIES = {
+    "LTXAttention": "vidaccel.pipelines.ltx:LTX_VIDEO",
+    "SkyReelsV2Attention": "vidaccel.pipelines.skyreels:SKYREELS",
+    "WanAttention": "vidaccel.pipelines.wan:WAN",
+}
 
 
 class Call(NamedTuple):
@@ -35,6 +46,9 @@ class Call(NamedTuple):
         embeds: the text embeddings; their identity tells guidance branches apart where nothing else does.
         device: where the call runs.
         latents: the transformer's input, (b, channels, ...); only caches that work on it look here.
+        valid: valid text tokens of each sample, the first ones, where the others are padding that nobody must see;
+            one number where all samples have as many.
+        notes: what the user should know about attention in this call.
     """
 
     grid: VideoGrid
@@ -43,6 +57,8 @@ class Call(NamedTuple):
     embeds: torch.Tensor | None
     device: torch.device
     latents: torch.Tensor | None = None
+    valid: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Stack(NamedTuple):
@@ -53,9 +69,10 @@ class Stack(NamedTuple):
         streams: names of the residual streams, video first: a block takes them as its first arguments or by these
             names, and returns them in this order. Of what the last block returns, only the video is used.
         width: channels of the video stream.
-        modulation: elements of `Family.modulation`, one sample.
+        modulation: elements of `Family.modulation`, one sample; of one video token where it is per token.
         latent: elements of the transformer's output for one video token.
         model: the model's name in tables of published parameters, such as "wan-t2v-14b".
+        modulation_per_token: what is modulated is looked at, rather than the time embedding alone.
     """
 
     lists: tuple[str, ...]
@@ -64,10 +81,11 @@ class Stack(NamedTuple):
     modulation: int
     latent: int
     model: str
+    modulation_per_token: bool = False
 
 
 class Family(Protocol):
-    """One model family."""
+    """One model family. Families inherit from it what is the same for nearly all."""
 
     name: str
 
@@ -94,6 +112,18 @@ class Family(Protocol):
     def output(self, attn: Any, out: torch.Tensor, *inputs: Any) -> Any:
         """What the layer returns, from (b, tokens, h, d) in model order: the model's own output projection."""
         ...
+
+    def dense(self, attn: Any, processor: Any, valid: tuple[int, ...] | None, *inputs: Any, **kwargs: Any) -> Any:
+        """A dense call of an attention layer: whatever stood there before runs it, on the user's own backend.
+
+        Args:
+            attn: the layer.
+            processor: the processor that stood there.
+            valid: valid text tokens of each sample, see `Call`.
+            inputs: hidden states, encoder hidden states, attention mask and rotary embedding.
+            kwargs: what else the layer was given.
+        """
+        return processor(attn, *inputs, **kwargs)
 
     def stack(self, transformer: Any) -> Stack:
         """The blocks of a transformer."""
@@ -139,6 +169,22 @@ def _load(table: Mapping[str, str], name: str, what: str) -> Family:
         )
     module, _, attribute = table[name].partition(":")
     return cast(Family, getattr(importlib.import_module(module), attribute))
+
+
+def attn_processors_of(transformer: Any) -> dict[str, Any]:
+    """Every attention processor of a transformer, by name; Mochi has no `attn_processors` of its own."""
+    if hasattr(transformer, "attn_processors"):
+        return dict(transformer.attn_processors)
+    return {f"{name}.processor": m.processor for name, m in transformer.named_modules() if hasattr(m, "processor")}
+
+
+def place_processors(transformer: Any, processors: Mapping[str, Any]) -> None:
+    """Set every attention processor of a transformer, by name."""
+    if hasattr(transformer, "set_attn_processor"):
+        transformer.set_attn_processor(dict(processors))  # it empties the dict that it is given
+        return
+    for name, processor in processors.items():
+        transformer.get_submodule(name.removesuffix(".processor")).processor = processor
 
 
 def unwrap(transformer: nn.Module) -> nn.Module:

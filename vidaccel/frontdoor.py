@@ -31,10 +31,14 @@ class Clock:
 
     Args:
         total: the number of steps, or a function that knows it once a run has begun.
+
+    Attributes:
+        trajectory: how many have begun.
     """
 
     def __init__(self, total: int | Callable[[], int | None] | None = None) -> None:
         self._total = total
+        self.trajectory = 0
         self._index = 0
         self._timestep: float | None = None
         self._seen: set[tuple[int, str | None]] = set()
@@ -74,6 +78,7 @@ class Clock:
             moved = new or again or value != self._timestep
             self._index = 0 if new else self._index + moved
             self._timestep = value
+        self.trajectory += new
         if moved:
             self._seen.clear()
         self._seen.add(who)
@@ -180,7 +185,7 @@ class FrontDoor:
 
     def _branch(self, call: Call) -> str | None:
         if self._context is not None:
-            return self._context[0]
+            return self._context[0].removeprefix("pred_")  # so named by HunyuanVideo-1.5's guiders
         if call.embeds is None:
             return None
         # Pipelines that name no context (video to video) pass the same embeddings at every step, the prompt's first.

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from ..errors import InstallError
-from ..family import Call, Stack
+from ..family import Call, Family, Stack
 from ..grid import Site, TokenLayout, VideoGrid
+from .rotary import rotate_pairs
 
 
-class Wan:
+class Wan(Family):
     """The Wan family; `WAN` is its one instance."""
 
     name = "wan"
@@ -100,18 +101,6 @@ class Wan:
             return self.name
         kind = "ti2v" if size == "5b" else "i2v" if config.in_channels > config.out_channels else "t2v"
         return f"{self.name}-{kind}-{size}"
-
-
-def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """RoPE on interleaved pairs: (x0 + i x1) (cos + i sin) for each pair of channels.
-
-    Args:
-        x: (b, l, h, d).
-        cos: (1, l, 1, d), every value twice.
-        sin: (1, l, 1, d), every value twice.
-    """
-    swapped = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
-    return (x * cos + swapped * sin).type_as(x)
 
 
 WAN = Wan()

@@ -1,63 +1,127 @@
-"""The oracle of every pipeline test: the stock pipeline, whose own SDPA is given the block mask as a dense one."""
+"""The oracle of every pipeline test: the stock pipeline, whose own SDPA is given the same pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
-from vidaccel.trace import CallRecord
+from vidaccel.family import attn_processors_of, place_processors
+from vidaccel.frontdoor import FrontDoor
+from vidaccel.install import Installation
+from vidaccel.kernels import attention
+from vidaccel.patterns import Plan
 
 
-class MaskedProcessor:
-    """A layer's stock processor with a mask; None leaves the call alone."""
+class PlannedAttention(TorchFunctionMode):
+    """While it is on, torch's own attention keeps only the pairs that a plan keeps."""
+
+    def __init__(self, plan: Plan, valid: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.plan = plan
+        self.valid = valid
+        self.samples = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not F.scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
+        query, key, value, own = (given.get(name) for name in ("query", "key", "value", "attn_mask"))
+        first, self.samples = self.samples, self.samples + len(query)
+        if self.plan.mask is not None:
+            keep = fitted(self.plan.mask.to_dense(), query.shape[2])
+            return function(query, key, value, attn_mask=keep if own is None else keep & own)
+        samples = zip(*(x.split(1) for x in (query, key, value)), strict=True)
+        return torch.cat([self.chosen(first + n, *sample) for n, sample in enumerate(samples)])
+
+    def chosen(self, sample: int, *qkv: torch.Tensor) -> torch.Tensor:
+        """(1, h, tokens, d): attention on the pairs that the plan chooses for one sample."""
+        layout, length = self.plan.layout, qkv[0].shape[2]
+        plan = replace(self.plan, text_bias=None)
+        if self.valid is not None:
+            plan = plan.with_valid_text(torch.tensor([self.valid[min(sample, len(self.valid) - 1)]]))
+        assert plan.select is not None
+        # Stock models attend with more padding than the layout has, or with none.
+        rows = (F.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, max(0, layout.tokens - length))) for x in qkv)
+        query, key, value = (layout.to_kernel(x[:, : layout.tokens]) for x in rows)
+        selected = plan.select(query, key, value)
+        order = None if selected.order is None else selected.order[..., None].expand(query.shape)
+        moved = query if order is None else query.gather(1, order)
+        out, _ = attention(
+            moved, selected.k, selected.v, selected.mask, key_bias=selected.key_bias, backend="reference"
+        )
+        out = out if order is None else torch.zeros_like(out).scatter(1, order, out)
+        out = layout.to_model(out)
+        return F.pad(out, (0, 0, 0, 0, 0, max(0, length - layout.tokens)))[:, :length].transpose(1, 2)
+
+
+def fitted(mask: torch.Tensor, length: int) -> torch.Tensor:
+    """A mask (h, tokens, tokens) for `length` tokens: text at the end is cut, or added and left to the model's mask."""
+    more = max(0, length - mask.shape[-1])
+    return F.pad(mask, (0, more, 0, more), value=True)[:, :length, :length]
+
+
+class StockProcessor:
+    """A layer's stock processor, under a plan where there is one."""
 
     def __init__(self, stock: Any) -> None:
         self.stock = stock
-        self.mask: torch.Tensor | None = None
+        self.plan: Plan | None = None
+        self.valid: tuple[int, ...] | None = None
 
     def __call__(
-        self,
-        attn: Any,
-        hidden_states: Any,
-        encoder_hidden_states: Any = None,
-        attention_mask: Any = None,
-        rope: Any = None,
-    ) -> Any:
-        return self.stock(attn, hidden_states, encoder_hidden_states, self.mask, rope)
+        self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, attention_mask: Any = None,
+        rotary_emb: Any = None, image_rotary_emb: Any = None,
+    ) -> Any:  # fmt: skip
+        rope = rotary_emb if rotary_emb is not None else image_rotary_emb
+        inputs = (hidden_states, encoder_hidden_states, attention_mask, rope)
+        if self.plan is None:
+            return self.stock(attn, *inputs)
+        with PlannedAttention(self.plan, self.valid) as planned:
+            result = self.stock(attn, *inputs)
+        assert planned.samples == len(hidden_states), "the stock layer did not call torch's attention"
+        return result
+
+
+class PlansSeen:
+    """What an installation wrote on its processors, call by call."""
+
+    def __init__(self, installation: Installation) -> None:
+        self.installation = installation
+        self.calls: list[tuple[tuple[int, ...] | None, dict[str, Plan | None]]] = []
+
+    def before(self, call: Any, step: Any, record: Any) -> None:
+        self.calls.append((call.valid, {name: p.plan for name, p in self.installation.processors.items()}))
+
+    def after(self, record: Any) -> None:
+        pass
 
 
 @contextmanager
-def masked(
-    transformers: list[Any], calls: list[CallRecord], mask: Callable[[CallRecord, str], torch.Tensor]
-) -> Iterator[None]:
-    """Replays a recorded run on stock processors: what ran sparse there gets `mask(call, site)` here."""
-    remaining = iter(calls)
-    undo: list[Callable[[], None]] = []
+def planned(transformer: Any, seen: PlansSeen) -> Iterator[None]:
+    """Replays a recorded run on stock processors."""
+    remaining = iter(seen.calls)
+    stock = attn_processors_of(transformer)
+    ours = {name: StockProcessor(stock[name]) for name in seen.installation.processors}
 
-    def before(processors: dict[str, MaskedProcessor]) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            call = next(remaining)
-            sparse = {name for name, _ in call.scheduled}
-            for name, processor in processors.items():
-                processor.mask = mask(call, name) if name in sparse else None
+    def before(*_: Any) -> None:
+        valid, plans = next(remaining)
+        for name, processor in ours.items():
+            processor.plan, processor.valid = plans[name], valid
 
-        return hook
-
-    for transformer in transformers:
-        stock = dict(transformer.attn_processors)
-        ours = {name: MaskedProcessor(p) for name, p in stock.items() if ".attn1." in name}
-        transformer.set_attn_processor(stock | ours)
-        handle = transformer.register_forward_pre_hook(before(ours))
-        undo += [handle.remove, lambda t=transformer, s=stock: t.set_attn_processor(dict(s))]
+    place_processors(transformer, stock | ours)
+    handle = transformer.register_forward_pre_hook(before)
     try:
         yield
     finally:
-        for step in undo:
-            step()
+        handle.remove()
+        place_processors(transformer, stock)
     assert next(remaining, None) is None, "the stock run made fewer transformer calls than the accelerated one"
 
 
@@ -67,26 +131,24 @@ def assert_equals_masked_stock(render: Callable[..., torch.Tensor]) -> Callable[
 
     def check(pipe: Any, accelerated: Any, size: str = "even", tolerance: float = 2e-5, **kwargs: Any) -> torch.Tensor:
         before = len(accelerated.trace.calls)
+        every = [PlansSeen(installation) for installation in accelerated._installations]
+        doors = [FrontDoor.of(seen.installation.door.transformer) for seen in every]
+        leave = [door.subscribe(seen) for door, seen in zip(doors, every, strict=True)]
         latents = render(pipe, size, **kwargs)
+        for unsubscribe in leave:
+            unsubscribe()
         calls = accelerated.trace.calls[before:]
-        plans = {
-            (str(plan.layout.grid), round(plan.delivered, 9)): plan.mask.to_dense()
-            for installation in accelerated._installations
-            for plan in installation.plans.values()
-        }
         assert calls
         for call in calls:
             assert len(call.kernels) == len(call.scheduled), "a scheduled layer did not run sparse"
         assert any(call.scheduled for call in calls), "nothing ran sparse at all"
         accelerated.remove()
-
-        def mask(call: CallRecord, site: str) -> torch.Tensor:
-            return plans[str(call.grid), round(dict(call.scheduled)[site], 9)]
-
-        transformers = [t for t in (pipe.transformer, getattr(pipe, "transformer_2", None)) if t is not None]
-        with masked(transformers, calls, mask):
+        with ExitStack() as stack:
+            for door, seen in zip(doors, every, strict=True):
+                stack.enter_context(planned(door.transformer, seen))
             expected = render(pipe, size, **kwargs)
-        torch.testing.assert_close(latents, expected, atol=tolerance, rtol=1e-4)
+        scale = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(latents, expected, atol=tolerance * scale, rtol=1e-4)
         return latents
 
     return check

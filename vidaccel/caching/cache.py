@@ -250,7 +250,8 @@ def trait_of(grid: VideoGrid, expert: str | None) -> str:
 def sizes_of(door: FrontDoor, grid: VideoGrid, batch: int, dtype: torch.dtype) -> Sizes:
     """How large the features of a call are."""
     stack = door.family.stack(door.transformer)
-    return Sizes(batch, grid.tokens, stack.width, stack.modulation, stack.latent * grid.tokens, dtype.itemsize)
+    modulation = stack.modulation * (grid.tokens if stack.modulation_per_token else 1)
+    return Sizes(batch, grid.tokens, stack.width, modulation, stack.latent * grid.tokens, dtype.itemsize)
 
 
 def estimate_bytes(

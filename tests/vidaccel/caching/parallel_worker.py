@@ -7,7 +7,6 @@ video a rank). Prints, a line a threshold, the forecast steps and the latents' s
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -18,14 +17,8 @@ import torch
 import vidaccel
 from vidaccel.caching import CGTaylor
 
-
-def load_conftest() -> Any:
-    spec = importlib.util.spec_from_file_location("shared_fixtures", Path(__file__).parents[2] / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import tiny_pipelines
 
 
 def video(pipe: Any, steps: int, prompt: str) -> torch.Tensor:
@@ -56,7 +49,7 @@ def main(mode: str, rank: int, store: str, thresholds: list[float]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for threshold in thresholds:
-        pipe = load_conftest().tiny_wan()
+        pipe = tiny_pipelines.wan()
         if mode == "context before":
             enable(pipe.transformer)
         with vidaccel.accelerate(pipe, cache=CGTaylor(threshold=threshold, warmup=2)) as run:

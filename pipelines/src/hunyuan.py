@@ -1,0 +1,71 @@
+"""HunyuanVideo: text to video and image to video, by concatenated latents or by token replacement.
+
+Attention is joint: [video | text], text padded to a fixed length of which each sample uses the first part. The first
+layers have projections of their own for text, the others share one set. The text's refiner has attention too; it stays
+dense.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..family import Call, Stack
+from ..grid import Site, VideoGrid
+from .joint import JointFamily, valid_text
+
+LISTS = ("transformer_blocks", "single_transformer_blocks")
+
+
+class Hunyuan(JointFamily):
+    """The HunyuanVideo family; `HUNYUAN` is its one instance."""
+
+    name = "hunyuan"
+
+    def sites(self, transformer: Any) -> list[Site]:
+        """Layers of two streams, then those of one."""
+        names = [
+            f"{blocks}.{n}.attn.processor" for blocks in LISTS for n in range(len(getattr(transformer, blocks, ())))
+        ]
+        return [Site(name, layer, "joint", self.name) for layer, name in enumerate(names)]
+
+    def read(self, transformer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """`hidden_states` is (b, channels, frames, height, width) of latents."""
+        names = ("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask")
+        given = dict(zip(names, args, strict=False)) | dict(kwargs)
+        latents, text = given["hidden_states"], given["encoder_hidden_states"]
+        grid = VideoGrid(*(size // side for size, side in zip(latents.shape[2:], patch(transformer), strict=True)))
+        valid = valid_text(given["encoder_attention_mask"])
+        return Call(grid, text.shape[1], given["timestep"], text, latents.device, latents, valid)
+
+    def stack(self, transformer: Any) -> Stack:
+        """Both lists of blocks: all take and return both streams."""
+        config = transformer.config
+        width = config.num_attention_heads * config.attention_head_dim
+        latent = config.out_channels * math.prod(patch(transformer))
+        lists = tuple(name for name in LISTS if hasattr(transformer, name))
+        streams = ("hidden_states", "encoder_hidden_states")
+        return Stack(lists, streams, width, width, latent, self.name, modulation_per_token=True)
+
+    def modulation(self, block: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
+        """(b, l, width): the video tokens as the first block's attention gets them, normalised and modulated."""
+        names = ("hidden_states", "encoder_hidden_states", "temb", "mask", "rope", "token_replace_emb", "num_tokens")
+        given = dict(zip(names, args, strict=False)) | dict(kwargs)
+        replaced = given.get("token_replace_emb")
+        if replaced is None:
+            modulated: torch.Tensor = block.norm1(given["hidden_states"], emb=given["temb"])[0]
+        else:  # a second embedding modulates the first frame
+            modulated = block.norm1(given["hidden_states"], given["temb"], replaced, given["num_tokens"])[0]
+        return modulated
+
+
+def patch(transformer: Any) -> tuple[int, int, int]:
+    """Latents of one token along (t, y, x)."""
+    config = transformer.config
+    return (config.patch_size_t, config.patch_size, config.patch_size)
+
+
+HUNYUAN = Hunyuan()

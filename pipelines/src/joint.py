@@ -1,0 +1,126 @@
+"""Joint attention of two streams, video and text, as HunyuanVideo, CogVideoX and Mochi have it.
+
+Each stream is projected, split into heads and normalised head by head; RoPE turns the video tokens alone; then both
+attend as one sequence. Models differ in where text stands, whose projections it takes, and how RoPE's tables look.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from ..family import Call, Family
+from ..grid import TokenLayout
+from .rotary import rotate_pairs
+
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class JointFamily(Family):
+    """What families of joint attention share.
+
+    Attributes:
+        text_first: the model holds [text | video] rather than [video | text].
+    """
+
+    text_first: ClassVar[bool] = False
+
+    def is_video(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None) -> bool:
+        """Joint attention gets both streams; a refiner gets the text alone."""
+        return encoder_hidden_states is not None
+
+    def layout(self, call: Call, block: int) -> TokenLayout:
+        """Both streams."""
+        return TokenLayout.of(call.grid, call.text, block, text_first=self.text_first)
+
+    def project(
+        self,
+        attn: Any,
+        layout: TokenLayout,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> Heads:
+        """q, k, v in kernel order. The mask says which text is padding; the layout's key lengths say the same."""
+        query, key, value = self.streams(attn, hidden_states, encoder_hidden_states, rotary_emb)
+        return layout.to_kernel(query), layout.to_kernel(key), layout.to_kernel(value)
+
+    def streams(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> Heads:
+        """q, k, v (b, tokens, h, d) in model order: split, normalised, video rotated, both streams side by side."""
+        query, key, value = video_heads(attn, hidden_states)
+        text = text_heads(attn, encoder_hidden_states)
+        if rotary_emb is not None:
+            cos, sin = self.tables(*rotary_emb)
+            query, key = rotate_pairs(query, cos, sin), rotate_pairs(key, cos, sin)
+        pairs = (
+            zip(text, (query, key, value), strict=True)
+            if self.text_first
+            else zip((query, key, value), text, strict=True)
+        )
+        # Under autocast the norms compute in fp32; torch's own attention casts back by itself, ours takes one dtype.
+        query, key, value = (torch.cat(pair, 1).type_as(value) for pair in pairs)
+        return query, key, value
+
+    def tables(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """RoPE's tables in a shape that broadcasts with (b, l, h, d); here they come as (l, d), every value twice."""
+        return cos[:, None], sin[:, None]
+
+    def output(
+        self, attn: Any, out: torch.Tensor, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, *_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(b, tokens, h, d) -> video and text, (b, l, width) each, in whatever way the layer projects them."""
+        video, text = self.split(out.flatten(2, 3).type_as(hidden_states), encoder_hidden_states.shape[1])
+        for module in attn.to_out or ():  # None where the block does it later, for both
+            video = module(video)
+            text = text if has_text_projections(attn) else module(text)
+        to_text = getattr(attn, "to_add_out", None)  # None where nobody needs the text any more
+        return video, text if to_text is None else to_text(text)
+
+    def split(self, x: torch.Tensor, text: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(b, tokens, ...) in model order -> video, text."""
+        if self.text_first:
+            return x[:, text:], x[:, :text]
+        return x[:, : x.shape[1] - text], x[:, x.shape[1] - text :]
+
+
+def has_text_projections(attn: Any) -> bool:
+    """The layer projects text by weights of its own, rather than by the video's."""
+    return getattr(attn, "add_q_proj", None) is not None
+
+
+def video_heads(attn: Any, hidden_states: torch.Tensor) -> Heads:
+    """q, k, v (b, l, h, d) of the video tokens (b, l, width), q and k normalised per head."""
+    query, key, value = (
+        linear(hidden_states).unflatten(2, (attn.heads, -1)) for linear in (attn.to_q, attn.to_k, attn.to_v)
+    )
+    return attn.norm_q(query), attn.norm_k(key), value
+
+
+def text_heads(attn: Any, encoder_hidden_states: torch.Tensor) -> Heads:
+    """The same of the text tokens, by the text's own projections where the layer has any."""
+    if not has_text_projections(attn):
+        return video_heads(attn, encoder_hidden_states)
+    query, key, value = (
+        linear(encoder_hidden_states).unflatten(2, (attn.heads, -1))
+        for linear in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+    )
+    return attn.norm_added_q(query), attn.norm_added_k(key), value
+
+
+def valid_text(*masks: torch.Tensor) -> tuple[int, ...] | None:
+    """Valid tokens of each sample of padding masks (b, text), all masks together; None where no token is padding.
+
+    One number where all samples have as many. Waits for the device, as the clock does.
+    """
+    counts = torch.stack([mask.sum(1, dtype=torch.int64) for mask in masks]).sum(0).tolist()
+    if min(counts) == sum(mask.shape[1] for mask in masks):
+        return None
+    return tuple(counts) if len(set(counts)) > 1 else (counts[0],)
