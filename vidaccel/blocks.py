@@ -137,7 +137,7 @@ class BlockMask:
     def density(self) -> float:
         """Fraction of video-video pairs that are kept, token by token; keys beyond the layout's own count as tokens."""
         n = self.layout.video_blocks
-        kinds, length = self._video(), self.layout.q_len[:n].double()
+        kinds, length = self.video_map(), self.layout.q_len[:n].double()
         keys = self._without_text(self.lengths.reshape(-1, self.lengths.shape[-1])[0]).double()
         kept = float(((kinds == 2).double() @ keys @ length).sum())
         if self.window is not None and bool((partial := kinds == 1).any()):
@@ -147,11 +147,11 @@ class BlockMask:
     @cached_property
     def visited(self) -> float:
         """Video tiles touched x their area over all video-video pairs. Holes count, so it can pass 1."""
-        touched = int((self._video() > 0).sum())
+        touched = int((self.video_map() > 0).sum())
         return touched * self.layout.block**2 / (self.heads * self.layout.grid.tokens**2)
 
-    def _video(self) -> torch.Tensor:
-        """(h, video blocks, key blocks without text) int8."""
+    def video_map(self) -> torch.Tensor:
+        """(h, video blocks, key blocks without text) int8: `block_map` of the video. Waits for nothing."""
         return self._without_text(self.block_map()[:, : self.layout.video_blocks])
 
     def _without_text(self, columns: torch.Tensor) -> torch.Tensor:

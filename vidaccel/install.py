@@ -6,10 +6,12 @@ import logging
 import warnings
 from typing import Any
 
+import torch
 from torch import nn
 
+from .choices import Choices, kept_share
 from .errors import InstallError, PatternError, VidaccelWarning
-from .family import Call, unwrap
+from .family import Call, attn_processors_of, place_processors, unwrap
 from .frontdoor import Clock, FrontDoor
 from .grid import Site, TokenLayout
 from .patterns import Pattern, Plan
@@ -33,6 +35,7 @@ class Installation:
         processors: one a site, by name.
         originals: every processor that stood in the transformer, by name.
         plans: what each plan was made for, with the plan.
+        choices: blocks that were chosen at earlier steps, where a plan uses them again.
     """
 
     def __init__(
@@ -48,11 +51,13 @@ class Installation:
         self.density_requested = density
         self.schedule = schedule
         self.sites = door.family.sites(door.transformer)
-        self.originals: dict[str, Any] = dict(door.transformer.attn_processors)
+        self.originals: dict[str, Any] = attn_processors_of(door.transformer)
         self.processors = {
             site.name: SparseAttnProcessor(self.originals[site.name], door.family) for site in self.sites
         }
         self.plans: dict[tuple[Any, ...], Plan] = {}
+        self._texts: dict[tuple[Any, ...], Plan] = {}
+        self.choices = Choices()
         self._stand_in = stand_in
         self._layers = 1 + max(site.index for site in self.sites)
         self._unsubscribe = door.subscribe(self)
@@ -119,8 +124,7 @@ class Installation:
 
     def place(self) -> None:
         """Put our processors in the transformer."""
-        # set_attn_processor empties the dict that it is given.
-        self.door.transformer.set_attn_processor(dict(self.complete()))
+        place_processors(self.door.transformer, self.complete())
 
     def remove(self) -> list[str]:
         """Give every place that still holds ours its own processor back, and close the door.
@@ -136,12 +140,12 @@ class Installation:
                 current[name] = original
             elif mine is not None and current[name] is not original:
                 changed.append(name)
-        self.door.transformer.set_attn_processor(current)
+        place_processors(self.door.transformer, current)
         self._unsubscribe()
         return changed
 
     def _current(self) -> dict[str, Any]:
-        return dict(self.door.transformer.attn_processors)
+        return attn_processors_of(self.door.transformer)
 
     def before(self, call: Call, step: Step, record: CallRecord) -> None:
         """Write a plan, or None, on every processor."""
@@ -150,6 +154,9 @@ class Installation:
                 "context parallelism is on: this transformer's sparse layers would see their own rank's tokens alone; "
                 "run without enable_parallelism, or remove the acceleration"
             )
+        for text in call.notes:
+            if self.door.trace.note(text):
+                logger.info(text)
         current = self._current()
         if self._stand_in is not None and any(p is self._stand_in for p in current.values()):
             self.place()
@@ -168,21 +175,44 @@ class Installation:
             if site.name in displaced:
                 continue
             plan = self._plan(call, step, record, site)
-            self.processors[site.name].plan = plan
+            processor = self.processors[site.name]
+            processor.plan, processor.valid = plan, call.valid
             if plan is None:
                 record.dense.append(site.name)
-            else:
-                record.scheduled.append((site.name, plan.delivered))
+                continue
+            record.scheduled.append((site.name, plan.delivered))
+            processor.held = self.choices.held(plan, site.name, record.branch, step.index, self.door.clock.trajectory)
+            if processor.held is not None:
+                record.held.append(site.name)
+            if plan.reselect != 1 and record.branch is None:
+                self.door.trace.note(
+                    "guidance branches cannot be told apart here, so blocks are chosen at every step (reselect has no "
+                    "effect); pass prompts through the pipeline's own arguments"
+                )
 
     def after(self, record: CallRecord) -> None:
         """Take the plans away; say so where fewer layers ran sparse than were scheduled."""
-        for processor in self.processors.values():
-            processor.plan = None
+        for name, processor in self.processors.items():
+            if processor.plan is not None and not record.failed:
+                self._look_at(processor, name, record)
+            processor.plan = processor.valid = processor.held = processor.chosen = None
         missing = len(record.scheduled) - len(record.kernels)
         if missing and not record.failed:
             self.door.trace.note(
                 f"{missing} of {len(record.scheduled)} sparse layers did not run in step {record.step}"
             )
+
+    def _look_at(self, processor: SparseAttnProcessor, name: str, record: CallRecord) -> None:
+        """Keep what a layer has chosen for later steps, and record what only the choice can tell."""
+        plan, choice = processor.plan, processor.chosen
+        if plan is None:
+            return
+        if choice is not None:
+            moved = self.choices.keep(plan, name, record.branch, record.step, self.door.clock.trajectory, choice)
+            if moved is not None:
+                record.drift[name] = moved
+        if plan.varies and (used := choice or processor.held) is not None:
+            record.measured[name] = kept_share(used.mask)
 
     def _plan(self, call: Call, step: Step, record: CallRecord, site: Site) -> Plan | None:
         density = self.schedule.density(
@@ -197,7 +227,16 @@ class Installation:
             self.plans[key] = self._make_plan(self.door.family.layout(call, self.pattern.block), density, site).to(
                 call.device
             )
-        return self.plans[key]
+        return self.plans[key] if call.valid is None else self._for_text(key, call)
+
+    def _for_text(self, key: tuple[Any, ...], call: Call) -> Plan:
+        """The plan of a layout for padded text: the same rows, other key lengths."""
+        own = (*key, call.valid)
+        if own not in self._texts:
+            if len(self._texts) >= _MOST_PLANS:
+                del self._texts[next(iter(self._texts))]
+            self._texts[own] = self.plans[key].with_valid_text(torch.tensor(call.valid))
+        return self._texts[own]
 
     def _make_plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         plan = self.pattern.plan(layout, density, site)

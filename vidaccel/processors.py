@@ -17,6 +17,7 @@ from .patterns import (
     LightForcing,
     Neighborhood,
     Pattern,
+    PerHead,
     PerLayer,
     Plan,
     Pyramid,
@@ -126,6 +127,12 @@ class UnionAttnProcessor(NamedAttnProcessor):
     """What any of several patterns keeps, for all layers; see `patterns.Union`."""
 
     pattern_type = Union
+
+
+class PerHeadAttnProcessor(NamedAttnProcessor):
+    """Another pattern for each head; see `patterns.PerHead`."""
+
+    pattern_type = PerHead
 
 
 class PerLayerAttnProcessor(NamedAttnProcessor):

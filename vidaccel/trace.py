@@ -76,6 +76,9 @@ class CallRecord:
         gate_error: the number that it looked at.
         true_error: how far the forecast was off, where it was computed too.
         cache_bytes: bytes that the transformer's cache holds after the call; None without a cache.
+        held: names of the sites that used blocks chosen at an earlier step.
+        drift: () tensor of each site that chose anew, the share of its blocks that its choice before did not have.
+        measured: () tensor of each site whose density depends on q and k, that density.
     """
 
     step: int
@@ -98,6 +101,13 @@ class CallRecord:
     gate_error: float | None = None
     true_error: float | None = None
     cache_bytes: int | None = None
+    held: list[str] = field(default_factory=list)
+    drift: dict[str, torch.Tensor] = field(default_factory=dict)
+    measured: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def densities(self) -> list[float]:
+        """Densities of the layers that ran sparse, measured ones where there are any. Waits for a GPU then."""
+        return [float(self.measured.get(name, density)) for name, density in self.scheduled]
 
     def skip(self, block: str) -> None:
         """A cache stands in for a block, such as "blocks.3": its sites need not run."""
@@ -105,6 +115,7 @@ class CallRecord:
         self.skipped += mine
         self.scheduled = [(name, density) for name, density in self.scheduled if name not in mine]
         self.dense = [name for name in self.dense if name not in mine]
+        self.held = [name for name in self.held if name not in mine]
 
     def open(self, device: torch.device) -> None:
         """Make this the current call and start its clock."""

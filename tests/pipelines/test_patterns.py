@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vidaccel.patterns import (
     LightForcing,
     Neighborhood,
     Pattern,
+    PerHead,
     PerLayer,
     Plan,
     Pyramid,
@@ -44,10 +46,12 @@ CASES: dict[str, tuple[Pattern, float | None]] = {
     "sliding-window, heads": (SlidingWindow(heads=((3, 1, 2), (1, 2, 0)), tile=(1, 4, 4), block=16), None),
     "sliding-window, line": (SlidingWindow(5, block=16), None),
     "freeswim": (FreeSwim((4, 4), block=16, sink_frames=1), None),
+    "per-head": (PerHead((Neighborhood(block=16), SlidingWindow(block=16)), (1, 0)), 0.4),
     "union": (Union((Neighborhood(block=16), Neighborhood((0, 1, 1), block=16)), sink_frames=1), 0.6),
     "per-layer": (PerLayer({0: Radial(block=16), 1: SlidingWindow(block=16)}), 0.4),
 }
 PARTS = {
+    "per-head": {"parts": ({"name": "radial", "block": 16}, {"name": "topk", "block": 16}), "heads": (0, 1)},
     "union": {"parts": ({"name": "radial", "block": 16}, {"name": "sliding-window", "window": [1, 1, 1], "block": 16})},
     "per-layer": {"layers": {0: {"name": "radial", "block": 16}, 2: {"name": "neighborhood", "block": 16}}},
 }
@@ -57,6 +61,9 @@ DYNAMIC: dict[str, tuple[Pattern, float]] = {
     "svg": (SparseVideoGen(block=16), 0.4),
     "topk": (TopK(block=16), 0.4),
     "topk, adaptive": (TopK(adaptive=True, block=16), 0.4),
+    "topk, top-p": (TopK(top_p=0.5, block=16), 0.5),
+    "topk, union": (Union((TopK(block=16), SlidingWindow(3, block=16)), sink_frames=1), 0.65),
+    "topk, per head": (PerHead((TopK(block=16), SlidingWindow(block=16)), (1, 0)), 0.4),
 }
 # Their keys are no tokens, so that no mask of the stock pipeline says the same.
 MERGED: dict[str, tuple[Pattern, float]] = {
@@ -67,6 +74,7 @@ NAMED = {
     "light-forcing": processors.LightForcingAttnProcessor,
     "freeswim": processors.FreeSwimAttnProcessor,
     "neighborhood": processors.NeighborhoodAttnProcessor,
+    "per-head": processors.PerHeadAttnProcessor,
     "per-layer": processors.PerLayerAttnProcessor,
     "pyramid": processors.PyramidAttnProcessor,
     "radial": processors.RadialAttnProcessor,
@@ -161,6 +169,62 @@ def test_dynamic_equals_stock_with_dense_mask(wan: Any, render: Any, case: str, 
     assert (latents - stock).abs().max() > 1e-3, "the mask changed nothing, so this test could not fail"
 
 
+class HoldingProcessor(ChoosingProcessor):
+    """Chooses at every second step; cond and uncond take turns, and each has its own mask."""
+
+    def __init__(self, stock: Any, plan: Plan) -> None:
+        super().__init__(stock, plan)
+        self.calls = 0
+        self.masks: dict[int, torch.Tensor] = {}
+
+    def __call__(
+        self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, attention_mask: Any = None,
+        rope: Any = None,
+    ) -> Any:  # fmt: skip
+        step, branch = divmod(self.calls, 2)
+        self.calls += 1
+        if step % 2 == 0:
+            projected = WAN.project(attn, self.plan.layout, hidden_states, None, None, rope)
+            folded = (x.transpose(0, 1).flatten(1, 2)[None] for x in projected)
+            self.masks[branch] = dense_choice(self.plan, *folded)[None]
+        return self.stock(attn, hidden_states, encoder_hidden_states, self.masks[branch], rope)
+
+
+@pytest.mark.parametrize("pattern", [TopK(block=16, reselect=2), Ann(bits=4, block=16, reselect=2)], ids=str)
+def test_choices_serve_two_steps(wan: Any, render: Any, pattern: Any) -> None:
+    fresh = replace(pattern, reselect=1)
+    with vidaccel.accelerate(wan, fresh, density=0.4, schedule=Schedule()):
+        every_step = render(wan, "ragged")
+    with vidaccel.accelerate(wan, pattern, density=0.4, schedule=Schedule()) as run:
+        latents = render(wan, "ragged")
+        again = render(wan, "ragged")
+        plan = next(iter(run._installations[0].plans.values()))
+        report = run.report()
+    assert torch.equal(latents, again), "a choice of the first video served the second"
+    assert not torch.equal(latents, every_step)
+    for call in run.trace.calls:
+        assert len(call.held) == 3 * (call.step % 2)
+        assert len(call.drift) == 3 * (call.step == 2)
+        assert all(0 <= float(share) < 1 for share in call.drift.values())
+    assert 0 < report.summary["selection_drift"] < 1
+    assert report.data["calls"][4]["drift"].keys() == run.trace.calls[4].drift.keys()
+    originals = dict(wan.transformer.attn_processors)
+    wan.transformer.set_attn_processor(
+        {name: HoldingProcessor(p, plan) if ".attn1." in name else p for name, p in originals.items()}
+    )
+    torch.testing.assert_close(latents, render(wan, "ragged"), atol=2e-5, rtol=1e-4)
+
+
+def test_the_trace_has_the_density_that_was_kept(wan: Any, render: Any) -> None:
+    with vidaccel.accelerate(wan, TopK(top_p=0.5, block=16), density=0.6, schedule=Schedule()) as run:
+        render(wan, "ragged", steps=2)
+        report = run.report()
+    call = run.trace.calls[0]
+    assert all(float(call.measured[name]) < most for name, most in call.scheduled)
+    assert call.densities() == [float(call.measured[name]) for name, _ in call.scheduled]
+    assert report.summary["delivered_density"] < 0.5
+
+
 class SpelledOutProcessor(ChoosingProcessor):
     """One softmax over what the plan's `select` gives this layer, token by token, with torch alone."""
 
@@ -216,6 +280,23 @@ def test_dynamic_compiles_whole(wan: Any, render: Any, case: str) -> None:
         render(wan, "ragged", steps=3)
         assert counter.frame_count == compiled <= 3
         assert all(len(call.kernels) == len(call.scheduled) for call in run.trace.calls)
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_held_choices_compile_whole(wan: Any, render: Any) -> None:
+    pattern = Ann(bits=4, block=16, reselect=2)
+    with vidaccel.accelerate(wan, pattern, density=0.4, schedule=Schedule(dense_steps=1)):
+        expected = render(wan, "ragged")
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    with vidaccel.accelerate(wan, pattern, density=0.4, schedule=Schedule(dense_steps=1)) as run:
+        wan.transformer.compile_repeated_blocks(fullgraph=True, backend=counter)
+        torch.testing.assert_close(render(wan, "ragged"), expected, atol=1e-5, rtol=1e-4)
+        compiled = counter.frame_count
+        render(wan, "ragged")
+        assert counter.frame_count == compiled <= 3
+        assert [len(call.held) for call in run.trace.calls[:8]] == [0, 0, 0, 0, 3, 3, 0, 0]
     torch._dynamo.reset()
 
 

@@ -8,6 +8,7 @@ from .dense import Dense
 from .freeswim import FreeSwim
 from .light_forcing import LightForcing
 from .neighborhood import Neighborhood
+from .per_head import PerHead
 from .plan import Choice, Pattern, Plan, Select, Selection
 from .pyramid import Pyramid
 from .radial import Radial
@@ -21,6 +22,7 @@ PATTERNS: dict[str, type[Pattern]] = {
     "freeswim": FreeSwim,
     "light-forcing": LightForcing,
     "neighborhood": Neighborhood,
+    "per-head": PerHead,
     "per-layer": PerLayer,
     "pyramid": Pyramid,
     "radial": Radial,
@@ -39,6 +41,7 @@ __all__ = [
     "LightForcing",
     "Neighborhood",
     "Pattern",
+    "PerHead",
     "PerLayer",
     "Plan",
     "Pyramid",

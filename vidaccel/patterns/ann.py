@@ -44,6 +44,8 @@ class SharedBuckets(EqualRows):
         sink: key tokens that stay where they are.
     """
 
+    moves: ClassVar[bool] = True
+
     planes: torch.Tensor
     affinity: torch.Tensor
     sink: int
@@ -98,6 +100,7 @@ class Ann:
 
     name: ClassVar[str] = "ann"
     per_site: ClassVar[bool] = False
+    chooses: ClassVar[bool] = True
 
     bits: int = 8
     sink_frames: int = 1

@@ -2,11 +2,12 @@
 
 Idea: a window sees what is near, a sink or a radial mask what is far; what either keeps is kept once.
 Math: blocks of the union are those of the first part; a block is kept where the first part keeps it, or where another
-    part keeps any pair of tokens in it. Only the first part decides blocks token by token.
+    part keeps any pair of tokens in it. Only the first part decides blocks token by token. A first part that chooses
+    from q and k is given what the others keep as blocks to keep always, and chooses the rest of the density.
 Cost: the parts' own, and one product of block maps for every part in another token order. With a density, the first
     part is planned a few times.
 Source: NABLA (arXiv 2507.13546) and SSTA (HunyuanVideo 1.5) join a window with another pattern.
-Limits: no part may choose its blocks from q and k.
+Limits: one part may choose its blocks from q and k, and comes first; not if it moves or merges tokens (ann, pyramid).
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from ..blocks import BlockMask
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
 from .axes import Sides
+from .dynamic import EqualRows, dynamic_plan, row_length
 from .freeswim import FreeSwim
 from .neighborhood import Neighborhood
 from .parameters import check_density, check_sink
 from .plan import Pattern, Plan
 from .sliding_window import SlidingWindow
 from .solve import TOLERANCE
+from .svg import SparseVideoGen
+from .topk import TopK
 
 _MOST_TRIES = 6
 
@@ -37,8 +41,8 @@ class Union:
     """Every pair that one of its parts keeps, in the token order of the first.
 
     Attributes:
-        parts: patterns, or their recipes such as {"name": "radial", "rule": "ranked"}. With a density, the first is
-            given what the others leave of it; those go by their own parameters.
+        parts: patterns, or their recipes such as {"name": "radial", "rule": "ranked"}. With a density, the first, or
+            the one that chooses, is given what the others leave of it; those go by their own parameters.
         sink_frames: first latent frames that every query sees, in whole blocks.
     """
 
@@ -51,14 +55,20 @@ class Union:
         if not self.parts:
             raise PatternError("a union of no patterns was asked for; give one or more")
         object.__setattr__(self, "parts", tuple(as_recipe(part) for part in self.parts))
+        choosing = [part.name for part in self.patterns if getattr(part, "chooses", False)]
+        if len(choosing) > 1:
+            raise PatternError(
+                f"a union of {' and '.join(choosing)} was asked for; one part may choose blocks from q and k, and the "
+                "others keep theirs whatever these are: drop one, or give each its own layers with per-layer"
+            )
         sizes = sorted({part.block for part in self.patterns})
         if len(sizes) > 1:
             raise PatternError(f"a union of patterns with blocks of {sizes} was asked for; give all the same block")
 
     @cached_property
     def patterns(self) -> tuple[Pattern, ...]:
-        """The parts, as patterns."""
-        return tuple(as_pattern(part) for part in self.parts)
+        """The parts, as patterns; what chooses comes first."""
+        return tuple(sorted(map(as_pattern, self.parts), key=lambda part: not getattr(part, "chooses", False)))
 
     @property
     def per_site(self) -> bool:
@@ -79,28 +89,47 @@ class Union:
         check_density(density)
         check_sink(self.name, self.sink_frames, layout.grid)
         raster = layout.to("cpu")
-        first, *others = self.patterns
-        sink = self.sink_frames
-        if isinstance(first, (FreeSwim, Neighborhood, SlidingWindow)):
+        first, sink = self.patterns[0], self.sink_frames
+        if isinstance(first, (FreeSwim, Neighborhood, SlidingWindow, SparseVideoGen, TopK)):
             # It chooses thinner tiles where a sink would otherwise be as thick as they are.
             first, sink = replace(first, sink_frames=max(first.sink_frames, sink)), 0
+        alone = first.plan(raster, density, site)
+        if alone.select is not None:
+            return self._around(alone, site, sink).to(layout.device)
         rests: dict[Sides | None, BlockMask | None] = {}
 
-        def join(wanted: float | None) -> Plan:
-            alone = first.plan(raster, wanted, site)
+        def join(alone: Plan) -> Plan:
             tile = alone.layout.tile
             if tile not in rests:
                 rests[tile] = self._rest(alone.layout, site, sink)
             rest = rests[tile]
             mask = alone.static if rest is None else alone.static.union(reblocked(rest, alone.layout))
-            names = [alone.rule, *(part.name for part in others), *["first frames"] * bool(self.sink_frames)]
-            return Plan.of(mask, density, " + ".join(names), alone.notes)
+            return Plan.of(mask, density, self._rule(alone), alone.notes)
 
-        plan = join(density)
+        plan = join(alone)
         rest = rests[plan.layout.tile]
         if density is not None and rest is not None:
-            plan = self._fit(join, rest.density, plan, density)
+            plan = self._fit(lambda wanted: join(first.plan(raster, wanted, site)), rest.density, plan, density)
         return plan.to(layout.device)
+
+    def _rule(self, first: Plan) -> str:
+        others = [part.name for part in self.patterns[1:]]
+        return " + ".join([first.rule, *others, *["first frames"] * bool(self.sink_frames)])
+
+    def _around(self, first: Plan, site: Site, sink: int) -> Plan:
+        """What is chosen from q and k, around what the other parts keep."""
+        select, density = first.select, first.requested
+        if not isinstance(select, EqualRows) or select.moves or density is None:
+            raise PatternError(
+                f"{self.patterns[0].name} moves or merges tokens, so that no other pattern can keep blocks of its own "
+                "beside it; give each its own layers with per-layer"
+            )
+        forced, rest = select.forced, self._rest(select.layout, site, sink)
+        if rest is not None:
+            forced = forced | (rest.video_map()[0] > 0)
+        select = select.forcing(forced, row_length(self.name, select.layout, forced, density))
+        plan = dynamic_plan(select, density, self._rule(first), first.reselect)
+        return replace(plan, varies=first.varies)
 
     def _rest(self, layout: TokenLayout, site: Site, sink: int) -> BlockMask | None:
         """What the parts other than the first keep, in whole blocks of the first's order."""

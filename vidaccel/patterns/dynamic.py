@@ -6,10 +6,12 @@ Idea: how many blocks a call keeps is fixed when it is planned, only which ones 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
+from ..blocks import BlockMask
 from ..errors import PatternError
 from ..grid import TokenLayout, VideoGrid, choose_tile
 from .parameters import check_density
@@ -25,10 +27,17 @@ class EqualRows(Select):
         layout: token order.
         forced: (video blocks, video blocks) bool, kept by every choice.
         kept: video blocks in a row.
+        moves: its masks count other keys than those given, or in another order, so that others cannot join them.
     """
+
+    moves: ClassVar[bool] = False
 
     forced: torch.Tensor
     kept: int
+
+    def forcing(self, forced: torch.Tensor, kept: int) -> EqualRows:
+        """The same with other blocks that every choice keeps, and another number of blocks."""
+        return replace(self, forced=forced, kept=kept)
 
 
 def check_dynamic(pattern: str, layout: TokenLayout, density: float | None) -> float:
@@ -93,10 +102,40 @@ def row_length(pattern: str, layout: TokenLayout, forced: torch.Tensor, density:
     kept = round(density * video)
     if kept < least:
         raise PatternError(
-            f"density {density} was asked of {pattern}, {kept} of {video} blocks a row; the own block and those of the "
-            f"first frames are {least} already: ask for {least / video:.3f} or more, or for fewer sink_frames"
+            f"density {density} was asked of {pattern}, {kept} of {video} blocks a row; what every choice keeps (the "
+            f"own block, the first frames, other parts) is {least} already: ask for {least / video:.3f} or more, or "
+            "for fewer sink_frames"
         )
     return kept
+
+
+def rows_up_to(chosen: torch.Tensor, count: torch.Tensor, layout: TokenLayout) -> BlockMask:
+    """The mask of rows of different lengths. Text sees all and is seen by all.
+
+    Its list of blocks has room for the longest rows, so that nobody has to know how long they are.
+
+    Args:
+        chosen: (h, video blocks, most) int64, video blocks; the first ones of each row count, ascending.
+        count: (h, video blocks) int64, how many of them.
+        layout: the order of the blocks.
+    """
+    heads, video, most = chosen.shape
+    blocks, device = layout.blocks, chosen.device
+    text, every = torch.arange(video, blocks, device=device), torch.arange(blocks, device=device)
+    length = torch.cat([count + len(text), count.new_full((heads, len(text)), blocks)], 1).flatten()
+    ptr = torch.nn.functional.pad(length.cumsum(0), (1, 0))
+    room = heads * (video * (most + len(text)) + len(text) * blocks)
+    first, within = ptr[:-1].view(heads, blocks), torch.arange(most, device=device)
+    places = [
+        # What does not count goes to one place more, which is cut off.
+        torch.where(within < count[..., None], first[:, :video, None] + within, room),
+        (first[:, :video] + count)[..., None] + torch.arange(len(text), device=device),
+        first[:, video:, None] + every,
+    ]
+    found = [chosen, text.expand(heads, video, -1), every.expand(heads, len(text), -1)]
+    place, block = (torch.cat([part.flatten() for part in parts]) for parts in (places, found))
+    idx = torch.zeros(room + 1, dtype=torch.int64, device=device).scatter(0, place, block)[:-1]
+    return BlockMask(ptr.int(), idx.int(), length.int(), layout)
 
 
 def dynamic_plan(select: EqualRows, density: float, rule: str, reselect: int | tuple[int, ...] = 1) -> Plan:

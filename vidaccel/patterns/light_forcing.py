@@ -78,6 +78,7 @@ class LightForcing:
 
     name: ClassVar[str] = "light-forcing"
     per_site: ClassVar[bool] = False
+    chooses: ClassVar[bool] = True
 
     keep_frames: int | None = None
     near: int = 1

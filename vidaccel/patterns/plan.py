@@ -147,8 +147,8 @@ class Plan:
         """
         if self.mask is None:
             raise PatternError(
-                f"blocks that are chosen from q and k ({self.rule}) cannot be joined with others; "
-                "give each its own layers with per-layer"
+                f"blocks that are chosen from q and k ({self.rule}) cannot be joined to others; give that pattern "
+                "layers of its own with per-layer"
             )
         return self.mask
 

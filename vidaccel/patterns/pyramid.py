@@ -92,6 +92,8 @@ class CoarseToFine(EqualRows):
         length: (blocks of means + 1,) int32, means in each block; the last block is empty.
     """
 
+    moves: ClassVar[bool] = True
+
     counts: Counts
     count: torch.Tensor
     length: torch.Tensor
@@ -165,6 +167,7 @@ class Pyramid:
 
     name: ClassVar[str] = "pyramid"
     per_site: ClassVar[bool] = False
+    chooses: ClassVar[bool] = True
 
     levels: tuple[float, float, float, float] | None = None
     sink_frames: int = 0

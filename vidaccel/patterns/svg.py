@@ -44,6 +44,21 @@ class NearOrAcross(EqualRows):
     rows: torch.Tensor
     kept_keys: torch.Tensor
 
+    @classmethod
+    def of(cls, layout: TokenLayout, forced: torch.Tensor, kept: int, rows: torch.Tensor) -> NearOrAcross:
+        """Rank all tiles and mark the keys of the rows that are tried."""
+        video, block = layout.video_blocks, layout.block
+        masks = torch.stack([order[:, :kept].sort(dim=1).values for order in near_and_across(layout, forced)])
+        maps = torch.zeros(2, video, layout.blocks, dtype=torch.bool)
+        maps[:, :, video:] = True
+        maps.scatter_(2, masks, True)
+        keys = maps[:, rows // block].repeat_interleave(block, 2)[..., : layout.slots]
+        return cls(layout, forced, kept, masks, rows, keys)
+
+    def forcing(self, forced: torch.Tensor, kept: int) -> NearOrAcross:
+        """See `EqualRows`."""
+        return self.of(self.layout, forced, kept, self.rows)
+
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
         filled = self.layout.filled
@@ -75,6 +90,7 @@ class SparseVideoGen:
 
     name: ClassVar[str] = "svg"
     per_site: ClassVar[bool] = False
+    chooses: ClassVar[bool] = True
 
     samples: int = 32
     sink_frames: int = 1
@@ -98,18 +114,13 @@ class SparseVideoGen:
         tiled = tile_layout(layout.to("cpu").tiled(None, self.block), self.sink_frames, density)
         forced = always_kept(tiled, self.sink_frames)
         kept = row_length(self.name, tiled, forced, density)
-        masks = torch.stack([order[:, :kept].sort(dim=1).values for order in near_and_across(tiled, forced)])
         generator = torch.Generator().manual_seed(self.seed)
         # One row of each of equal stretches of the video.
         many = min(self.samples, layout.grid.tokens)
         place = (torch.arange(many) + torch.rand(many, generator=generator)) * (layout.grid.tokens / many)
         video = tiled.filled[: tiled.video_blocks * self.block].nonzero()[:, 0]
         rows = video[place.long().clamp(max=layout.grid.tokens - 1)]
-        maps = torch.zeros(2, tiled.video_blocks, tiled.blocks, dtype=torch.bool)
-        maps[:, :, tiled.video_blocks :] = True
-        maps.scatter_(2, masks, True)
-        keys = maps[:, rows // self.block].repeat_interleave(self.block, 2)[..., : tiled.slots]
-        select = NearOrAcross(tiled, forced, kept, masks, rows, keys)
+        select = NearOrAcross.of(tiled, forced, kept, rows)
         rule = f"near or across, {kept} of {tiled.video_blocks} tiles of {tiled.tile}"
         return dynamic_plan(select, density, rule, self.reselect).to(layout.device)
 

@@ -83,7 +83,8 @@ class Report:
 
 def _summary(calls: list[CallRecord]) -> dict[str, Any]:
     times = [call.watch.ms for call in calls if call.watch is not None]
-    sparse = [density for call in calls for _, density in call.scheduled]
+    sparse = [density for call in calls for density in call.densities()]
+    drift = [float(share) for call in calls for share in call.drift.values()]
     kernels: dict[str, int] = {}
     for name in (name for call in calls for name in call.kernels):
         kernels[name] = kernels.get(name, 0) + 1
@@ -94,6 +95,8 @@ def _summary(calls: list[CallRecord]) -> dict[str, Any]:
         "dense_layer_calls": sum(len(call.dense) for call in calls),
         "delivered_density": sum(sparse) / len(sparse) if sparse else None,
         "effective_density": _effective(calls),
+        # Of the blocks chosen at one step, how many were not among those chosen before; None where no choice is kept.
+        "selection_drift": sum(drift) / len(drift) if drift else None,
         "kernels": kernels,
         "transformer_ms": sum(ms for ms in times if ms is not None),
         **_cache_summary(calls),
@@ -133,7 +136,7 @@ def _effective(calls: list[CallRecord]) -> float | None:
     for call in calls:
         video, text = call.grid.tokens, call.text
         around = 2 * video * text + text**2
-        kept += sum(density * video**2 + around for _, density in call.scheduled)
+        kept += sum(density * video**2 + around for density in call.densities())
         kept += len(call.dense) * (video + text) ** 2
         total += (len(call.scheduled) + len(call.dense)) * (video + text) ** 2
     return kept / total if total else None
@@ -167,8 +170,20 @@ def _call(call: CallRecord, cached: bool) -> dict[str, Any]:
         "kernels": sorted(set(call.kernels)),
         "kernels_ran": len(call.kernels),
         "ms": call.watch.ms if call.watch else None,
+        **_chosen_call(call),
         **(_cached_call(call) if cached else {}),
     }
+
+
+def _chosen_call(call: CallRecord) -> dict[str, Any]:
+    """What patterns that choose blocks did, where the trace looked at it."""
+    found: dict[str, Any] = {}
+    if call.held or call.drift:
+        found["held_layers"] = len(call.held)
+        found["drift"] = {name: float(share) for name, share in call.drift.items()}
+    if call.measured:
+        found["measured_density"] = {name: float(share) for name, share in call.measured.items()}
+    return found
 
 
 def _cached_call(call: CallRecord) -> dict[str, Any]:

@@ -10,7 +10,20 @@ from hypothesis import strategies as st
 from vidaccel.blocks import BlockMask
 from vidaccel.errors import PatternError
 from vidaccel.grid import Site, TokenLayout
-from vidaccel.patterns import FreeSwim, Neighborhood, PerLayer, Radial, SlidingWindow, Union
+from vidaccel.patterns import (
+    Ann,
+    FreeSwim,
+    LightForcing,
+    Neighborhood,
+    PerHead,
+    PerLayer,
+    Pyramid,
+    Radial,
+    SlidingWindow,
+    SparseVideoGen,
+    TopK,
+    Union,
+)
 from vidaccel.patterns.combine import first_frames, reblocked
 from vidaccel.recipe import Recipe
 
@@ -87,6 +100,87 @@ def test_density_is_that_of_the_whole(first, density):
     assert "neighborhood + first frames" in plan.rule
 
 
+@pytest.mark.parametrize(
+    "first", [TopK(block=16), LightForcing(block=16), SparseVideoGen(block=16), TopK(top_p=0.5, block=16)],
+    ids=lambda pattern: pattern.name,
+)  # fmt: skip
+@pytest.mark.parametrize("text", [0, 5])
+def test_what_chooses_does_so_around_what_others_keep(first, text):
+    layout = TokenLayout.of((6, 7, 9), text, 16)
+    window = Neighborhood((3, 3, 3), block=16)
+    plan = Union((first, window), sink_frames=1).plan(layout, 0.7, site())
+    assert plan.mask is None
+    tiled = plan.layout
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (tiled.to_kernel(torch.randn(1, layout.tokens, 2, 16, generator=generator)) for _ in range(3))
+    chosen = plan.select(q, k, v).mask
+    around = window.plan(layout, None, site()).mask
+    kept = dense(chosen)
+    assert kept[dense(around)].all()
+    assert kept[:, : layout.grid.frame].all()
+    rows = chosen.video_map().bool().sum(-1)
+    if plan.varies:
+        assert (rows <= plan.select.kept).all()
+    else:
+        assert (rows == plan.select.kept).all()
+        assert plan.delivered == pytest.approx(0.7, rel=0.05)
+    assert "neighborhood + first frames" in plan.rule
+
+
+@pytest.mark.parametrize("first", [Ann(block=16), Pyramid(block=16)], ids=lambda pattern: pattern.name)
+def test_what_moves_tokens_joins_nothing(first):
+    layout = TokenLayout.of((6, 8, 8), 0, 16)
+    with pytest.raises(PatternError, match=f"{first.name} moves or merges tokens"):
+        Union((first, SlidingWindow(3, block=16))).plan(layout, 0.6, site())
+    with pytest.raises(PatternError, match=f"{first.name} moves or merges tokens"):
+        PerHead((first, TopK(block=16)), (0, 1)).plan(layout, 0.6, site())
+
+
+def test_one_part_chooses():
+    layout = TokenLayout.of((6, 8, 8), 0, 16)
+    plans = [
+        Union(parts).plan(layout, 0.6, site())
+        for parts in ((SlidingWindow(3, block=16), TopK(block=16)), (TopK(block=16), SlidingWindow(3, block=16)))
+    ]
+    assert torch.equal(plans[0].select.forced, plans[1].select.forced)
+    with pytest.raises(PatternError, match="union of topk and svg was asked for; one part may choose"):
+        Union((TopK(), SparseVideoGen()))
+    plan = TopK(block=16).plan(layout, 0.6, site())
+    with pytest.raises(PatternError, match="give that pattern layers of its own"):
+        _ = plan.static
+
+
+def test_per_head_masks():
+    layout = TokenLayout.of(GRID, 4, 16)
+    parts = (Neighborhood((3, 3, 3), block=16), SlidingWindow(5, block=16))
+    plan = PerHead(parts, (0, 1, 1)).plan(layout, None, site())
+    window, line = (part.plan(layout, None, site()).mask for part in parts)
+    heads = plan.mask.to_dense()
+    assert torch.equal(heads[0], dense(window))
+    assert torch.equal(heads[1], heads[2])
+    assert torch.equal(heads[1], dense(reblocked(line, plan.layout)))
+    assert heads[1][dense(line)].all()
+    assert plan.delivered == pytest.approx(float(heads[:, :240, :240].float().mean()))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_per_head_choices(batch):
+    layout = TokenLayout.of((6, 7, 9), 5, 16)
+    best = TopK(block=16)
+    parts = ({"name": "neighborhood", "block": 16}, best, SparseVideoGen(block=16))
+    plan = PerHead(parts, (0, 1, 2, 1)).plan(layout, 0.5, site())
+    tiled = plan.layout
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (tiled.to_kernel(torch.randn(1, layout.tokens, 4 * batch, 16, generator=generator)) for _ in range(3))
+    rows = plan.select(q, k, v).mask.block_map()
+    alone = best.plan(layout, 0.5, site()).select(q, k, v).mask.block_map()
+    shapes = SparseVideoGen(block=16).plan(layout, 0.5, site()).select(q, k, v).mask.block_map()
+    near = reblocked(Neighborhood(block=16).plan(layout, 0.5, site()).mask, tiled).block_map()[0]
+    for head in range(4 * batch):
+        expected = {0: near, 1: alone[head], 2: shapes[head], 3: alone[head]}[head % 4]
+        assert torch.equal(rows[head], expected)
+
+
 def test_per_layer():
     layout = TokenLayout.of(GRID, block=16)
     pattern = PerLayer({0: Radial(block=16), 2: SlidingWindow(block=16)})
@@ -126,6 +220,10 @@ def test_wrong_parts_name_right_ones():
         Union(({"name": "spiral"},))
     with pytest.raises(PatternError, match="radial cannot be built"):
         Union(({"name": "radial", "width": 3},))
+    with pytest.raises(PatternError, match="give each head the number of its part, 0 to 1, and each part a head"):
+        PerHead((Radial(), SlidingWindow()), (0, 2))
+    with pytest.raises(PatternError, match="give all the same block"):
+        PerHead((Radial(block=64), Radial()), (0, 1))
     with pytest.raises(PatternError, match="the first range begins at layer 0"):
         PerLayer({2: Radial()})
     with pytest.raises(PatternError, match="other than the first keep"):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidaccel.choices import kept_share
 from vidaccel.errors import PatternError
 from vidaccel.grid import Site, TokenLayout
 from vidaccel.kernels.select import block_means, rows_of
@@ -58,7 +59,7 @@ def test_rows_are_the_best_blocks(layout, density, sink, batch, seed):
     try:
         plan = pattern.plan(layout, density, SITE)
     except PatternError:
-        with pytest.raises(PatternError, match="the own block and those of the first frames are"):
+        with pytest.raises(PatternError, match="what every choice keeps"):
             pattern.plan(layout, density, SITE)
         return
     assert plan.mask is None
@@ -107,6 +108,39 @@ def test_adaptive_rows_share_one_threshold(layout, density, batch, seed):
     most = torch.where(kept, 0, likely).max()
     assert least >= most - 1e-6
     assert TopK(block=16, sink_frames=0).plan(layout, plan.requested, SITE).visited == plan.visited
+
+
+@settings(max_examples=40, deadline=None)
+@given(layouts(), st.floats(0.3, 1.0), st.floats(0.05, 0.95), st.sampled_from([1, 2]), st.integers(0, 1000))
+def test_rows_end_at_their_mass(layout, density, mass, batch, seed):
+    plan = TopK(top_p=mass, block=16, sink_frames=0).plan(layout, max(density, 1 / layout.video_blocks), SITE)
+    tiled, most = plan.layout, plan.select.kept
+    assert plan.varies
+    q, k, v = (folded(x) for x in tensors(tiled, batch, seed=seed))
+    mask = plan.select(q, k, v).mask
+    assert mask.idx.shape[0] >= int(mask.ptr[-1])
+    kinds, video = mask.block_map() == 2, tiled.video_blocks
+    assert kinds[:, video:].all()
+    assert kinds[:, :, video:].all()
+    likely = (block_means(q, tiled) @ block_means(k, tiled).transpose(1, 2) / 4).softmax(-1)
+    for head, row in itertools.product(range(2 * batch), range(video)):
+        p = likely[head, row]
+        ranked = [row, *(n for n in p.argsort(descending=True).tolist() if n != row)]
+        needed, held = [], 0.0
+        for block in ranked[:most]:
+            if needed and held >= mass:
+                break
+            needed.append(block)
+            held += float(p[block])
+        assert set(kinds[head, row, :video].nonzero()[:, 0].tolist()) == set(needed)
+
+
+def test_top_p_is_counted_as_it_was():
+    plan = TopK(top_p=0.6, block=16).plan(TokenLayout.of((5, 7, 9), 5, 16), 0.7, SITE)
+    for seed in range(4):
+        choice = plan.select.choose(*tensors(plan.layout, seed=seed))
+        assert float(kept_share(choice.mask)) == pytest.approx(choice.mask.density, rel=1e-5)
+        assert choice.mask.density < plan.delivered
 
 
 def test_adaptive_rows_differ_in_length():
@@ -162,8 +196,14 @@ def test_wrong_parameters_name_right_ones():
         TopK(block=16, sink_frames=2).plan(layout, 0.2, SITE)
     with pytest.raises(PatternError, match="has 4 frames"):
         TopK(block=16, sink_frames=5).plan(layout, 0.2, SITE)
-    with pytest.raises(PatternError, match="give each its own layers with per-layer"):
-        Union((TopK(block=16),), sink_frames=1).plan(layout, 0.6, SITE)
+    with pytest.raises(PatternError, match="first frames, other parts"):
+        Union((TopK(block=16, sink_frames=0),), sink_frames=2).plan(layout, 0.2, SITE)
+    with pytest.raises(PatternError, match=r"a share of attention in \(0, 1\), such as 0\.9"):
+        TopK(top_p=1.0)
+    with pytest.raises(PatternError, match="drop one"):
+        TopK(top_p=0.9, adaptive=True)
+    with pytest.raises(PatternError, match="the number of steps that a choice serves"):
+        TopK(reselect=0)
     several = TokenLayout.of((4, 8, 8), 20, 16).with_valid_text(torch.tensor([3, 9]))
     with pytest.raises(PatternError, match="plan it for the whole text"):
         TopK(block=16).plan(several, 0.5, SITE)

@@ -1,0 +1,159 @@
+"""Another pattern for each head.
+
+Idea: heads of one layer look at different things, so that one shape for all keeps what some of them do not need.
+Math: all heads share one token order, that of the first part which chooses from q and k, or of the first part of all.
+    There, a part keeps the blocks that hold any pair of tokens that it keeps; only where no part chooses, and for the
+    first, blocks are decided token by token.
+Cost: the parts' own; where one chooses, a map of (heads, blocks, blocks) bytes a call.
+Source: per-head windows of Sliding Tile Attention (arXiv 2502.04507, section 3.3); head classes of Sparse VideoGen
+    (arXiv 2502.01776, section 3).
+Limits: parts that move or merge tokens (ann, pyramid) have no common order with others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+
+from ..blocks import BlockMask
+from ..errors import PatternError
+from ..grid import Site, TokenLayout
+from .combine import as_pattern, as_recipe, reblocked
+from .dynamic import EqualRows, rows_up_to
+from .plan import Choice, Pattern, Plan, Select
+
+
+@dataclass(frozen=True, eq=False)
+class HeadsChoose(Select):
+    """Lets parts choose for their heads, and joins the rows of all.
+
+    Attributes:
+        layout: token order of all parts.
+        fixed: (heads, video blocks, video blocks) bool, blocks of the heads whose part does not choose.
+        own: for each part that chooses, (heads of it,) int64.
+        parts: what chooses, in the same order.
+        most: video blocks in the longest row.
+    """
+
+    fixed: torch.Tensor
+    own: tuple[torch.Tensor, ...]
+    parts: tuple[EqualRows, ...]
+    most: int
+
+    def to(self, device: torch.device | str) -> HeadsChoose:
+        """See `patterns.plan.Select`."""
+        own, parts = tuple(each.to(device) for each in self.own), tuple(each.to(device) for each in self.parts)
+        return replace(self, layout=self.layout.to(device), fixed=self.fixed.to(device), own=own, parts=parts)
+
+    def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
+        """See `patterns.plan.Select`."""
+        heads = self.fixed.shape[0]
+        if q.shape[2] % heads:
+            raise PatternError(
+                f"per-head names the parts of {heads} heads, but the model has {q.shape[2]}; name as many"
+            )
+        samples = q.shape[2] // heads
+        keep = self.fixed.repeat(samples, 1, 1)
+        first = heads * torch.arange(samples, device=q.device)[:, None]
+        for own, part in zip(self.own, self.parts, strict=True):
+            mine = (first + own).flatten()
+            chosen = part.choose(q[:, :, mine], k[:, :, mine], v[:, :, mine])
+            keep = keep.index_copy(0, mine, chosen.mask.video_map() > 0)
+        rows = (~keep).byte().argsort(dim=-1, stable=True)[..., : self.most]
+        return Choice(rows_up_to(rows, keep.sum(-1), self.layout))
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """One of some patterns for each head.
+
+    Attributes:
+        parts: patterns, or their recipes such as {"name": "radial", "rule": "ranked"}. Each is given the density.
+        heads: for each head, the number of its part; as many as the model has heads.
+    """
+
+    name: ClassVar[str] = "per-head"
+
+    parts: tuple[Any, ...]
+    heads: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(as_recipe(part) for part in self.parts))
+        object.__setattr__(self, "heads", tuple(self.heads))
+        if set(self.heads) != set(range(len(self.parts))):
+            raise PatternError(
+                f"per-head heads {self.heads} were asked for with {len(self.parts)} parts; give each head the number "
+                f"of its part, 0 to {max(len(self.parts) - 1, 0)}, and each part a head"
+            )
+        sizes = sorted({part.block for part in self.patterns})
+        if len(sizes) > 1:
+            raise PatternError(f"per-head parts with blocks of {sizes} were asked for; give all the same block")
+
+    @cached_property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The parts, as patterns."""
+        return tuple(as_pattern(part) for part in self.parts)
+
+    @property
+    def per_site(self) -> bool:
+        """Some part differs between layers."""
+        return any(part.per_site for part in self.patterns)
+
+    @property
+    def block(self) -> int:
+        """Slots in a block."""
+        return self.patterns[0].block
+
+    def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
+        """Plan one layer; see `Pattern.plan`.
+
+        Raises:
+            PatternError: parts that have no common token order.
+        """
+        plans = [part.plan(layout.to("cpu"), density, site) for part in self.patterns]
+        first = next((plan for plan in plans if plan.select is not None), plans[0])
+        rule = ", ".join(f"{self.heads.count(n)} heads {plan.rule}" for n, plan in enumerate(plans))
+        delivered, visited = (
+            sum(getattr(plans[n], name) for n in self.heads) / len(self.heads) for name in ("delivered", "visited")
+        )
+        if first.select is None:
+            return self._fixed(plans, density, rule).to(layout.device)
+        for part, plan in zip(self.patterns, plans, strict=True):
+            select = plan.select
+            if select is None:
+                continue
+            same = torch.equal(select.layout.order, first.layout.order)
+            if not isinstance(select, EqualRows) or select.moves or not same:
+                raise PatternError(
+                    f"per-head part {part.name} moves or merges tokens, or has a tile order of its own, and all heads "
+                    "of a layer share one; give it layers of its own with per-layer"
+                )
+        video = first.layout.video_blocks
+        fixed = torch.zeros(len(self.heads), video, video, dtype=torch.bool)
+        own, choosing, most = [], [], 0
+        for number, plan in enumerate(plans):
+            mine = torch.tensor([head for head, part in enumerate(self.heads) if part == number])
+            if isinstance(plan.select, EqualRows):
+                own.append(mine)
+                choosing.append(plan.select)
+                # Rows of one threshold may be longer than they are on average.
+                most = max(most, video if getattr(plan.select, "adaptive", False) else plan.select.kept)
+            else:
+                fixed[mine] = reblocked(plan.static, first.layout).video_map()[0] > 0
+        most = max(most, int(fixed.sum(-1).max()))
+        select = HeadsChoose(first.layout, fixed, tuple(own), tuple(choosing), most)
+        varies = any(plan.varies for plan in plans)
+        plan = Plan(density, delivered, visited, None, rule, select=select, reselect=first.reselect, varies=varies)
+        return plan.to(layout.device)
+
+    def _fixed(self, plans: list[Plan], density: float | None, rule: str) -> Plan:
+        """Masks of all heads, in the order of the first part."""
+        first = plans[0].static
+        masks = [first, *(reblocked(plan.static, first.layout) for plan in plans[1:])]
+        kinds = torch.cat([masks[n].block_map()[:1] for n in self.heads])
+        mask = BlockMask.of(kinds > 0, first.layout, partial=kinds == 1, window=first.window)
+        notes = tuple(note for plan in plans for note in plan.notes)
+        return Plan.of(mask, density, rule, notes)
