@@ -39,6 +39,7 @@ class RealModel:
         contexts: what its pipeline names those calls.
         steps: denoising steps by default.
         parameters: published number of the transformer's parameters, in billions.
+        experts: transformers of this kind that a pipeline holds; one of them works at a step.
     """
 
     name: str
@@ -56,6 +57,7 @@ class RealModel:
     contexts: tuple[str, ...]
     steps: int
     parameters: float
+    experts: int = 1
 
     @property
     def batch(self) -> int:
@@ -196,6 +198,7 @@ def _wan(name: str, heads: int, layers: int, ffn: int, size: tuple[int, int, int
         contexts=("cond", "uncond"),
         steps=50,
         parameters=billions,
+        experts=2 if "a14b" in name else 1,
     )
 
 

@@ -58,7 +58,8 @@ def model(
     """Time one call of a model at real size, with random weights, against stock diffusers at its fastest."""
     from ..errors import UsageError
     from ..kernels import bench
-    from ..lab.model_bench import Job, ModelBench, spread
+    from ..lab.estimate import spread
+    from ..lab.model_bench import Job, ModelBench
     from ..lab.rows import Rows
     from ..pipelines.zoo import real_model
     from ..recipe import pattern_from, policy_from

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from ..errors import LayoutError, PatternError, RecipeError, UsageError, VidaccelError
 from .demo import demo
 from .doctor import doctor
+from .estimate import estimate
 from .output import error
 from .presets import presets
 from .render import render
@@ -67,6 +68,7 @@ app.command(epilog='Example: vidaccel render --prompt "a red circle moves right"
     render
 )
 app.command(epilog="Example: vidaccel rerun out.mp4 -o again.mp4")(rerun)
+app.command(epilog="Example: vidaccel estimate --model wan2.1-14b --attention radial --density 0.25")(estimate)
 app.command(epilog="Example: vidaccel doctor --format json")(doctor)
 app.command(epilog="Example: vidaccel presets wan2.1-14b-720p > my.yaml")(presets)
 app.command(epilog="Example: vidaccel demo -o out/demo")(demo)

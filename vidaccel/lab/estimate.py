@@ -1,8 +1,67 @@
-"""What a model would cost and could gain, from its configuration alone: no weights, no GPU."""
+"""What a model would cost and could gain, from its configuration alone: no weights, no GPU.
+
+Idea: a call is matrix products, attention and everything else, each at the rate that a GPU gives it; sparse attention
+    divides one of the three.
+Math: linear 2 n (4 w^2 + 2 w f [+ 2 w^2 where text has its own cross-attention]), attention 4 n^2 w, both a layer, of n
+    tokens, w channels, f channels of the feed-forward layer. Speed-up <= 1 / (1 - a (1 - visited)), a the share of
+    attention in the time. Over a video: the mean over steps, branches and layers of the schedule.
+Source: the scaling argument of Radial Attention (arXiv 2506.19852); `traffic.py` counts everything else.
+Limits: eager diffusers; embedding and head (a few thousandths) and the first call are left out.
+"""
 
 from __future__ import annotations
 
-from ..grid import VideoGrid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..caching import CachePolicy, estimate_bytes
+from ..errors import UsageError
+from ..family import Call, family_named
+from ..grid import Site, VideoGrid
+from ..patterns import Pattern, Plan
+from ..pipelines.zoo import RealModel, build, parameters
+from ..schedule import DENSE, Schedule, Step
+from .traffic import mask_bytes, traffic
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU gives, in bf16, as models see it.
+
+    Attributes:
+        attention: FLOP/s of the fastest dense attention, by channels of a head.
+        sparse: rate of a sparse kernel over that, on the pairs that it visits.
+        linear: FLOP/s of matrix products.
+        memory: bytes/s of elementwise operations.
+        gib: memory.
+    """
+
+    attention: Mapping[int, float]
+    sparse: float
+    linear: float
+    memory: float
+    gib: float
+
+
+# Attention and matrix products as measured on an H100 (FlashAttention 3: 690 and 490 TFLOP/s alone, GEMM 798 alone),
+# less what a whole model loses by heat; memory at 0.8 of its published bandwidth. An H200 differs in its memory.
+GPUS: dict[str, Gpu] = {
+    "h100": Gpu({128: 630e12, 64: 470e12}, 0.9, 680e12, 2.7e12, 79.6),
+    "h200": Gpu({128: 630e12, 64: 470e12}, 0.9, 680e12, 3.8e12, 140.4),
+}
+
+
+def flops(model: RealModel, grid: VideoGrid) -> tuple[float, float]:
+    """Of all layers in one call: (attention over all pairs, matrix products)."""
+    tokens, width = grid.tokens + model.joint_text, model.width
+    linear = 4 * width**2 + 2 * width * model.ffn + (2 * width**2 if model.cross else 0)
+    layers = sum(model.layers.values()) * model.batch
+    return layers * 4.0 * tokens**2 * width, layers * 2.0 * tokens * linear
 
 
 def kept_pairs(grid: VideoGrid, text: int, density: float) -> float:
@@ -12,3 +71,155 @@ def kept_pairs(grid: VideoGrid, text: int, density: float) -> float:
     """
     video = grid.tokens
     return (density * video**2 + 2 * video * text + text**2) / (video + text) ** 2
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Milliseconds of one dense call, by what they are spent on."""
+
+    attention: float
+    linear: float
+    other: float
+
+    @property
+    def call(self) -> float:
+        """All of it."""
+        return self.attention + self.linear + self.other
+
+    @classmethod
+    def of(cls, model: RealModel, grid: VideoGrid, gpu: Gpu) -> Parts:
+        """Predict them."""
+        attention, linear = flops(model, grid)
+        elements = (grid.tokens + model.joint_text) * model.width * model.batch
+        moved = sum(count * traffic(model.name).moved[name] for name, count in model.layers.items()) * elements
+        rate = gpu.attention[min(gpu.attention, key=lambda d: abs(d - model.head_dim))]
+        return cls(1e3 * attention / rate, 1e3 * linear / gpu.linear, 1e3 * moved / gpu.memory)
+
+    def at(self, visited: float, rate: float = 1.0) -> float:
+        """Milliseconds where attention visits this share of all pairs, at this share of the dense kernel's rate."""
+        return self.call - self.attention * (1 - visited / rate)
+
+
+def estimate(
+    model: RealModel,
+    size: tuple[int, int, int],
+    *,
+    attention: Pattern | None = None,
+    density: float | None = None,
+    schedule: Schedule | None = None,
+    cache: CachePolicy | None = None,
+    computed: int | None = None,
+    steps: int | None = None,
+    gpu: str = "h100",
+) -> dict[str, Any]:
+    """Everything that can be known before a run, as plain data.
+
+    Args:
+        model: a released model.
+        size: (height, width, frames).
+        attention: a pattern.
+        density: of the pattern.
+        schedule: which steps and layers stay dense.
+        cache: a caching policy.
+        computed: steps that it computes; what a gate will decide cannot be known before.
+        steps: denoising steps; default the model's own.
+        gpu: a key of `GPUS`.
+
+    Raises:
+        UsageError: a size that does not fit, or an unknown GPU.
+        PatternError: a density that the pattern cannot give here.
+    """
+    if gpu not in GPUS:
+        raise UsageError(f"gpu {gpu!r} is unknown here; known: {', '.join(GPUS)}")
+    grid, steps = model.grid(*size), steps or model.steps
+    rates = GPUS[gpu]
+    parts = Parts.of(model, grid, rates)
+    calls = 1 if model.guidance != "two calls" else 2
+    elements = (grid.tokens + model.joint_text) * model.width * model.batch
+    weights = model.experts * parameters(model) * 2 / GIB
+    held = traffic(model.name).held * elements / GIB
+    found: dict[str, Any] = {
+        "model": model.name,
+        "size": list(size),
+        "grid": list(grid),
+        "tokens": grid.tokens,
+        "text": model.joint_text,
+        "layers": sum(model.layers.values()),
+        "heads": model.heads,
+        "head_dim": model.head_dim,
+        "batch": model.batch,
+        "calls_a_step": calls,
+        "steps": steps,
+        "gpu": gpu,
+        "attention_pflop": flops(model, grid)[0] / 1e15,
+        "linear_pflop": flops(model, grid)[1] / 1e15,
+        "attention_share": parts.attention / parts.call,
+        "dense_ms": parts.call,
+        "dense_parts_ms": {"attention": parts.attention, "linear": parts.linear, "other": parts.other},
+        "dense_video_s": steps * calls * parts.call / 1e3,
+        "free_attention_speedup": parts.call / (parts.call - parts.attention),
+        "weights_gib": weights,
+        "activations_gib": held,
+        "mask_gib": mask_bytes(model, grid) / GIB,
+    }
+    shares, depth = [0.0] * steps, sum(model.layers.values())
+    if attention is not None:
+        plan = _plan(model, grid, attention, density)
+        shares = _sparse_shares(schedule or Schedule(), steps, depth, density)
+        visited = kept_pairs(grid, model.joint_text, min(1.0, plan.visited))
+        slots = plan.layout.video_blocks * plan.layout.block
+        found |= {
+            "pattern": attention.name,
+            "requested": density,
+            "delivered": plan.delivered,
+            "visited": plan.visited,
+            "visited_pairs": visited,
+            "padding": 1 - grid.tokens / slots,
+            "rule": plan.rule,
+            "notes": list(plan.notes),
+            "sparse_ms": parts.at(visited, rates.sparse),
+            "bound": parts.call / parts.at(visited),
+            "sparse_share": sum(shares) / steps,
+            "schedule_bound": parts.call / (parts.call - (parts.call - parts.at(visited)) * sum(shares) / steps),
+        }
+    per_step = [parts.call - share * (parts.call - found["sparse_ms"]) if attention else parts.call for share in shares]
+    if cache is not None:
+        transformer, kind = build(model, "meta", torch.bfloat16), torch.bfloat16
+        kept = estimate_bytes(cache, transformer, grid, batch=model.batch, branches=calls, dtype=kind)
+        found |= {"cache": cache.name, "cache_gib": kept / GIB, "computed_steps": computed}
+    found["peak_gib"] = weights + held + found.get("cache_gib", 0.0) + (0.0 if attention else found["mask_gib"])
+    found["fits"] = found["peak_gib"] < rates.gib
+    if cache is None or computed is not None:
+        ran = range(steps) if cache is None else spread(steps, computed or steps)
+        # A forecast step runs the first layer of the branch that decides, and little else.
+        skipped = (steps - len(ran)) * parts.call / depth
+        found["video_s"] = (sum(per_step[step] for step in ran) * calls + skipped) / 1e3
+        found["video_speedup"] = found["dense_video_s"] / found["video_s"]
+    return found
+
+
+def _plan(model: RealModel, grid: VideoGrid, pattern: Pattern, density: float | None) -> Plan:
+    family = family_named(model.transformer)
+    call = Call(grid, model.joint_text, torch.zeros(1), None, torch.device("cpu"))
+    site = Site("", 0, "self" if model.cross else "joint", family.name)
+    return pattern.plan(family.layout(call, pattern.block), density, site)
+
+
+def _sparse_shares(schedule: Schedule, steps: int, layers: int, density: float | None) -> list[float]:
+    """For each step, the share of layers that run sparse."""
+    return [
+        sum(
+            schedule.density(Step(step, steps, 0.0, step == 0), layer, layers, None, None, density) != DENSE
+            for layer in range(layers)
+        )
+        / layers
+        for step in range(steps)
+    ]
+
+
+def spread(steps: int, computed: int, warmup: int = 6) -> tuple[int, ...]:
+    """A schedule of so many computed steps: the warm-up, the last step, and the rest evenly between."""
+    warmup = min(warmup, computed - 1, steps - 1)
+    rest = computed - warmup
+    gap = (steps - warmup) / rest
+    return (*range(warmup), *(round(warmup + gap * (n + 1)) - 1 for n in range(rest)))

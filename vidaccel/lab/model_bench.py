@@ -414,11 +414,3 @@ class ModelBench:
 def _median(calls: Sequence[CallRecord]) -> float | None:
     taken = [call.watch.ms for call in calls if call.watch is not None and call.watch.ms is not None]
     return median(taken) if taken else None
-
-
-def spread(steps: int, computed: int, warmup: int = 6) -> tuple[int, ...]:
-    """A schedule of so many computed steps: the warm-up, the last step, and the rest evenly between."""
-    warmup = min(warmup, computed - 1, steps - 1)
-    rest = computed - warmup
-    gap = (steps - warmup) / rest
-    return (*range(warmup), *(round(warmup + gap * (n + 1)) - 1 for n in range(rest)))

@@ -13,7 +13,8 @@ import torch
 from vidaccel.errors import BackendError, UsageError
 from vidaccel.kernels import bench
 from vidaccel.lab import pieces
-from vidaccel.lab.model_bench import Job, ModelBench, spread
+from vidaccel.lab.estimate import spread
+from vidaccel.lab.model_bench import Job, ModelBench
 from vidaccel.lab.rivals import FlashAttention3
 from vidaccel.lab.rows import Rows
 from vidaccel.lab.sides import Side, shapes, twin
@@ -132,14 +133,6 @@ def test_a_trajectory_computes_what_it_should(wan_model: RealModel, job: Any) ->
     assert sparse["ok"], sparse["reason"]
     assert alone["computed_steps"] == 7
     assert alone["dense_seconds"] == pytest.approx(20 * rows.rows[0]["whole_ms"] / 1e3)
-
-
-@pytest.mark.parametrize(("steps", "computed"), [(50, 12), (10, 7), (4, 4), (5, 1), (30, 29)])
-def test_spread_keeps_its_count_and_the_last_step(steps: int, computed: int) -> None:
-    chosen = spread(steps, computed)
-    assert len(set(chosen)) == computed
-    assert chosen[-1] == steps - 1
-    assert min(chosen) >= 0
 
 
 def test_twins_share_weights_and_leave_the_model_alone(wan_model: RealModel, size_of: Any) -> None:

@@ -1,0 +1,135 @@
+"""Bytes that a model moves outside its matrix products, and memory that it holds: counted on a narrow copy of it.
+
+The stock class is run once on a CPU, a few hundred tokens and channels small, and every operation's tensors are added
+up. Both grow as tokens x channels, so that the count holds for the real size: no weights and no GPU are needed, and no
+constant has to be kept up to date.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..grid import VideoGrid
+from ..pipelines.zoo import RealModel, build, real_model
+
+_GRID = VideoGrid(4, 8, 8)
+_HEADS, _HEAD_DIM, _TEXT = 8, 16, 8
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "dot", "convolution", "linear")
+_NOTHING = ("empty", "new_empty", "empty_like", "new_empty_strided", "empty_strided", "detach", "lift_fresh")
+
+
+class Traffic(NamedTuple):
+    """Of one block of a list, per token and channel.
+
+    Attributes:
+        moved: bytes read and written by everything but matrix products and attention.
+        held: most bytes of activations at a time, over the whole call.
+    """
+
+    moved: dict[str, float]
+    held: float
+
+
+class Counter(TorchDispatchMode):
+    """Adds up the bytes of operations, and follows how much of what they made is alive.
+
+    Args:
+        given: tensors that are there anyhow, weights and inputs.
+
+    Attributes:
+        moved: bytes read and written so far, matrix products and attention left out.
+        most: most bytes alive at a time.
+    """
+
+    def __init__(self, given: Iterable[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._given = {tensor.untyped_storage().data_ptr() for tensor in given}
+        self.moved = 0
+        self.most = 0
+        self._alive: dict[int, int] = {}
+        self._held = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count it."""
+        result = func(*args, **(kwargs or {}))
+        made = [x for x in _flat(result) if isinstance(x, torch.Tensor)]
+        for tensor in made:
+            self._follow(tensor)
+        name = func.overloadpacket.__name__
+        if not (func.is_view or name in _PRODUCTS or name in _NOTHING or "scaled_dot_product" in name):
+            given = [x for x in _flat([args, kwargs or {}]) if isinstance(x, torch.Tensor)]
+            self.moved += sum(x.numel() * x.element_size() for x in (*given, *made))
+        return result
+
+    def _follow(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place in self._given:
+            return
+        if not self._alive.get(place):
+            self._held += size
+        self._alive[place] = self._alive.get(place, 0) + 1
+        self.most = max(self.most, self._held)
+        weakref.finalize(tensor, self._gone, place, size)
+
+    def _gone(self, place: int, size: int) -> None:
+        self._alive[place] -= 1
+        if not self._alive[place]:
+            self._held -= size
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        return [y for x in value for y in _flat(x)]
+    return _flat(list(value.values())) if isinstance(value, dict) else [value]
+
+
+@lru_cache(maxsize=16)
+def traffic(name: str) -> Traffic:
+    """The traffic of a released model, in bf16 and not compiled."""
+    model = narrow(real_model(name))
+    base = dict.fromkeys(model.layers, 1)
+    start = _count(model, base)
+    elements = (_GRID.tokens + model.joint_text) * model.width * model.batch
+    moved = {each: (_count(model, {**base, each: 2}).moved - start.moved) / elements for each in model.layers}
+    return Traffic(moved, start.most / elements)
+
+
+def narrow(model: RealModel) -> RealModel:
+    """The same architecture with few channels and little text."""
+    width = _HEADS * _HEAD_DIM
+    config: dict[str, Any] = {"num_attention_heads": _HEADS, "attention_head_dim": _HEAD_DIM}
+    if "ffn_dim" in model.config:
+        config["ffn_dim"] = round(model.ffn / model.width * width)
+    if model.transformer.startswith("HunyuanVideo"):
+        config["rope_axes_dim"] = (4, 6, 6)
+    if model.transformer.startswith("CogVideoX"):  # Its first version adds positions of one size to its tokens.
+        frames, rows, columns = (tokens * side for tokens, side in zip(_GRID, model.patch, strict=True))
+        config |= {"sample_height": rows, "sample_width": columns, "sample_frames": 4 * (frames - 1) + 1}
+        config["max_text_seq_length"] = _TEXT
+    # What HunyuanVideo 1.5 has beside its prompt falls away when its inputs are trimmed.
+    text = model.text - model.valid + _TEXT
+    return replace(model, config={**model.config, **config}, text=text, valid=_TEXT)
+
+
+def _count(model: RealModel, layers: dict[str, int]) -> Counter:
+    transformer = build(model.with_layers(layers), "cpu", torch.bfloat16)
+    inputs = model.inputs(_GRID, "cpu", torch.bfloat16, trimmed=True)
+    there = [*transformer.parameters(), *transformer.buffers(), *_flat(inputs)]
+    counter = Counter(x for x in there if isinstance(x, torch.Tensor))
+    with torch.no_grad(), counter:
+        transformer(**inputs)
+    return counter
+
+
+def mask_bytes(model: RealModel, grid: VideoGrid) -> float:
+    """What the stock model holds for its masks: HunyuanVideo 1.5 makes three of (tokens, tokens) in every layer."""
+    return 3.0 * math.prod((grid.tokens + model.text,) * 2) if model.padded else 0.0
