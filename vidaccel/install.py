@@ -14,7 +14,7 @@ from .errors import InstallError, PatternError, VidaccelWarning
 from .family import Call, attn_processors_of, place_processors, unwrap
 from .frontdoor import Clock, FrontDoor
 from .grid import Site, TokenLayout
-from .patterns import Pattern, Plan
+from .patterns import Pattern, Plan, advice
 from .schedule import DENSE, Schedule, Step
 from .trace import CallRecord, Trace
 from .wrapping import SparseAttnProcessor
@@ -171,12 +171,13 @@ class Installation:
                 VidaccelWarning,
                 stacklevel=2,
             )
+        valid = call.valid and tuple(torch.arange(n, device=call.device) for n in call.valid)
         for site in self.sites:
             if site.name in displaced:
                 continue
             plan = self._plan(call, step, record, site)
             processor = self.processors[site.name]
-            processor.plan, processor.valid = plan, call.valid
+            processor.plan, processor.valid = plan, valid
             if plan is None:
                 record.dense.append(site.name)
                 continue
@@ -252,4 +253,6 @@ class Installation:
                 VidaccelWarning,
                 stacklevel=2,
             )
+        elif (told := advice(self.pattern, plan, layout, density, site)) and self.door.trace.note(told):
+            warnings.warn(told, VidaccelWarning, stacklevel=2)
         return plan

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 
 import vidaccel
 from vidaccel import processors
-from vidaccel.errors import PatternError
+from vidaccel.errors import PatternError, VidaccelWarning
 from vidaccel.patterns import (
     PATTERNS,
     Ann,
@@ -332,3 +332,11 @@ def test_a_users_own_pattern(wan: Any, assert_equals_masked_stock: Any) -> None:
     even, odd = (density for _, density in run.trace.calls[0].scheduled[:2])
     assert even == pytest.approx(0.5, abs=0.06)
     assert even != odd
+
+
+def test_a_pattern_that_cannot_help_says_so_before_the_run(wan: Any, render: Any) -> None:
+    with (
+        vidaccel.accelerate(wan, Neighborhood(block=64), density=0.4, schedule=Schedule()),
+        pytest.warns(VidaccelWarning, match=r"neighborhood cannot help on a 7x8x8 grid .* stride=\(.*\) visits 0"),
+    ):
+        render(wan)

@@ -6,6 +6,7 @@ from .ann import Ann
 from .combine import PerLayer, Union
 from .dense import Dense
 from .freeswim import FreeSwim
+from .gain import advice
 from .light_forcing import LightForcing
 from .neighborhood import Neighborhood
 from .per_head import PerHead
@@ -52,4 +53,5 @@ __all__ = [
     "SparseVideoGen",
     "TopK",
     "Union",
+    "advice",
 ]

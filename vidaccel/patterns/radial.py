@@ -210,8 +210,10 @@ def _ranked(layout: TokenLayout, density: float, sink: bool, notes: list[str]) -
     tiled = ranked_layout(layout, sink)
     keep, whole = ranked_blocks(tiled, density, sink)
     if sink and not whole:
+        thick = 1 if tiled.tile is None else min(tiled.tile[0], layout.grid.t)
         notes.append(
-            "the first frame alone exceeds this density: each row keeps its own tile and the nearest of that frame"
+            "the first frame alone exceeds this density: each row keeps its own tile and the nearest of that frame; "
+            f"ask for more than {thick / layout.grid.t:.3f}, or for sink=False"
         )
     mask = _mask(keep, tiled)
     if abs(mask.density - density) > TOLERANCE * density:

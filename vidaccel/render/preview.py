@@ -8,7 +8,7 @@ import torch
 
 from ..family import Call
 from ..grid import Site
-from ..patterns import Plan
+from ..patterns import Plan, advice
 from ..schedule import DENSE, Step
 from .job import ReadyJob
 from .models import Model
@@ -35,8 +35,10 @@ def preview(job: ReadyJob, model: Model) -> dict[str, Any]:
         if asked not in plans:
             call = Call(grid, 0, torch.zeros(1), None, torch.device("cpu"))
             site = Site("", 0, "self", model.family.name)
-            plans[asked] = pattern.plan(model.family.layout(call, pattern.block), asked, site)
-            notes.extend(plans[asked].notes)
+            layout = model.family.layout(call, pattern.block)
+            plans[asked] = pattern.plan(layout, asked, site)
+            useless = advice(pattern, plans[asked], layout, asked, site)
+            notes.extend([*plans[asked].notes, *([useless] if useless else [])])
         return plans[asked].delivered
 
     requested = DENSE if pattern is None or pattern.name == "dense" else job.recipe.density

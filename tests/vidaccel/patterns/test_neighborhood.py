@@ -201,6 +201,33 @@ def test_visited_at_real_sizes(grid, visited):
     assert aligned.mask.window is None
 
 
+@pytest.mark.parametrize("density", [0.1, 0.15, 0.25, 0.35, 0.5])
+def test_strides_of_one_tile_visit_what_they_keep(density):
+    plan = Neighborhood(stride=(3, 5, 8)).plan(TokenLayout.of((21, 45, 80)), density, SITE)
+    assert plan.visited <= 1.2 * plan.delivered
+    assert plan.delivered == pytest.approx(density, rel=0.1)
+
+
+def test_stride_one_visits_what_the_best_of_all_tiles_does():
+    """The mask that is built, against the counts of every box that divides the frame or nearly fills a block."""
+    grid = (21, 45, 80)
+    plan = Neighborhood().plan(TokenLayout.of(grid), 0.15, SITE)
+    window = [int(n) for n in plan.rule.removeprefix("window ").split("x")]
+    axes = [neighborhood_axis(*each) for each in zip(grid, window, strict=True)]
+    tiles = [
+        (t, y, 128 // (t * y))
+        for t, y in itertools.product(range(1, 22), range(1, 46))
+        if 128 // (t * y) and t * y * (128 // (t * y)) >= 112
+    ]
+    sides = [{n: axis.tiles(n)[0] for n in range(1, min(len(axis.rank), 128) + 1)} for axis in axes]
+    best = min(
+        math.prod(int(touched[side].sum()) for touched, side in zip(sides, tile, strict=True))
+        for tile in tiles
+        if tile[2] <= 80
+    )
+    assert plan.visited <= 1.1 * best * 128**2 / math.prod(grid) ** 2
+
+
 def test_dilation_folds_the_tiles():
     dilated = Neighborhood((7, 15, 16), dilation=(3, 3, 5)).plan(TokenLayout.of((21, 45, 80)), None, SITE)
     assert dilated.layout.fold != (1, 1, 1)
