@@ -46,8 +46,6 @@ class BlockMask:
         window: per-token rule of the partial blocks; None where there are none.
         k_len: (key blocks,) or (b, key blocks) int32, where the key blocks are not those of the layout: its blocks may
             have other lengths, and be followed by more. None for the layout's own.
-        order: (h * tiles,) int32, in which order tiles of 128 queries are best worked on: those that keep much more than
-            others begin, so that none is left over at the end. None where it does not matter.
 
     `idx` may be longer than the rows fill, so that masks chosen at run time have fixed shapes; nothing reads the rest.
     """
@@ -58,7 +56,6 @@ class BlockMask:
     layout: TokenLayout
     window: Window | None = None
     k_len: torch.Tensor | None = None
-    order: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -94,8 +91,7 @@ class BlockMask:
         places = torch.cat([full, partial], 1).nonzero()[:, 1]
         count = full.sum(-1) + partial.sum(-1)
         ptr = torch.cat([count.new_zeros(1), count.cumsum(0)]).int()
-        order = longest_first(count.view(-1, layout.blocks), layout.block)
-        return cls(ptr, (places % layout.blocks).int(), full.sum(-1).int(), layout, window, order=order)
+        return cls(ptr, (places % layout.blocks).int(), full.sum(-1).int(), layout, window)
 
     @property
     def heads(self) -> int:
@@ -118,8 +114,8 @@ class BlockMask:
             return self
         window = self.window and Window(*(t.to(device) for t in self.window))
         moved = {name: getattr(self, name).to(device) for name in ("ptr", "idx", "n_full")}
-        moved |= {name: t.to(device) for name in ("k_len", "order") if (t := getattr(self, name)) is not None}
-        return replace(self, **moved, layout=self.layout.to(device), window=window)
+        k_len = None if self.k_len is None else self.k_len.to(device)
+        return replace(self, **moved, layout=self.layout.to(device), window=window, k_len=k_len)
 
     def block_map(self) -> torch.Tensor:
         """(h, blocks, key blocks) int8: 0 dropped, 1 partial, 2 full. Waits for nothing."""
@@ -192,30 +188,6 @@ class BlockMask:
         """(h, tokens, tokens) bool in model order: what a dense attention would be given as its mask."""
         slot = self.layout.slot_of
         return self.to_slots()[:, slot][:, :, slot]
-
-
-def longest_first(count: torch.Tensor, block: int) -> torch.Tensor | None:
-    """Order of the tiles of 128 queries, each one block of 128 or two of 64.
-
-    Tiles in their natural order share keys in the GPU's cache, so only those that keep over twice the mean, such as text,
-    are brought to the front, the longest first.
-
-    Args:
-        count: (h, blocks), kept blocks of each row.
-        block: slots of a block.
-
-    Returns:
-        (h * tiles,) int32; None where no tile is that long, and for smaller blocks.
-    """
-    if block not in (64, 128):
-        return None
-    share = 128 // block
-    spare = -count.shape[1] % share
-    load = torch.nn.functional.pad(count, (0, spare)).unflatten(1, (-1, share)).sum(-1).flatten().float()
-    long = load > 2 * load.mean()
-    if not bool(long.any()):
-        return None
-    return torch.where(long, load, 0).argsort(descending=True, stable=True).int()
 
 
 def pairs_in(window: Window, layout: TokenLayout, times: torch.Tensor) -> int:

@@ -89,7 +89,7 @@ def attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if not scale > 0:
         raise BackendError(f"scale={scale} was asked for; it must be above 0, the usual one is 1 / sqrt(d)")
-    out, lse = torch.ops.vidaccel.attention(q, k, v, *(rows or (None,) * 8 + (0, None)), key_bias, scale, backend)
+    out, lse = torch.ops.vidaccel.attention(q, k, v, *(rows or (None,) * 8 + (0, 0)), key_bias, scale, backend)
     return out, lse
 
 
@@ -102,7 +102,7 @@ def backends(problem: Problem) -> dict[str, Verdict]:
     "vidaccel::attention",
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor v, Tensor? ptr, Tensor? idx, Tensor? n_full, Tensor? q_len, Tensor? k_len, "
-    "Tensor? lo, Tensor? hi, Tensor? pos, int block, Tensor? order, Tensor? key_bias, float scale, str backend) "
+    "Tensor? lo, Tensor? hi, Tensor? pos, int block, int text, Tensor? key_bias, float scale, str backend) "
     "-> (Tensor, Tensor)",
 )
 def _attention(
@@ -118,14 +118,14 @@ def _attention(
     hi: torch.Tensor | None,
     pos: torch.Tensor | None,
     block: int,
-    order: torch.Tensor | None,
+    text: int,
     key_bias: torch.Tensor | None,
     scale: float,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = None
     if ptr is not None and idx is not None and n_full is not None and q_len is not None and k_len is not None:
-        rows = Rows(ptr, idx, n_full, q_len, k_len, lo, hi, pos, block, order)
+        rows = Rows(ptr, idx, n_full, q_len, k_len, lo, hi, pos, block, text)
     problem = Problem.of(q, k, rows, key_bias)
     name = choose(problem, backend)
     out, lse = _load(name).run(q, k, v, rows, scale, key_bias)

@@ -1,9 +1,9 @@
 """Block-sparse flash attention for Hopper, warp-specialised, in Gluon: the fastest kernel here.
 
-Idea: one warp group fetches by TMA, two multiply with 64 queries each. Scores of the next tile of keys run on the tensor
-    cores while the softmax of this one does not wait for them, and the next tile of queries is fetched before this one is
-    done. Where blocks have 64 slots, two neighbouring rows share one stream of keys: the union of their lists, in which
-    each entry says who needs it.
+Idea: one warp group fetches by TMA, two or three multiply, with 64 queries each. Scores of the next tile of keys are
+    multiplied while the values of the last one are added, and the next tile of queries is fetched before this one is done.
+    Where warp groups belong to different rows of the mask, they share one stream of keys: the union of the rows' lists, in
+    which each entry says who needs it (`joined.py`). Tiles with text in them, which keep everything, are begun first.
 Math: that of `portable.py`. For head dim 64 a quarter of the exponentials is a polynomial.
 Cost: 4 d flops a kept pair; a tile of 128 queries reads each key it keeps once.
 Source: FlashAttention-3 (arXiv 2407.08608): warp specialisation, sections 3.1 and 3.2; FlashAttention-4's split of
@@ -25,8 +25,8 @@ from .problem import Problem, Rows, Verdict, padded_window
 DTYPES = (torch.float16, torch.bfloat16)
 HEAD_DIMS = (64, 128)
 BLOCKS = (64, 128)
-# Slots of queries that one program works on at a time.
-TILE = 128
+# Queries of one warp group.
+UNIT = 64
 # Where Gluon has the calls that are used here.
 VERSIONS = ((3, 6), (3, 9))
 
@@ -36,12 +36,14 @@ class Config(NamedTuple):
 
     Attributes:
         stages: slots of the rings of keys and of values.
+        units: warp groups that multiply; a tile of queries is 64 times as long.
         persistent: as many programs as the GPU has processors draw tiles from a counter; else one program a tile.
         polynomial: a quarter of the exponentials is computed by the arithmetic units.
         registers: of each thread that multiplies.
     """
 
     stages: int
+    units: int = 2
     persistent: bool = True
     polynomial: bool = False
     registers: int = 240
@@ -49,8 +51,8 @@ class Config(NamedTuple):
 
 # (head dim, block) -> config
 CONFIGS = {
-    (64, 64): Config(6, polynomial=True),
-    (64, 128): Config(3, polynomial=True),
+    (64, 64): Config(6, units=3, registers=160),
+    (64, 128): Config(4),
     (128, 64): Config(4),
     (128, 128): Config(2),
 }
@@ -104,29 +106,30 @@ def run(
     if not lk:
         return out.zero_(), lse.fill_(-torch.inf)
     if rows is None:
-        rows = Rows.dense(lq, lk, TILE, q.device)
+        rows = Rows.dense(lq, lk, BLOCKS[-1], q.device)
     block = rows.block
     chosen = chosen or CONFIGS[d, block]
-    pairs = block == 64
-    q_tiles = -(-lq // TILE)
+    share = block // UNIT
+    tile = chosen.units * UNIT
+    q_tiles = -(-lq // tile)
+    text_tiles = q_tiles - (rows.q_blocks - rows.text) * block // tile
     total = q_tiles * h * b
-    window = padded_window(rows, q_tiles * TILE, rows.k_blocks * block)
+    window = padded_window(rows, q_tiles * tile, rows.k_blocks * block)
     bias = None if key_bias is None else key_bias if key_bias.stride(-1) == 1 else key_bias.contiguous()
     none = rows.ptr
     # Kernels are launched on the current device, which need not be the tensors' own.
     with torch.cuda.device_of(q):
-        words, count = _pairs(rows) if pairs else (rows.idx, none)
+        entries, count, spread = _joined(rows, chosen.units, share) if chosen.units > share else (rows.idx, none, 0)
         programs = min(total, _processors(q.device)) if chosen.persistent else total
         _kernel()[(programs,)](
-            _tensor_map(q, 64),
+            _tensor_map(q, UNIT),
             _tensor_map(k, block),
             _tensor_map(v, block),
             out,
             lse,
-            none if rows.order is None else rows.order,
             torch.zeros(1, dtype=torch.int32, device=q.device) if chosen.persistent else none,
             rows.ptr,
-            words,
+            entries,
             rows.n_full,
             count,
             rows.q_len,
@@ -135,12 +138,13 @@ def run(
             lse if bias is None else bias,
             scale * 1.4426950408889634,
             total,
-            1 if rows.order is None else rows.order.shape[0],
             q_tiles,
+            text_tiles,
             h,
+            rows.q_blocks,
             rows.q_blocks if rows.heads > 1 else 0,
             q_tiles if rows.heads > 1 else 0,
-            rows.q_blocks,
+            spread,
             lq,
             lk,
             *out.stride()[:3],
@@ -149,8 +153,8 @@ def run(
             D=d,
             KEYS=block,
             STAGES=chosen.stages,
-            PAIRS=pairs,
-            ORDERED=rows.order is not None,
+            CONSUMERS=chosen.units,
+            SHARE=share,
             PERSISTENT=chosen.persistent,
             AXES=0 if rows.lo is None else rows.lo.shape[1],
             BIAS=bias is not None,
@@ -202,7 +206,7 @@ def _kernel() -> Any:
     return block_sparse
 
 
-def _pairs(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-    from .pairs import join_rows
+def _joined(rows: Rows, units: int, share: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    from .joined import join_rows
 
-    return join_rows(rows)
+    return join_rows(rows, units, share)

@@ -1,8 +1,8 @@
 """The Gluon program of `gluon.py`, in a file of its own because importing it needs Triton 3.6 to 3.8.
 
-Three partitions run side by side on one SM. The producer, a warp group of its own, draws tiles of queries and fills two
-rings, of keys and of values, by TMA. Two consumers, warp groups of 64 queries each, share what it brings: while the tensor
-cores multiply the scores of the next tile of keys, a consumer adds the values of the last one.
+Partitions run side by side on one processor of the GPU. The producer, a warp group of its own, draws tiles of queries and
+fills two rings, of keys and of values, by TMA. Two to four consumers, warp groups of 64 queries each, share what it brings:
+while the tensor cores multiply the scores of the next tile of keys, a consumer adds the values of the last one.
 Barriers come in pairs: `ready` (the producer has filled a slot) and `free` (the consumers have read it).
 """
 
@@ -25,7 +25,6 @@ _fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global
 
 # Queries of one consumer: what a warp group multiplies at once.
 ROWS = gl.constexpr(64)
-CONSUMERS = gl.constexpr(2)
 # Slots of the rings of tiles and of queries: the next tile is fetched while this one is worked on.
 AHEAD = gl.constexpr(2)
 # A finite floor in place of -inf: rows and tiles without any key need no care, exp2(-inf - floor) is 0.
@@ -33,19 +32,50 @@ FLOOR = gl.constexpr(-1.0e30)
 LOG2E = gl.constexpr(1.4426950408889634)
 
 
+# Where the block's number begins in an entry of a joined list (see `joined.py`).
+SHIFT = gl.constexpr(8)
+
+
 @gluon.jit
-def _list(PTR, N_FULL, COUNT, head, i, row_stride, pair_stride, PAIRS: gl.constexpr):
+def _list(
+    PTR,
+    N_FULL,
+    COUNT,
+    head,
+    i,
+    q_blocks,
+    row_stride,
+    count_stride,
+    spread,
+    CONSUMERS: gl.constexpr,
+    SHARE: gl.constexpr,
+):
     """Where the list of a tile of queries begins, how long it is, how many of its blocks are full."""
-    if PAIRS:
-        # Two rows of 64 queries share the places of both their lists.
-        first = gl.load(PTR + head * row_stride + 2 * i)
-        n = gl.load(COUNT + head * pair_stride + i)
+    if CONSUMERS > SHARE:
+        first = gl.load(PTR + head * row_stride + i * CONSUMERS // SHARE) + (i & 1) * spread
+        n = gl.load(COUNT + head * count_stride + i)
         full = n
     else:
         first = gl.load(PTR + head * row_stride + i)
         n = gl.load(PTR + head * row_stride + i + 1) - first
         full = gl.load(N_FULL + head * row_stride + i)
     return first, n, full
+
+
+@gluon.jit
+def _tile(ticket, lines, q_tiles, text_tiles):
+    """The tile that is worked on as number `ticket`: those with text in them first, then the others, head by head.
+
+    Lines are heads of samples.
+    """
+    rest = ticket - lines * text_tiles
+    if rest < 0:
+        line = ticket // text_tiles
+        i = q_tiles - 1 - ticket % text_tiles
+    else:
+        line = rest // (q_tiles - text_tiles)
+        i = rest % (q_tiles - text_tiles)
+    return line, i
 
 
 @gluon.jit
@@ -57,53 +87,33 @@ def _fact(facts, which: gl.constexpr):
 
 @gluon.jit
 def producer(
-    q_tma,
-    k_tma,
-    v_tma,
-    q_s,
-    k_s,
-    v_s,
-    facts_s,
-    q_ready,
-    q_free,
-    k_ready,
-    k_free,
-    v_ready,
-    v_free,
-    facts_ready,
-    facts_free,
-    ORDER,
-    TICKET,
-    PTR,
-    IDX,
-    N_FULL,
-    COUNT,
-    total,
-    order_size,
-    q_tiles,
-    heads,
-    row_stride,
-    pair_stride,
+    maps,
+    shared,
+    rows,
     KEYS: gl.constexpr,
     STAGES: gl.constexpr,
-    PAIRS: gl.constexpr,
-    ORDERED: gl.constexpr,
+    CONSUMERS: gl.constexpr,
+    SHARE: gl.constexpr,
     PERSISTENT: gl.constexpr,
 ):
     """Fetch queries, keys and values of tile after tile."""
+    q_tma, k_tma, v_tma = maps
+    TICKET, PTR, IDX, N_FULL, COUNT, total, q_tiles, text_tiles, heads, q_blocks, row_stride, count_stride, spread = (
+        rows
+    )
+    q_s, k_s, v_s, facts_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = shared
     L: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     at = gl.arange(0, 4, L)
     ticket = gl.program_id(0)
     done = 0
     step = 0
     while ticket < total:
-        tile = ticket
-        if ORDERED:
-            tile = ticket // order_size * order_size + gl.load(ORDER + ticket % order_size)
-        i = tile % q_tiles
-        head = tile // q_tiles % heads
-        sample = tile // q_tiles // heads
-        first, n, full = _list(PTR, N_FULL, COUNT, head, i, row_stride, pair_stride, PAIRS)
+        line, i = _tile(ticket, total // q_tiles, q_tiles, text_tiles)
+        head = line % heads
+        sample = line // heads
+        first, n, full = _list(
+            PTR, N_FULL, COUNT, head, i, q_blocks, row_stride, count_stride, spread, CONSUMERS, SHARE
+        )
         if PERSISTENT:
             ticket = gl.num_programs(0) + gl.atomic_add(TICKET, 1)
         else:
@@ -111,7 +121,7 @@ def producer(
         slot = done % AHEAD
         phase = (done // AHEAD & 1) ^ 1
         mbarrier.wait(facts_free.index(slot), phase)
-        facts = gl.where(at == 0, tile, gl.where(at == 1, first, gl.where(at == 2, n, full)))
+        facts = gl.where(at == 0, line * q_tiles + i, gl.where(at == 1, first, gl.where(at == 2, n, full)))
         facts_s.index(slot).store(facts)
         mbarrier.arrive(facts_ready.index(slot), count=1)
         for w in gl.static_range(CONSUMERS):
@@ -122,8 +132,8 @@ def producer(
             _fetch(q_tma, [sample, head, start, 0], q_ready.index(at_q), q_s.index(at_q))
         for place in range(first, first + n):
             block = gl.load(IDX + place)
-            if PAIRS:
-                block = block >> 4
+            if CONSUMERS > SHARE:
+                block = block >> SHIFT
             ring = step % STAGES
             turn = (step // STAGES & 1) ^ 1
             mbarrier.wait(k_free.index(ring), turn)
@@ -147,20 +157,20 @@ def _word(IDX, first, place, n):
 
 
 @gluon.jit
-def _kind(word, place, full, W: gl.constexpr, PAIRS: gl.constexpr):
+def _kind(word, place, full, own, JOINED: gl.constexpr):
     """0: this consumer does not keep the block, 1: it is decided token by token, 2: it keeps it whole."""
-    if PAIRS:
-        kind = (word >> (2 * W)) & 3
+    if JOINED:
+        kind = (word >> (2 * own)) & 3
     else:
         kind = gl.where(place < full, 2, 1)
     return kind
 
 
 @gluon.jit
-def _block(word, PAIRS: gl.constexpr):
+def _block(word, JOINED: gl.constexpr):
     block = word
-    if PAIRS:
-        block = word >> 4
+    if JOINED:
+        block = word >> SHIFT
     return block
 
 
@@ -239,48 +249,24 @@ def _softmax(s, m, mass, factor, POLYNOMIAL: gl.constexpr):
 def consumer(
     OUT,
     LSE,
-    q_s,
-    k_s,
-    v_s,
-    facts_s,
-    q_ready,
-    q_free,
-    k_ready,
-    k_free,
-    v_ready,
-    v_free,
-    facts_ready,
-    facts_free,
-    IDX,
-    Q_LEN,
-    K_LEN,
-    LO,
-    HI,
-    POS,
-    KEY_BIAS,
-    scale,
-    total,
-    q_tiles,
-    heads,
-    q_blocks,
-    lq,
-    lk,
-    out_b,
-    out_l,
-    out_h,
-    bias_b,
-    bias_h,
-    k_len_stride,
-    W: gl.constexpr,
+    shared,
+    given,
+    strides,
     KEYS: gl.constexpr,
     D: gl.constexpr,
     STAGES: gl.constexpr,
-    PAIRS: gl.constexpr,
+    CONSUMERS: gl.constexpr,
+    SHARE: gl.constexpr,
     AXES: gl.constexpr,
     BIAS: gl.constexpr,
     POLYNOMIAL: gl.constexpr,
+    W: gl.constexpr,
 ):
     """Attend with 64 queries of each tile."""
+    IDX, Q_LEN, K_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk, k_len_stride = given
+    out_b, out_l, out_h, bias_b, bias_h = strides
+    q_s, k_s, v_s, facts_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = shared
+    JOINED: gl.constexpr = CONSUMERS > SHARE
     DT: gl.constexpr = k_s.dtype
     S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     O_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -305,12 +291,11 @@ def consumer(
         head = tile // q_tiles % heads
         sample = tile // q_tiles // heads
         start_q = i * (ROWS * CONSUMERS) + W * ROWS
-        if PAIRS:
-            mine = 2 * i + W
-            n_query = gl.load(Q_LEN + gl.minimum(mine, q_blocks - 1))
-            n_query = gl.where(mine < q_blocks, n_query, 0)
-        else:
-            n_query = gl.load(Q_LEN + i) - W * ROWS
+        # The row of the mask that these queries belong to, counted from the first of this tile, and where they begin in it.
+        row = (i * CONSUMERS + W) // SHARE
+        own = row - i * CONSUMERS // SHARE
+        n_query = gl.load(Q_LEN + gl.minimum(row, q_blocks - 1)) - (i * CONSUMERS + W) % SHARE * ROWS
+        n_query = gl.where(row < q_blocks, n_query, 0)
         # One past the last query; holes of this tile lie behind it.
         n_query = start_q + gl.minimum(gl.minimum(n_query, ROWS), lq - start_q)
         query = start_q + gl.arange(0, ROWS, R_L)
@@ -330,11 +315,11 @@ def consumer(
         if n > 0:
             word = _word(IDX, first, 0, n)
             ahead = _word(IDX, first, 1, n)
-            length = gl.load(lengths + _block(word, PAIRS))
-        kind = _kind(word, 0, full, W, PAIRS)
+            length = gl.load(lengths + _block(word, JOINED))
+        kind = _kind(word, 0, full, own, JOINED)
         while place < n:
-            if PAIRS and kind == 0:
-                # The neighbour's block: let it pass.
+            if JOINED and kind == 0:
+                # Only neighbours keep this block: let it pass.
                 ring = step % STAGES
                 turn = step // STAGES & 1
                 mbarrier.wait(k_ready.index(ring), turn)
@@ -345,8 +330,8 @@ def consumer(
                 place += 1
                 word = ahead
                 ahead = _word(IDX, first, place + 1, n)
-                length = gl.load(lengths + _block(word, PAIRS))
-                kind = _kind(word, place, full, W, PAIRS)
+                length = gl.load(lengths + _block(word, JOINED))
+                kind = _kind(word, place, full, own, JOINED)
             else:
                 ring = step % STAGES
                 mbarrier.wait(k_ready.index(ring), step // STAGES & 1)
@@ -354,7 +339,7 @@ def consumer(
                 running = warpgroup_mma(q, k, gl.zeros([ROWS, KEYS], gl.float32, S_L), use_acc=False, is_async=True)
                 s = warpgroup_mma_wait(0, deps=(running,))
                 mbarrier.arrive(k_free.index(ring), count=1)
-                start = _block(word, PAIRS) * KEYS
+                start = _block(word, JOINED) * KEYS
                 short = gl.minimum(length, lk - start)
                 if BIAS:
                     s = _biased(s, bias, start, short, scale, KEYS)
@@ -366,8 +351,8 @@ def consumer(
                 place += 1
                 word = ahead
                 ahead = _word(IDX, first, place + 1, n)
-                length = gl.load(lengths + _block(word, PAIRS))
-                kind = _kind(word, place, full, W, PAIRS)
+                length = gl.load(lengths + _block(word, JOINED))
+                kind = _kind(word, place, full, own, JOINED)
                 while place < n and kind != 0:
                     ring = (step + 1) % STAGES
                     last = step % STAGES
@@ -381,7 +366,7 @@ def consumer(
                     adding = warpgroup_mma(weights, v, acc, is_async=True)
                     s = warpgroup_mma_wait(1, deps=(running,))
                     mbarrier.arrive(k_free.index(ring), count=1)
-                    start = _block(word, PAIRS) * KEYS
+                    start = _block(word, JOINED) * KEYS
                     short = gl.minimum(length, lk - start)
                     if BIAS:
                         s = _biased(s, bias, start, short, scale, KEYS)
@@ -396,8 +381,8 @@ def consumer(
                     place += 1
                     word = ahead
                     ahead = _word(IDX, first, place + 1, n)
-                    length = gl.load(lengths + _block(word, PAIRS))
-                    kind = _kind(word, place, full, W, PAIRS)
+                    length = gl.load(lengths + _block(word, JOINED))
+                    kind = _kind(word, place, full, own, JOINED)
                 last = step % STAGES
                 mbarrier.wait(v_ready.index(last), step // STAGES & 1)
                 v = v_s.index(last).reshape([KEYS, D])
@@ -444,27 +429,16 @@ def _biased(s, bias, start, length, scale, KEYS: gl.constexpr):
 
 @gluon.jit(
     do_not_specialize=[
-        "total",
-        "order_size",
-        "q_tiles",
-        "heads",
-        "row_stride",
-        "pair_stride",
-        "q_blocks",
-        "lq",
-        "lk",
-        "bias_b",
-        "bias_h",
-        "k_len_stride",
+        "total", "q_tiles", "text_tiles", "heads", "q_blocks", "row_stride", "count_stride", "spread", "lq", "lk", "bias_b",
+        "bias_h", "k_len_stride",
     ]
-)
+)  # fmt: skip
 def block_sparse(
     q_tma,
     k_tma,
     v_tma,
     OUT,
     LSE,
-    ORDER,
     TICKET,
     PTR,
     IDX,
@@ -478,12 +452,13 @@ def block_sparse(
     KEY_BIAS,
     scale,
     total,
-    order_size,
     q_tiles,
+    text_tiles,
     heads,
-    row_stride,
-    pair_stride,
     q_blocks,
+    row_stride,
+    count_stride,
+    spread,
     lq,
     lk,
     out_b,
@@ -495,8 +470,8 @@ def block_sparse(
     D: gl.constexpr,
     KEYS: gl.constexpr,
     STAGES: gl.constexpr,
-    PAIRS: gl.constexpr,
-    ORDERED: gl.constexpr,
+    CONSUMERS: gl.constexpr,
+    SHARE: gl.constexpr,
     PERSISTENT: gl.constexpr,
     AXES: gl.constexpr,
     BIAS: gl.constexpr,
@@ -529,140 +504,85 @@ def block_sparse(
         mbarrier.init(facts_ready.index(n), count=1)
         mbarrier.init(facts_free.index(n), count=CONSUMERS)
     fence_async_shared()
-    gl.warp_specialize(
-        [
-            (
-                producer,
-                (
-                    q_tma,
-                    k_tma,
-                    v_tma,
-                    q_s,
-                    k_s,
-                    v_s,
-                    facts_s,
-                    q_ready,
-                    q_free,
-                    k_ready,
-                    k_free,
-                    v_ready,
-                    v_free,
-                    facts_ready,
-                    facts_free,
-                    ORDER,
-                    TICKET,
-                    PTR,
-                    IDX,
-                    N_FULL,
-                    COUNT,
-                    total,
-                    order_size,
-                    q_tiles,
-                    heads,
-                    row_stride,
-                    pair_stride,
-                    KEYS,
-                    STAGES,
-                    PAIRS,
-                    ORDERED,
-                    PERSISTENT,
-                ),
-            ),
-            (
-                consumer,
-                (
-                    OUT,
-                    LSE,
-                    q_s,
-                    k_s,
-                    v_s,
-                    facts_s,
-                    q_ready,
-                    q_free,
-                    k_ready,
-                    k_free,
-                    v_ready,
-                    v_free,
-                    facts_ready,
-                    facts_free,
-                    IDX,
-                    Q_LEN,
-                    K_LEN,
-                    LO,
-                    HI,
-                    POS,
-                    KEY_BIAS,
-                    scale,
-                    total,
-                    q_tiles,
-                    heads,
-                    q_blocks,
-                    lq,
-                    lk,
-                    out_b,
-                    out_l,
-                    out_h,
-                    bias_b,
-                    bias_h,
-                    k_len_stride,
-                    0,
-                    KEYS,
-                    D,
-                    STAGES,
-                    PAIRS,
-                    AXES,
-                    BIAS,
-                    POLYNOMIAL,
-                ),
-            ),
-            (
-                consumer,
-                (
-                    OUT,
-                    LSE,
-                    q_s,
-                    k_s,
-                    v_s,
-                    facts_s,
-                    q_ready,
-                    q_free,
-                    k_ready,
-                    k_free,
-                    v_ready,
-                    v_free,
-                    facts_ready,
-                    facts_free,
-                    IDX,
-                    Q_LEN,
-                    K_LEN,
-                    LO,
-                    HI,
-                    POS,
-                    KEY_BIAS,
-                    scale,
-                    total,
-                    q_tiles,
-                    heads,
-                    q_blocks,
-                    lq,
-                    lk,
-                    out_b,
-                    out_l,
-                    out_h,
-                    bias_b,
-                    bias_h,
-                    k_len_stride,
-                    1,
-                    KEYS,
-                    D,
-                    STAGES,
-                    PAIRS,
-                    AXES,
-                    BIAS,
-                    POLYNOMIAL,
-                ),
-            ),
-        ],
-        [4, 4],
-        [REGISTERS, REGISTERS],
+    shared = (
+        q_s, k_s, v_s, facts_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free
+    )  # fmt: skip
+    maps = (q_tma, k_tma, v_tma)
+    rows = (
+        TICKET,
+        PTR,
+        IDX,
+        N_FULL,
+        COUNT,
+        total,
+        q_tiles,
+        text_tiles,
+        heads,
+        q_blocks,
+        row_stride,
+        count_stride,
+        spread,
     )
+    given = (IDX, Q_LEN, K_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk, k_len_stride)
+    strides = (out_b, out_l, out_h, bias_b, bias_h)
+    R: gl.constexpr = REGISTERS
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [
+                (producer, (maps, shared, rows, KEYS, STAGES, CONSUMERS, SHARE, PERSISTENT)),
+                (
+                    consumer,
+                    (OUT, LSE, shared, given, strides, KEYS, D, STAGES, CONSUMERS, SHARE, AXES, BIAS, POLYNOMIAL, 0),
+                ),
+                (
+                    consumer,
+                    (OUT, LSE, shared, given, strides, KEYS, D, STAGES, CONSUMERS, SHARE, AXES, BIAS, POLYNOMIAL, 1),
+                ),
+            ],
+            [4, 4],
+            [R, R],
+        )
+    elif CONSUMERS == 3:
+        gl.warp_specialize(
+            [
+                (producer, (maps, shared, rows, KEYS, STAGES, CONSUMERS, SHARE, PERSISTENT)),
+                (
+                    consumer,
+                    (OUT, LSE, shared, given, strides, KEYS, D, STAGES, CONSUMERS, SHARE, AXES, BIAS, POLYNOMIAL, 0),
+                ),
+                (
+                    consumer,
+                    (OUT, LSE, shared, given, strides, KEYS, D, STAGES, CONSUMERS, SHARE, AXES, BIAS, POLYNOMIAL, 1),
+                ),
+                (
+                    consumer,
+                    (OUT, LSE, shared, given, strides, KEYS, D, STAGES, CONSUMERS, SHARE, AXES, BIAS, POLYNOMIAL, 2),
+                ),
+            ],
+            [4, 4, 4],
+            [R, R, R],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (producer, (maps, shared, rows, KEYS, STAGES, CONSUMERS, SHARE, PERSISTENT)),
+                (
+                    consumer,
+                    (OUT, LSE, shared, given, strides, KEYS, D, STAGES, CONSUMERS, SHARE, AXES, BIAS, POLYNOMIAL, 0),
+                ),
+                (
+                    consumer,
+                    (OUT, LSE, shared, given, strides, KEYS, D, STAGES, CONSUMERS, SHARE, AXES, BIAS, POLYNOMIAL, 1),
+                ),
+                (
+                    consumer,
+                    (OUT, LSE, shared, given, strides, KEYS, D, STAGES, CONSUMERS, SHARE, AXES, BIAS, POLYNOMIAL, 2),
+                ),
+                (
+                    consumer,
+                    (OUT, LSE, shared, given, strides, KEYS, D, STAGES, CONSUMERS, SHARE, AXES, BIAS, POLYNOMIAL, 3),
+                ),
+            ],
+            [4, 4, 4, 4],
+            [R, R, R, R],
+        )

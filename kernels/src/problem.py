@@ -92,7 +92,7 @@ class Rows(NamedTuple):
         lo, hi: (lq, axes) int32, kept positions of each query in partial blocks; None where there are none.
         pos: (lk, axes) int32, position of each key.
         block: slots in a block.
-        order: (heads * tiles,) int32, tiles of 128 queries, the longest first; None for their natural order.
+        text: how many query blocks, the last ones, are text: they keep far more than others, so they are begun first.
     """
 
     ptr: torch.Tensor
@@ -104,14 +104,15 @@ class Rows(NamedTuple):
     hi: torch.Tensor | None
     pos: torch.Tensor | None
     block: int
-    order: torch.Tensor | None = None
+    text: int = 0
 
     @classmethod
     def of(cls, mask: BlockMask) -> Rows:
         """Take a mask apart."""
         layout, window = mask.layout, mask.window
         lo, hi, pos = (None, None, None) if window is None else window
-        return cls(mask.ptr, mask.idx, mask.n_full, layout.q_len, mask.lengths, lo, hi, pos, layout.block, mask.order)
+        text = -(-layout.text // layout.block)
+        return cls(mask.ptr, mask.idx, mask.n_full, layout.q_len, mask.lengths, lo, hi, pos, layout.block, text)
 
     @classmethod
     def dense(cls, lq: int, lk: int, block: int, device: torch.device) -> Rows:
