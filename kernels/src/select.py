@@ -4,9 +4,10 @@ Idea: the mean of a block's keys tells whether its queries will care for it.
 Math: score[i, j] = <mean q of block i, mean k of block j>; a row keeps what must be kept and then its best, `kept` in
     all. So every row is as long as the next, and nothing has to be read back to know how long.
 Cost: one pass over q and k, 2 d blocks^2 flops a head, and the scores: 63 MB for 40 heads of 75,600 tokens.
+    On CUDA the kernels of `compact.py` do all but the product, without sorting; what stands here defines them.
 Source: the block top-k of MoBA (arXiv 2502.13189) and VSA (arXiv 2505.13389).
-Limits: one sample at a time, so batches come folded into heads. Plain tensor operations of fixed shapes, which
-    torch.compile traces whole.
+Limits: one sample at a time, so batches come folded into heads. All shapes are fixed, so that nothing waits for a
+    device and torch.compile traces it whole. Of equal scores the first in its row wins.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from ..blocks import BlockMask
 from ..grid import TokenLayout
+from . import compact
 
 
 def block_means(x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
@@ -28,6 +30,9 @@ def block_means(x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         (h, video blocks, d) fp32.
     """
     blocks, block = layout.video_blocks, layout.block
+    if compact.can_run(x, blocks):
+        means: torch.Tensor = compact.block_means(x, layout.q_len[:blocks], block)
+        return means
     # The last block may end with its tokens, not with its slots.
     whole = min(x.shape[1] // block, blocks)
     token = layout.filled[: whole * block].view(whole, block, 1, 1)
@@ -53,8 +58,10 @@ def best_blocks(scores: torch.Tensor, forced: torch.Tensor, kept: int, layout: T
         kept: video blocks in a row.
         layout: the order of the blocks.
     """
-    best = scores.masked_fill(forced, torch.inf).topk(kept, dim=-1, sorted=False).indices.sort(dim=-1).values
-    return rows_of(best, layout)
+    if compact.can_run(scores, layout.video_blocks):
+        return compact.best_blocks(scores, forced, kept, layout)
+    ranked = scores.masked_fill(forced, torch.inf).sort(dim=-1, descending=True, stable=True).indices
+    return rows_of(ranked[..., :kept].sort(dim=-1).values, layout)
 
 
 def likeliest_blocks(scores: torch.Tensor, forced: torch.Tensor, kept: int, layout: TokenLayout) -> BlockMask:
@@ -71,15 +78,16 @@ def likeliest_blocks(scores: torch.Tensor, forced: torch.Tensor, kept: int, layo
     """
     heads, video, _ = scores.shape
     blocks, device = layout.blocks, scores.device
-    likely = scores.softmax(-1).masked_fill(forced, torch.inf).flatten()
-    chosen = likely.topk(kept * video * heads, sorted=False).indices.sort().values
+    likely = scores.softmax(-1)
+    if compact.can_run(scores, video):
+        return compact.likeliest_blocks(likely, forced, kept, layout)
+    ranked = likely.masked_fill(forced, torch.inf).flatten().sort(descending=True, stable=True).indices
+    chosen = ranked[: kept * video * heads].sort().values
     begin = torch.searchsorted(chosen, torch.arange(heads * video + 1, device=device) * video)
     count = begin.diff().view(heads, video)
-    # Text blocks stand behind the video blocks of each row, text rows behind the video rows of each head.
     text = torch.arange(video, blocks, device=device)
-    n_full = torch.cat([count + len(text), count.new_full((heads, len(text)), blocks)], 1).flatten()
-    ptr = torch.nn.functional.pad(n_full.cumsum(0), (1, 0))
-    first = ptr[:-1].view(heads, blocks)
+    ptr, n_full = compact.bounds(count, layout)
+    first = ptr[:-1].long().view(heads, blocks)
     owner, every = chosen // video, torch.arange(blocks, device=device)
     places = [
         first[:, :video].flatten()[owner] + torch.arange(len(chosen), device=device) - begin[owner],
@@ -88,7 +96,7 @@ def likeliest_blocks(scores: torch.Tensor, forced: torch.Tensor, kept: int, layo
     ]
     found = [chosen % video, text.expand(heads, video, -1), every.expand(heads, len(text), -1)]
     place, block = (torch.cat([part.flatten() for part in parts]) for parts in (places, found))
-    return BlockMask(ptr.int(), torch.zeros_like(block).scatter(0, place, block).int(), n_full.int(), layout)
+    return BlockMask(ptr, torch.zeros_like(block).scatter(0, place, block).int(), n_full, layout)
 
 
 def rows_of(chosen: torch.Tensor, layout: TokenLayout) -> BlockMask:
@@ -104,8 +112,5 @@ def rows_of(chosen: torch.Tensor, layout: TokenLayout) -> BlockMask:
     seen = torch.cat([chosen, text.expand(heads, video, -1)], -1).flatten(1)
     every = torch.arange(blocks, device=device).repeat(blocks - video).expand(heads, -1)
     idx = torch.cat([seen, every], 1)
-    length = torch.full((blocks,), kept + blocks - video, device=device)
-    length[video:] = blocks
-    n_full = length.repeat(heads)
-    ptr = torch.nn.functional.pad(n_full.cumsum(0), (1, 0))
-    return BlockMask(ptr.int(), idx.flatten().int(), n_full.int(), layout)
+    ptr, n_full = compact.bounds(torch.full((heads, video), kept, device=device), layout)
+    return BlockMask(ptr, idx.flatten().int(), n_full, layout)

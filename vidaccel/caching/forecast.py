@@ -6,7 +6,7 @@ Math, with anchors x_0 (newest) .. x_m and a stored term for each order:
     Newton  c_j = f[x_0 .. x_j] (divided differences)     y(x) = sum_j c_j prod_{i<j} (x - x_i)
     Taylor  d_0 = y, d_{j+1} = (d_j - d_j') / (x_0 - x_1)  y(x) = sum_j d_j (x - x_0)^j / j!
     where ' is the term at the previous anchor. Order 0 is reuse.
-Cost: order + 1 stored tensors; an update and a forecast each read them once.
+Cost: order + 1 stored tensors; an update and a forecast each read them once, on CUDA in one kernel a forecast.
 Source: the Taylor form is TaylorSeer's (arXiv 2503.06923), also used by CG-Taylor (arXiv 2508.02240). It is exact for
     straight lines only, since d_2 is the second derivative half a gap ago and each gap alone is its divisor. Newton's
     form has the same cost and is exact for every polynomial of its degree on any anchors.
@@ -21,6 +21,8 @@ from typing import Literal
 
 import torch
 
+from ..kernels import forecast as fused
+
 Form = Literal["newton", "taylor"]
 
 # Elements handled at a time: bounds the fp32 temporaries at 64 MiB, where a 14B model's features at 720p have 1.5 GB.
@@ -29,6 +31,8 @@ _CHUNK = 1 << 24
 
 def combine(terms: Sequence[torch.Tensor], weights: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
     """The weighted sum of equally shaped contiguous tensors, in `dtype`, added up in fp32 or wider."""
+    if dtype != torch.float64 and fused.can_run(terms):
+        return fused.weighted_sum(terms, weights, dtype)
     out = torch.empty_like(terms[0], dtype=dtype)
     target, flat = out.view(-1), [term.view(-1) for term in terms]
     for part in _parts(target.numel()):
@@ -51,6 +55,8 @@ def absolute_error(
         (2, b) fp64: for each sample, sum |weighted sum - actual| and sum |reference|. Sums rather than a ratio, so that
         they can be added over samples or over the shards of a parallel group before they are divided.
     """
+    if fused.can_run(terms, actual, *([] if reference is None else [reference])):
+        return fused.error_sums(terms, weights, actual, reference)
     sums = torch.zeros(2, actual.shape[0], dtype=torch.float64, device=actual.device)
     against = actual if reference is None else reference
     for sample in range(actual.shape[0]):

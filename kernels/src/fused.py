@@ -1,0 +1,20 @@
+"""Where the fused kernels around attention can run; elsewhere torch does the same in more passes."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+# Asked once, here: functions that a compiled model traces may only read the answer.
+try:
+    HAS_TRITON = find_spec("triton") is not None
+except ImportError:
+    HAS_TRITON = False
+
+
+def can_run(*tensors: torch.Tensor) -> bool:
+    """All are on a GPU, and of a type that the kernels know."""
+    return HAS_TRITON and all(x.is_cuda and x.dtype in DTYPES for x in tensors)

@@ -1,0 +1,139 @@
+"""QK-norm, RoPE and the way into kernel order, against the same formulas in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vidaccel.grid import TokenLayout
+from vidaccel.kernels import canary, elementwise
+from vidaccel.kernels.elementwise import Norm, Stream
+
+pytest.importorskip("triton")
+
+# What the families ask for, and what else there is: (grid, text, tile, text first), heads, d, norm, across heads, RoPE
+CASES: dict[str, dict[str, Any]] = {
+    "wan": {"tile": (1, 3, 5), "norm": "rms", "across": True},
+    "hunyuan": {"text": 20, "tile": (1, 3, 5), "norm": "rms"},
+    "cogvideox": {"text": 20, "text_first": True, "norm": "layer"},
+    "cogvideox-2b": {"text": 5, "text_first": True, "norm": "layer", "rope": False},
+    "no norm": {"grid": (2, 3, 3), "tile": (2, 2, 3), "text": 3},
+    "model order": {"grid": (1, 4, 4), "norm": "rms"},
+    "odd heads": {"heads": 3, "d": 32, "norm": "rms", "across": True, "batch": 2},
+    "one head": {"heads": 1, "norm": "rms"},
+    "packed": {"packed": True, "norm": "rms", "across": True, "batch": 2},
+    "other strides": {"packed": None, "text": 3, "norm": "layer", "batch": 2},
+}
+
+
+def problem(
+    *, grid: tuple[int, int, int] = (1, 3, 7), text: int = 0, tile: tuple[int, int, int] | None = None,
+    text_first: bool = False, heads: int = 2, d: int = 16, norm: str | None = None, across: bool = False,
+    rope: bool = True, batch: int = 1, packed: bool | None = False, dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> tuple[TokenLayout, Stream, Stream | None, elementwise.Tables | None]:  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, kind)
+
+    def stream(tokens: int) -> Stream:
+        if packed:
+            q, k, v = noise(batch, tokens, 3 * heads * d).unflatten(2, (3 * heads, d)).chunk(3, 2)
+        else:
+            q, k, v = (3 * noise(batch, tokens, heads, d) + 1 for _ in range(3))
+        if packed is None:
+            k = k.transpose(1, 2).contiguous().transpose(1, 2)
+        if norm is None:
+            return Stream(q, k, v)
+        size = heads * d if across else d
+        biases = (noise(size), noise(size)) if norm == "layer" else None
+        return Stream(q, k, v, Norm(norm, 1e-6, (noise(size), noise(size)), biases))
+
+    layout = TokenLayout.of(grid, text, 16, tile, text_first=text_first).to(device)
+    angles = noise(layout.grid.tokens, d // 2, kind=torch.float32).repeat_interleave(2, -1)
+    tables = (angles.cos(), angles.sin()) if rope else None
+    return layout, stream(layout.grid.tokens), stream(text) if text else None, tables
+
+
+def by_formula(
+    layout: TokenLayout, video: Stream, text: Stream | None, rope: elementwise.Tables | None, dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """q, k, v in kernel order with every step in `dtype`."""
+    found = []
+    for which in range(3):
+        parts = [elementwise.by_formula(video, which, rope, dtype)]
+        if text is not None:
+            parts.append(elementwise.by_formula(text, which, None, dtype))
+        moved = layout.to_kernel(torch.cat(parts[::-1] if layout.text_first else parts, 1))
+        found.append(torch.where(layout.filled[:, None, None], moved, 0))
+    return found
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cpu" and torch.cuda.is_available():
+        pytest.skip("kernels are compiled here, not interpreted")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_as_exact_as_the_models_own_steps(case: str, dtype: torch.dtype, device: str) -> None:
+    args = problem(**CASES[case], dtype=dtype, device=device)
+    found = elementwise.to_kernel(*args)
+    for given, exact, near in zip(found, by_formula(*args, torch.float64), by_formula(*args, dtype), strict=True):
+        assert given.dtype == dtype
+        assert given.is_contiguous()
+        error = canary.largest_error(given, exact)
+        assert error <= canary.error_budget(exact, near, dtype, 0.0)
+    assert torch.equal(found[2], by_formula(*args, dtype)[2])
+
+
+@pytest.mark.parametrize("case", ["wan", "hunyuan", "cogvideox", "other strides"])
+def test_there_and_back(case: str, device: str) -> None:
+    kind = {**CASES[case], "norm": None, "rope": False}
+    layout, video, text, _ = problem(**kind, dtype=torch.bfloat16, device=device)
+    moved = elementwise.to_kernel(layout, video, text)
+    for x, *streams in zip(moved, video[:3], (text or ((),) * 3)[:3], strict=False):
+        back = torch.ops.vidaccel.to_model(x, layout.slot_of)
+        parts = [s for s in streams if len(s)]
+        assert torch.equal(back, torch.cat(parts[::-1] if layout.text_first else parts, 1))
+
+
+def test_back_from_heads_first(device: str) -> None:
+    layout, video, *_ = problem(tile=(1, 3, 5), device=device)
+    x = layout.to_kernel(video.q).transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(torch.ops.vidaccel.to_model(x, layout.slot_of), video.q)
+
+
+def test_rotary_tables_of_any_shape_and_type(device: str) -> None:
+    layout, video, _, (cos, sin) = problem(device=device)
+    plain = elementwise.to_kernel(layout, video, rope=(cos, sin))
+    for kind in (torch.float64, torch.float32):
+        found = elementwise.to_kernel(layout, video, rope=(cos[None, :, None].to(kind), sin[None, :, None].to(kind)))
+        assert torch.equal(found[0], plain[0])
+
+
+def test_shapes_without_running(device: str) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    layout, video, text, rope = problem(**CASES["hunyuan"], device=device)
+    expected = elementwise.to_kernel(layout, video, text, rope)
+    torch.library.opcheck(
+        torch.ops.vidaccel.to_model, (expected[0], layout.slot_of), test_utils=("test_schema", "test_faketensor")
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = elementwise.to_kernel(layout, video, text, rope)
+    assert [x.shape for x in fake] == [x.shape for x in expected]
+
+
+@pytest.mark.parametrize(("h", "d"), [(40, 128), (24, 128), (12, 128), (16, 128), (48, 64), (30, 64), (3, 64), (1, 16)])
+def test_tiles_waste_little(h: int, d: int) -> None:
+    tile = elementwise._tile(h, d)
+    places = -(-h // tile["GROUP"]) * tile["GROUP"]
+    assert places <= 1.125 * h
+    assert tile["GROUP"] * d <= 1024
+    assert h < 8 or tile["GROUP"] * d >= 512
