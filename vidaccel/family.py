@@ -93,6 +93,10 @@ class Family(Protocol):
         """Every video self-attention (or joint attention) layer, in the order in which they run."""
         ...
 
+    def cross_sites(self, transformer: Any) -> list[str]:
+        """Names of the layers in which video attends to text alone, in `attn_processors`; none in joint attention."""
+        return []
+
     def read(self, transformer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """Read the arguments of one call of the transformer."""
         ...
@@ -113,13 +117,15 @@ class Family(Protocol):
         """What the layer returns, from (b, tokens, h, d) in model order: the model's own output projection."""
         ...
 
-    def dense(self, attn: Any, processor: Any, valid: tuple[int, ...] | None, *inputs: Any, **kwargs: Any) -> Any:
+    def dense(
+        self, attn: Any, processor: Any, valid: tuple[torch.Tensor, ...] | None, *inputs: Any, **kwargs: Any
+    ) -> Any:
         """A dense call of an attention layer: whatever stood there before runs it, on the user's own backend.
 
         Args:
             attn: the layer.
             processor: the processor that stood there.
-            valid: valid text tokens of each sample, see `Call`.
+            valid: numbers (n,) of the valid text tokens of each sample, as in `Call`.
             inputs: hidden states, encoder hidden states, attention mask and rotary embedding.
             kwargs: what else the layer was given.
         """
@@ -149,25 +155,32 @@ def family_named(transformer_class: str) -> Family:
     Raises:
         InstallError: no family serves this class.
     """
-    return _load(FAMILIES, transformer_class, "transformer")
+    if transformer_class not in FAMILIES:
+        raise InstallError(
+            f"{transformer_class} is not a transformer that vidaccel knows; it knows {', '.join(sorted(FAMILIES))}. "
+            "A new family is one file in pipelines/src, which says where attention sits, how to read a call, and how "
+            "to get q, k and v out of a layer (see pipelines/README.md)"
+        )
+    return _load(FAMILIES[transformer_class])
 
 
 def attention_family_of(attn: Any) -> Family:
     """The family of an attention layer, for processors that are built without a transformer.
 
     Raises:
-        InstallError: no family serves this class.
+        InstallError: no family serves this class, or several share it.
     """
-    return _load(ATTENTION_FAMILIES, type(attn).__name__, "attention layer")
-
-
-def _load(table: Mapping[str, str], name: str, what: str) -> Family:
-    if name not in table:
+    name = type(attn).__name__
+    if name not in ATTENTION_FAMILIES:
         raise InstallError(
-            f"{name} is not a {what} that vidaccel knows; it knows {', '.join(sorted(table))}. "
-            "A new family is one file in pipelines/src (see pipelines/README.md)"
+            f"{name} is not an attention layer that tells its model; {', '.join(sorted(ATTENTION_FAMILIES))} do. Build "
+            "the processor as RadialAttnProcessor(pipe.transformer, ...), or any other of them, instead of with grid="
         )
-    module, _, attribute = table[name].partition(":")
+    return _load(ATTENTION_FAMILIES[name])
+
+
+def _load(place: str) -> Family:
+    module, _, attribute = place.partition(":")
     return cast(Family, getattr(importlib.import_module(module), attribute))
 
 

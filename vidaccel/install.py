@@ -14,7 +14,8 @@ from .errors import InstallError, PatternError, VidaccelWarning
 from .family import Call, attn_processors_of, place_processors, unwrap
 from .frontdoor import Clock, FrontDoor
 from .grid import Site, TokenLayout
-from .patterns import Pattern, Plan, advice
+from .guide import Guide
+from .patterns import FreeSwim, Pattern, Plan, advice
 from .schedule import DENSE, Schedule, Step
 from .trace import CallRecord, Trace
 from .wrapping import SparseAttnProcessor
@@ -61,6 +62,13 @@ class Installation:
         self._stand_in = stand_in
         self._layers = 1 + max(site.index for site in self.sites)
         self._unsubscribe = door.subscribe(self)
+        self._guide: Guide | None = None
+        if isinstance(pattern, FreeSwim) and pattern.guide:
+            try:
+                self._guide = Guide(door, pattern, self.originals, self.processors)
+            except InstallError:
+                self._unsubscribe()
+                raise
 
     @classmethod
     def of(
@@ -120,7 +128,10 @@ class Installation:
 
     def complete(self) -> dict[str, Any]:
         """A processor for every attention layer: ours at the sites, elsewhere the very object that stands there."""
-        return self.originals | self.processors
+        return self.originals | self._ours()
+
+    def _ours(self) -> dict[str, Any]:
+        return self.processors | (self._guide.processors if self._guide else {})
 
     def place(self) -> None:
         """Put our processors in the transformer."""
@@ -135,12 +146,14 @@ class Installation:
         changed: list[str] = []
         current = self._current()
         for name, original in self.originals.items():
-            mine = self.processors.get(name)
+            mine = self._ours().get(name)
             if current[name] is mine or current[name] is self._stand_in:
                 current[name] = original
             elif mine is not None and current[name] is not original:
                 changed.append(name)
         place_processors(self.door.transformer, current)
+        if self._guide is not None:
+            self._guide.remove()
         self._unsubscribe()
         return changed
 
@@ -171,7 +184,8 @@ class Installation:
                 VidaccelWarning,
                 stacklevel=2,
             )
-        valid = call.valid and tuple(torch.arange(n, device=call.device) for n in call.valid)
+        lengths = call.valid
+        valid = None if lengths is None else tuple(torch.arange(n, device=call.device) for n in lengths)
         for site in self.sites:
             if site.name in displaced:
                 continue
@@ -190,6 +204,8 @@ class Installation:
                     "guidance branches cannot be told apart here, so blocks are chosen at every step (reselect has no "
                     "effect); pass prompts through the pipeline's own arguments"
                 )
+        if self._guide is not None:
+            self._guide.before(call, step, record)
 
     def after(self, record: CallRecord) -> None:
         """Take the plans away; say so where fewer layers ran sparse than were scheduled."""
@@ -197,6 +213,8 @@ class Installation:
             if processor.plan is not None and not record.failed:
                 self._look_at(processor, name, record)
             processor.plan = processor.valid = processor.held = processor.chosen = None
+        if self._guide is not None:
+            self._guide.after(record)
         missing = len(record.scheduled) - len(record.kernels)
         if missing and not record.failed:
             self.door.trace.note(

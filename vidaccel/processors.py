@@ -66,6 +66,11 @@ class NamedAttnProcessor:
         self._density = density
         self._grid = None if grid is None else VideoGrid(*grid)
         self._fixed: dict[torch.device, Plan] = {}
+        if grid is not None and isinstance(self._pattern, FreeSwim) and self._pattern.guide:
+            raise InstallError(
+                f"{type(self).__name__} with guide= needs the transformer, to give it a second path; "
+                "leave grid= out and name the transformer, or use guide=0"
+            )
         if transformer is not None:
             Installation.of(
                 transformer,

@@ -76,6 +76,8 @@ class CallRecord:
         gate_error: the number that it looked at.
         true_error: how far the forecast was off, where it was computed too.
         cache_bytes: bytes that the transformer's cache holds after the call; None without a cache.
+        guided: "both" where a second path with full attention ran beside the sparse one, "kept" where what it said at
+            an earlier step was used; "alone" or None elsewhere.
         held: names of the sites that used blocks chosen at an earlier step.
         drift: () tensor of each site that chose anew, the share of its blocks that its choice before did not have.
         measured: () tensor of each site whose density depends on q and k, that density.
@@ -101,6 +103,7 @@ class CallRecord:
     gate_error: float | None = None
     true_error: float | None = None
     cache_bytes: int | None = None
+    guided: str | None = None
     held: list[str] = field(default_factory=list)
     drift: dict[str, torch.Tensor] = field(default_factory=dict)
     measured: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -27,8 +27,9 @@ def attend(
         (b, slots, h, d), and what was chosen; None where a mask says it all.
     """
     out: torch.Tensor
+    scale = plan.scale * query.shape[-1] ** -0.5
     if plan.select is None:
-        out, _ = attention(query, key, value, plan.mask)
+        out, _ = attention(query, key, value, plan.mask, scale=scale)
         return out, None
     batch = query.shape[0]
     # Every sample chooses for itself, so its heads become heads of one sample; for one sample nothing is copied.
@@ -44,11 +45,22 @@ def attend(
         given = key.shape[1]
         text = torch.nn.functional.pad(text, (given - text.shape[2], chosen.k.shape[1] - given))
         bias = text if bias is None else bias + text
-    out, _ = attention(moved, chosen.k, chosen.v, chosen.mask, key_bias=bias)
+    out, _ = attention(moved, chosen.k, chosen.v, chosen.mask, scale=scale, key_bias=bias)
     if order is not None:
         out = torch.zeros_like(out).scatter(1, order, out)
     out = out[0].unflatten(1, (batch, -1))
     return out.transpose(0, 1), choice
+
+
+def attend_to_all(plan: Plan, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attention without the plan's mask, by torch's own kernels, for q, k, v (b, slots, h, d) in the plan's order.
+
+    Returns:
+        (b, tokens, h, d) in model order.
+    """
+    query, key, value = (plan.layout.to_model(x).transpose(1, 2) for x in (query, key, value))
+    scale = plan.scale * query.shape[-1] ** -0.5
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2)
 
 
 class SparseAttnProcessor:
@@ -61,18 +73,21 @@ class SparseAttnProcessor:
     Attributes:
         wrapped: the processor that stood here.
         plan: set before each call of the transformer, None after it.
-        valid: valid text tokens of each sample of the call, where some are padding; set likewise.
+        valid: numbers (n,) of the valid text tokens of each sample of the call, where some are padding; set likewise.
+            Tensors, so that torch.compile takes their lengths for variables.
         held: what an earlier step chose, where it serves this one; set likewise.
         chosen: what this call chose, where a later step or the trace will look at it.
+        full_rows: how many rows, the last ones, see everything: the second path of `guide.py`.
     """
 
     def __init__(self, wrapped: Any, family: Family) -> None:
         self.wrapped = wrapped
         self.family = family
         self.plan: Plan | None = None
-        self.valid: tuple[int, ...] | None = None
+        self.valid: tuple[torch.Tensor, ...] | None = None
         self.held: Choice | None = None
         self.chosen: Choice | None = None
+        self.full_rows = 0
 
     def __call__(
         self,
@@ -95,6 +110,12 @@ class SparseAttnProcessor:
         if plan is None:
             return self.family.dense(attn, self.wrapped, self.valid, *inputs, **kwargs)
         query, key, value = self.family.project(attn, plan.layout, *inputs)
+        if self.full_rows:
+            split = (x.tensor_split((-self.full_rows,)) for x in (query, key, value))
+            first, second = zip(*split, strict=True)
+            own, _ = attend(plan, *first)
+            whole = attend_to_all(plan, *second)
+            return self.family.output(attn, torch.cat([plan.layout.to_model(own), whole]), *inputs)
         out, choice = attend(plan, query, key, value, self.held)
         if plan.is_watched and self.held is None:
             self.chosen = choice

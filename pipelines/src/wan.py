@@ -32,6 +32,10 @@ class Wan(Family):
         names += [(f"blocks.{n}.attn1.processor", n) for n in range(len(transformer.blocks))]
         return [Site(name, layer, "self", self.name) for name, layer in names]
 
+    def cross_sites(self, transformer: Any) -> list[str]:
+        """`attn2` of every block, VACE's own ones too."""
+        return [site.name.replace(".attn1.", ".attn2.") for site in self.sites(transformer)]
+
     def read(self, transformer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """`hidden_states` is (b, channels, frames, height, width) of latents."""
         given = dict(zip(("hidden_states", "timestep", "encoder_hidden_states"), args, strict=False)) | dict(kwargs)

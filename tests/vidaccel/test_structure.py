@@ -29,7 +29,8 @@ ARROWS = {
     "frontdoor": BELOW | {"family", "schedule"},
     "wrapping": BELOW | {"family", "kernels", "patterns"},
     "choices": BELOW | {"blocks", "patterns"},
-    "install": BELOW | {"choices", "family", "frontdoor", "patterns", "schedule", "wrapping"},
+    "guide": BELOW | {"family", "frontdoor", "patterns", "schedule", "wrapping"},
+    "install": BELOW | {"choices", "guide", "family", "frontdoor", "patterns", "schedule", "wrapping"},
     "processors": BELOW | {"family", "install", "patterns", "schedule", "wrapping"},
     "pipelines": BELOW | {"blocks", "family", "frontdoor", "kernels", "patterns", "reuse", "streaming"},
     "recipe": BELOW | {"caching", "patterns", "schedule"},
@@ -37,6 +38,7 @@ ARROWS = {
     "api": BELOW | {"caching", "family", "frontdoor", "install", "patterns", "recipe", "report", "schedule"},
     "render": BELOW | {"_samples", "api", "family", "patterns", "recipe", "report", "schedule"},
     "caching": BELOW | {"family", "frontdoor", "kernels", "schedule"},
+    "reuse": BELOW | {"blocks", "kernels", "streaming"},
     "streaming": BELOW,
     "lab": BELOW
     | {"api", "caching", "family", "kernels", "patterns", "pipelines", "recipe", "render", "report"}

@@ -3,16 +3,18 @@
 Idea: the window is the model's native frame; at borders it shifts inward, so it never shrinks. Time is seen whole.
 Math: with half windows dy = floor(native height / 2), dx = floor(native width / 2), query (y, x) keeps key (y', x') iff
     y - dy - max(0, dy + y - H + 1) <= y' <= y + dy + max(0, dy - y), and likewise for x. This is neighborhood attention
-    with window (T, 2 dy + 1, 2 dx + 1), and the whole axis where that is longer than it.
+    with window (T, 2 dy + 1, 2 dx + 1), and the whole axis where that is longer than it. Logits may be scaled by
+    sqrt(log(r n) / log n) / sqrt(d), n the tokens of a native frame and r `logit_scale`: sharper, for more keys.
 Cost: that of neighborhood attention. At 21x68x120 (1088x1920 pixels) tiles of 21x3x2 touch 23 % of the pairs for the
     20 % that are kept; in raster order it would be 48 %.
 Source: FreeSwim, arXiv 2511.14712, section 3.
-Limits: only sizes above the native one become sparse. Its logit scale and its second path are no matter of the mask.
+Limits: only sizes above the native one become sparse. The second path (`guide`) is in `vidaccel/guide.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..errors import PatternError
@@ -38,6 +40,11 @@ class FreeSwim:
         tile: tokens of a block along (time, height, width); None for the box that touches the fewest tiles.
         block: slots of a block.
         sink_frames: first latent frames that every query sees, in whole tiles.
+        logit_scale: r above; 1 leaves the logits alone, the authors take 2 at every size (1.046 for 30x52 tokens).
+        guide: every how many steps a second path with full attention runs, whose cross-attention guides this one; 0 for
+            never. 1 guides both branches at every step; from 2 on the conditional branch alone, and in between what the
+            second path has said is kept. The authors take 2.
+        guide_gib: GiB that this may take on the GPU; the rest waits in host memory. None: all is on the GPU.
     """
 
     name: ClassVar[str] = "freeswim"
@@ -47,8 +54,23 @@ class FreeSwim:
     tile: Sides | None = None
     block: int = 128
     sink_frames: int = 0
+    logit_scale: float = 1.0
+    guide: int = 0
+    guide_gib: float | None = None
 
     def __post_init__(self) -> None:
+        if not 1 <= self.logit_scale < math.inf:
+            raise PatternError(
+                f"freeswim logit_scale={self.logit_scale} was asked for; give 1 for none, 2 as its authors, or more"
+            )
+        if self.guide < 0:
+            raise PatternError(
+                f"freeswim guide={self.guide} was asked for; give 0 for none, 1 for every step, or a period"
+            )
+        if self.guide_gib is not None and not 0 <= self.guide_gib < math.inf:
+            raise PatternError(
+                f"freeswim guide_gib={self.guide_gib} was asked for; give GiB from 0 on, or None for all"
+            )
         check_sides(self.name, "native", self.native, 1, ("height", "width"))
         check_sides(self.name, "tile", self.tile, 1)
 
@@ -79,7 +101,9 @@ class FreeSwim:
             )
         axes = _axes(grid, window)
         forecast = tile_order(axes, self.tile, self.block, self.sink_frames)
-        return product_plan(layout, [axes], forecast, self.block, f"window {sides(window)}", density, self.sink_frames)
+        plan = product_plan(layout, [axes], forecast, self.block, f"window {sides(window)}", density, self.sink_frames)
+        native = math.prod(self.native or NATIVE)
+        return replace(plan, scale=math.sqrt(math.log(native * self.logit_scale) / math.log(native)))
 
     def _solve(self, grid: VideoGrid, density: float) -> Sides:
         choices = [

@@ -96,6 +96,7 @@ class Plan:
         select: chooses the blocks from q and k. The densities above then hold for every call, up to the lengths of
             clipped tiles.
         reselect: how many steps a choice of `select` serves, or the steps at which it is made anew.
+        scale: factor on the usual scale of the logits, 1 / sqrt(d).
         varies: how much a choice keeps depends on q and k; the densities above are the most that it can be.
         text_bias: (b, text slots) fp32, 0 or -inf where a text key is padding, for samples whose blocks have one
             length; None where the layout's key lengths say it.
@@ -109,6 +110,7 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
     select: Select | None = None
     reselect: int | tuple[int, ...] = 1
+    scale: float = 1.0
     varies: bool = False
     text_bias: torch.Tensor | None = None
 

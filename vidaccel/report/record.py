@@ -27,8 +27,23 @@ class Report:
     data: dict[str, Any]
 
     @classmethod
-    def of(cls, trace: Trace, recipe: Recipe, plans: Iterable[Plan], pipeline: str) -> Report:
-        """Collect a report from a trace. Waits for a GPU's timers."""
+    def of(
+        cls,
+        trace: Trace,
+        recipe: Recipe,
+        plans: Iterable[Plan],
+        pipeline: str,
+        quality: dict[str, Any] | None = None,
+    ) -> Report:
+        """Collect a report from a trace. Waits for a GPU's timers.
+
+        Args:
+            trace: what ran.
+            recipe: what was asked for.
+            plans: the masks.
+            pipeline: its class.
+            quality: from `quality.measure`, where there is a reference.
+        """
         calls = [call for call in trace.calls if not call.failed]
         cached = any(call.cache_bytes is not None for call in calls)
         return cls(
@@ -42,6 +57,7 @@ class Report:
                 "calls": [_call(call, cached) for call in calls],
                 "failed_calls": len(trace.calls) - len(calls),
                 "notes": list(trace.notes),
+                "quality": quality,
                 "environment": environment(),
             }
         )
@@ -137,6 +153,8 @@ def _effective(calls: list[CallRecord]) -> float | None:
         video, text = call.grid.tokens, call.text
         around = 2 * video * text + text**2
         kept += sum(density * video**2 + around for density in call.densities())
+        if call.guided == "both":
+            kept += len(call.scheduled) * (video + text) ** 2
         kept += len(call.dense) * (video + text) ** 2
         total += (len(call.scheduled) + len(call.dense)) * (video + text) ** 2
     return kept / total if total else None
@@ -181,6 +199,8 @@ def _chosen_call(call: CallRecord) -> dict[str, Any]:
     if call.held or call.drift:
         found["held_layers"] = len(call.held)
         found["drift"] = {name: float(share) for name, share in call.drift.items()}
+    if call.guided is not None:
+        found["guided"] = call.guided
     if call.measured:
         found["measured_density"] = {name: float(share) for name, share in call.measured.items()}
     return found

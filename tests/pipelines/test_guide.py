@@ -1,0 +1,188 @@
+"""FreeSwim's second path against its definition: two copies carried through every call, as its authors do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import vidaccel
+from vidaccel import processors
+from vidaccel.errors import InstallError, PatternError
+from vidaccel.grid import Site, TokenLayout
+from vidaccel.patterns import FreeSwim
+from vidaccel.pipelines.wan import WAN
+from vidaccel.schedule import Schedule
+
+SITE = Site("", 0, "self", "wan")
+
+
+def mask_of(pattern: FreeSwim, size: tuple[int, int, int]) -> tuple[torch.Tensor, float]:
+    plan = pattern.plan(TokenLayout.of(size, block=16), None, SITE)
+    return plan.static.to_dense()[0], plan.scale
+
+
+class TwoRows:
+    """Every call carries (window rows, full rows); `mode` is what the call does."""
+
+    def __init__(self, pipe: Any, pattern: FreeSwim, size: tuple[int, int, int]) -> None:
+        self.mask, self.factor = mask_of(pattern, size)
+        self.period, self.mode, self.calls = pattern.guide, "both", 0
+        self.kept: dict[str, torch.Tensor] = {}
+        self.transformer = pipe.transformer
+        self.stock = dict(pipe.transformer.attn_processors)
+        pipe.transformer.set_attn_processor({name: self.processor(name) for name in self.stock})
+        self.hooks = [
+            pipe.transformer.register_forward_pre_hook(self.before, with_kwargs=True),
+            pipe.transformer.register_forward_hook(lambda _, args, out: (out[0].chunk(2)[0],)),
+        ]
+
+    def before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        step, branch = divmod(self.calls, 2)
+        self.calls += 1
+        guided = self.period == 1 or (branch == 0 and step % self.period == 0)
+        self.mode = "both" if guided else "kept" if branch == 0 else "alone"
+        return args, {name: torch.cat([x, x]) if isinstance(x, torch.Tensor) else x for name, x in kwargs.items()}
+
+    def processor(self, name: str) -> Any:
+        def own(
+            attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, attention_mask: Any = None,
+            rotary_emb: Any = None,
+        ) -> Any:  # fmt: skip
+            if encoder_hidden_states is None:
+                return self.video(attn, hidden_states, rotary_emb)
+            out = self.stock[name](attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            if self.mode == "both":
+                self.kept[name] = out.chunk(2)[1]
+            return out if self.mode == "alone" else torch.cat([self.kept[name]] * 2)
+
+        return own
+
+    def video(self, attn: Any, hidden_states: Any, rope: Any) -> Any:
+        layout = TokenLayout.of((1, 1, hidden_states.shape[1]), block=16)
+        q, k, v = (x.transpose(1, 2) for x in WAN.project(attn, layout, hidden_states, None, None, rope))
+        logits = q @ k.transpose(2, 3) * self.factor / math.sqrt(q.shape[-1])
+        windowed = logits.masked_fill(~self.mask, -torch.inf)
+        if self.mode == "both":
+            windowed = torch.cat([windowed.chunk(2)[0], logits.chunk(2)[1]])
+        return WAN.output(attn, (windowed.softmax(-1) @ v).transpose(1, 2), hidden_states)
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        self.transformer.set_attn_processor(self.stock)
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize(("guide", "gib"), [(1, None), (2, None), (3, 0.0), (2, 3e-4)])
+def test_equals_two_rows_in_every_call(wan: Any, render: Any, guide: int, gib: float | None, prompts: int) -> None:
+    pattern = FreeSwim((4, 4), block=16, logit_scale=2.0, guide=guide, guide_gib=gib)
+    given = {"prompt": ["a cat", "two dogs"][:prompts], "negative_prompt": ["bad", "worse"][:prompts]}
+    with vidaccel.accelerate(wan, FreeSwim((4, 4), block=16), schedule=Schedule()):
+        unguided = render(wan, "ragged", **given)
+    with vidaccel.accelerate(wan, pattern, schedule=Schedule()) as run:
+        latents = render(wan, "ragged", **given)
+        again = render(wan, "ragged", **given)
+        kept = [p.kept for p in run._installations[0]._guide.processors.values()]
+        assert kept == [None] * 3, "outputs outlive the last step"
+        report = run.report()
+    assert torch.equal(latents, again)
+    assert (latents - unguided).abs().max() > 1e-3
+    naive = TwoRows(wan, pattern, (7, 7, 9))
+    torch.testing.assert_close(latents, render(wan, "ragged", **given), atol=5e-5, rtol=1e-4)
+    naive.remove()
+    modes = {(call.step, call.branch): call.guided for call in run.trace.calls[:8]}
+    for (step, branch), mode in modes.items():
+        if guide == 1:
+            assert mode == "both"
+        elif branch == "uncond":
+            assert mode == "alone"
+        else:
+            assert mode == ("kept" if step % guide else "both")
+    note = next((note for note in run.trace.notes if "between guided steps" in note), "")
+    assert (guide == 1) == (note == "")
+    if gib == 0.0:
+        assert "0.00 GiB on cpu" in note
+    assert report.data["calls"][0]["guided"] == "both"
+    assert report.summary["effective_density"] > report.summary["delivered_density"]
+
+
+def test_nothing_linear_is_done_twice_for_equal_rows(wan: Any, render: Any) -> None:
+    rows: list[int] = []
+    hook = wan.transformer.blocks[1].attn1.to_q.register_forward_hook(lambda _, inputs, out: rows.append(len(out)))
+    crossed: list[int] = []
+    cross = wan.transformer.blocks[1].attn2.to_q.register_forward_hook(lambda _, inputs, out: crossed.append(len(out)))
+    with vidaccel.accelerate(wan, FreeSwim((4, 4), block=16, guide=2), schedule=Schedule(dense_last_steps=1)):
+        render(wan)
+    hook.remove()
+    cross.remove()
+    assert rows == [2, 1, 1, 1, 2, 1, 1, 1]
+    assert crossed == [1, 1, 1, 1, 1, 1, 1]  # step 1, cond: kept
+
+
+def test_memory_is_bounded_and_the_rest_waits_on_the_host(wan: Any, render: Any) -> None:
+    one = 7 * 8 * 8 * 64 * 4
+    pattern = FreeSwim((4, 4), block=16, guide=2, guide_gib=2.5 * one / 2**30)
+    with vidaccel.accelerate(wan, pattern, schedule=Schedule()) as run:
+        found = []
+
+        def watch(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            found.append([p.host is not None for p in run._installations[0]._guide.processors.values()])
+            return {}
+
+        render(wan, callback_on_step_end=watch)
+    assert found[0] == [False, False, True]
+
+
+def test_a_window_of_everything_is_the_stock_model(wan: Any, render: Any) -> None:
+    stock = render(wan)
+    with (
+        vidaccel.accelerate(wan, FreeSwim(block=16, guide=1), schedule=Schedule()),
+        pytest.warns(UserWarning, match="keeps every pair"),
+    ):
+        torch.testing.assert_close(render(wan), stock, atol=2e-5, rtol=1e-4)
+
+
+def test_named_processor_and_removal(wan: Any, render: Any) -> None:
+    stock, before = render(wan), dict(wan.transformer.attn_processors)
+    pattern = FreeSwim((4, 4), block=16, guide=2)
+    with vidaccel.accelerate(wan, pattern, schedule=Schedule()):
+        expected = render(wan)
+    wan.transformer.set_attn_processor(
+        processors.FreeSwimAttnProcessor(wan.transformer, native=(4, 4), block=16, guide=2)
+    )
+    assert torch.equal(render(wan), expected)
+    vidaccel.remove(wan.transformer)
+    assert dict(wan.transformer.attn_processors) == before
+    assert not wan.transformer._forward_pre_hooks
+    assert not wan.transformer._forward_hooks
+    assert torch.equal(render(wan), stock)
+
+
+def test_compiles(wan: Any, render: Any) -> None:
+    pattern = FreeSwim((4, 4), block=16, guide=2)
+    with vidaccel.accelerate(wan, pattern, schedule=Schedule()):
+        expected = render(wan)
+    torch._dynamo.reset()
+    with vidaccel.accelerate(wan, pattern, schedule=Schedule()):
+        wan.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+        torch.testing.assert_close(render(wan), expected, atol=1e-5, rtol=1e-4)
+    torch._dynamo.reset()
+
+
+def test_wrong_parameters_name_right_ones(wan: Any, render: Any) -> None:
+    with pytest.raises(PatternError, match="give 1 for none, 2 as its authors"):
+        FreeSwim(logit_scale=0.5)
+    with pytest.raises(PatternError, match="give 0 for none, 1 for every step, or a period"):
+        FreeSwim(guide=-1)
+    with pytest.raises(PatternError, match="give GiB from 0 on"):
+        FreeSwim(guide_gib=-1.0)
+    with pytest.raises(InstallError, match="leave grid= out and name the transformer"):
+        processors.FreeSwimAttnProcessor(grid=(7, 8, 8), guide=2)
+    with (
+        vidaccel.accelerate(wan, FreeSwim((4, 4), block=16, guide=2), cache="taylorseer"),
+        pytest.raises(InstallError, match="drop the cache, or use guide=0"),
+    ):
+        render(wan)

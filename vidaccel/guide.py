@@ -1,0 +1,242 @@
+"""A second path with full attention, whose cross-attention guides the first one (FreeSwim).
+
+Idea: a window keeps detail and loses the plan of the whole frame, so objects repeat; what the text asks for is looked
+    up by a path that sees everything.
+Math: a guided call carries two copies of every sample. In self-attention the first attends through the window, the
+    second to all; in cross-attention the second one's queries serve both. After the call the second copy is dropped.
+    With a period n > 1 only every n-th step of the conditional branch is guided, and in between each layer adds the
+    cross-attention output that it kept; the unconditional branch runs alone.
+Cost: a guided call is a dense and a sparse one. All others carry one copy: nothing linear is done twice for rows that
+    are equal. Kept outputs are layers x tokens x width: 15.8 GB for Wan 1.3B at 1088x1920 and 81 frames.
+Source: FreeSwim, arXiv 2511.14712, sections 3.2 and 3.3. Its released code carries two copies through every call.
+Limits: families with cross-attention; no cache on the same transformer. Copies are equal before the first layer, which
+    projects them twice all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from .errors import InstallError
+from .family import Call
+from .frontdoor import FrontDoor
+from .patterns import FreeSwim
+from .schedule import Step
+from .trace import CallRecord
+from .wrapping import SparseAttnProcessor
+
+Mode = Literal["alone", "both", "kept"]
+
+
+class CrossProcessor:
+    """Stands in one cross-attention layer and holds the processor that stood there before.
+
+    Attributes:
+        wrapped: the processor that stood here.
+        mode: "alone" hands the call on; "both" lets the second half of the rows speak for all; "kept" computes nothing.
+        keeps: keep what the second half says.
+        kept: (b, tokens, width), what it said.
+        host: where it is kept instead, in host memory; None keeps it where it was made.
+    """
+
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
+        self.mode: Mode = "alone"
+        self.keeps = False
+        self.kept: torch.Tensor | None = None
+        self.host: torch.Tensor | None = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Attend, or give what was kept."""
+        if self.mode == "kept":
+            assert self.kept is not None
+            return self.kept.to(hidden_states, non_blocking=True)
+        inputs = (hidden_states, encoder_hidden_states, attention_mask)
+        if self.mode == "alone":
+            return self.wrapped(attn, *inputs, rotary_emb, **kwargs)
+        rows = hidden_states.shape[0] // 2
+        out = self.wrapped(attn, *(None if x is None else x[rows:] for x in inputs), rotary_emb, **kwargs)
+        if self.keeps:
+            self.kept = out if self.host is None else self.host.copy_(out, non_blocking=True)
+        return torch.cat([out, out])
+
+    @property
+    def _attention_backend(self) -> Any:
+        return self.wrapped._attention_backend
+
+    @_attention_backend.setter
+    def _attention_backend(self, backend: Any) -> None:
+        self.wrapped._attention_backend = backend
+
+    @property
+    def _parallel_config(self) -> Any:
+        return self.wrapped._parallel_config
+
+    @_parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        self.wrapped._parallel_config = config
+
+
+class _Made(NamedTuple):
+    """What the kept outputs were made for."""
+
+    trajectory: int
+    latents: torch.Size
+    step: int
+
+
+class Guide:
+    """The second path of one transformer.
+
+    Args:
+        door: the transformer's front door.
+        pattern: its period and memory.
+        originals: every processor that stands in the transformer, by name.
+        sites: our processors of its self-attention, by name.
+
+    Attributes:
+        processors: one a cross-attention layer, by name.
+
+    Raises:
+        InstallError: the family has no cross-attention.
+    """
+
+    def __init__(
+        self,
+        door: FrontDoor,
+        pattern: FreeSwim,
+        originals: Mapping[str, Any],
+        sites: Mapping[str, SparseAttnProcessor],
+    ) -> None:
+        names = door.family.cross_sites(door.transformer)
+        if not names:
+            raise InstallError(
+                f"freeswim guide={pattern.guide} was asked for, but {type(door.transformer).__name__} has no "
+                "cross-attention to guide; use guide=0"
+            )
+        self.processors = {name: CrossProcessor(originals[name]) for name in names}
+        self._door = door
+        self._pattern = pattern
+        self._sites = sites
+        self._made: _Made | None = None
+        self._mode: Mode = "alone"
+        self._rows: int | None = None
+        module = door.transformer
+        # After the door's own: it reads the call as the pipeline made it.
+        double = module.register_forward_pre_hook(torch.compiler.disable(self._double), with_kwargs=True)
+        halve = module.register_forward_hook(torch.compiler.disable(self._halve))
+        self._undo: list[Callable[[], None]] = [double.remove, halve.remove]
+
+    def remove(self) -> None:
+        """Take the hooks away and free what is kept."""
+        for undo in self._undo:
+            undo()
+        self._forget()
+
+    def before(self, call: Call, step: Step, record: CallRecord) -> None:
+        """Decide how this call is guided."""
+        if len(self._door.subscribers()) > 1:
+            raise InstallError(
+                "freeswim's second path gives some calls twice the rows, which a cache on the same transformer cannot "
+                "follow; drop the cache, or use guide=0"
+            )
+        self._mode = self._decide(call, step, record) if record.scheduled else "alone"
+        record.guided = self._mode
+        for processor in self.processors.values():
+            processor.mode = self._mode
+        rows = call.latents.shape[0] if self._mode == "both" and call.latents is not None else 0
+        for site in self._sites.values():
+            site.full_rows = rows
+
+    def after(self, record: CallRecord) -> None:
+        """End of the call; after the last step nothing is kept."""
+        for processor in self.processors.values():
+            processor.mode = "alone"
+        for site in self._sites.values():
+            site.full_rows = 0
+        is_last = record.total is not None and record.step + 1 >= record.total and record.branch != "uncond"
+        if record.failed or is_last:
+            self._forget()
+
+    def _decide(self, call: Call, step: Step, record: CallRecord) -> Mode:
+        period = self._pattern.guide
+        if period == 1 or record.branch is None:
+            return "both"
+        if record.branch == "uncond":
+            return "alone"
+        assert call.latents is not None
+        made, shape = self._made, call.latents.shape
+        trajectory = self._door.clock.trajectory
+        if made is not None and made[:2] == (trajectory, shape) and step.index - made.step < period:
+            return "kept"
+        if made is None or made.latents != shape:
+            self._prepare(call)
+        self._made = _Made(trajectory, shape, step.index)
+        return "both"
+
+    def _prepare(self, call: Call) -> None:
+        """Decide which layers keep their outputs in host memory."""
+        assert call.latents is not None
+        module = self._door.transformer
+        shape = (call.latents.shape[0], call.grid.tokens, self._door.family.stack(module).width)
+        size = kept_bytes(1, *shape, module.dtype)
+        here = len(self.processors)
+        if self._pattern.guide_gib is not None:
+            here = min(here, int(self._pattern.guide_gib * 2**30 / size))
+        pin = call.device.type == "cuda"
+        for number, processor in enumerate(self.processors.values()):
+            processor.keeps, processor.kept = True, None
+            processor.host = (
+                None if number < here else torch.empty(shape, dtype=module.dtype, device="cpu", pin_memory=pin)
+            )
+        self._door.trace.note(
+            f"freeswim keeps cross-attention outputs of {len(self.processors)} layers between guided steps: "
+            f"{here * size / 2**30:.2f} GiB on {call.device}, "
+            f"{(len(self.processors) - here) * size / 2**30:.2f} GiB in host memory"
+        )
+
+    def _forget(self) -> None:
+        self._made = None
+        for processor in self.processors.values():
+            processor.kept = processor.host = None
+            processor.keeps = False
+
+    def _double(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Two copies of every sample, in whatever the pipeline passes for each of them."""
+        self._rows = None
+        if self._mode != "both":
+            return None
+        first = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        self._rows = rows = first.shape[0]
+
+        def twice(x: Any) -> Any:
+            if isinstance(x, torch.Tensor) and x.ndim and x.shape[0] == rows:
+                return torch.cat([x, x])
+            return [twice(each) for each in x] if isinstance(x, list) else x
+
+        return tuple(map(twice, args)), {name: twice(value) for name, value in kwargs.items()}
+
+    def _halve(self, module: Any, args: tuple[Any, ...], output: Any) -> Any:
+        """Drop the second copies."""
+        rows, self._rows = self._rows, None
+        if rows is None:
+            return None
+        if isinstance(output, Sequence):
+            return type(output)([output[0][:rows], *output[1:]])  # type: ignore[call-arg]
+        return type(output)(sample=output.sample[:rows])
+
+
+def kept_bytes(layers: int, batch: int, tokens: int, width: int, dtype: torch.dtype) -> int:
+    """Bytes of the cross-attention outputs that a period keeps."""
+    return layers * batch * tokens * width * dtype.itemsize
