@@ -195,7 +195,12 @@ class TokenLayout:
     @cached_property
     def video_blocks(self) -> int:
         """Blocks that hold video; text blocks follow them."""
-        return self.blocks - -(-self.text // self.block)
+        return self.blocks - self.text_blocks
+
+    @property
+    def text_blocks(self) -> int:
+        """Blocks that hold text, the last ones."""
+        return -(-self.text // self.block)
 
     @cached_property
     def filled(self) -> torch.Tensor:

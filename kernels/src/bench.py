@@ -6,12 +6,14 @@ the machine does falls on all of them alike.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -21,10 +23,14 @@ from ..blocks import BlockMask
 from ..env import environment
 from ..grid import TokenLayout, VideoGrid
 from . import canary, flex
-from .attention import attention
-from .problem import Rows
+from .attention import attention, backends
+from .problem import Problem, Rows
 
 REPEATS = 9
+# Sparse backends that are timed on a GPU, besides FlexAttention.
+SPARSE = ("gluon", "portable")
+# A kernel that has run for so long in all runs no more, if it has run three times.
+ENOUGH_MS = 400.0
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,9 @@ class Case:
         heads: attention heads.
         d: channels of a head.
         block: slots in a block.
-        density: fraction of key blocks that each row keeps, drawn at random for each head.
+        density: fraction of key blocks that each row keeps.
         dtype: name of a torch dtype.
+        pattern: "random", which draws them for each head, or the name of a pattern.
     """
 
     name: str
@@ -50,32 +57,31 @@ class Case:
     block: int
     density: float
     dtype: str
+    pattern: str = "random"
 
-    def tensors(self, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, BlockMask]:
-        """q, k, v (1, tokens, heads, d) of normal noise, and a mask; the same in every run."""
-        layout = TokenLayout.of(VideoGrid(*self.grid), self.text, self.block)
-        generator = torch.Generator().manual_seed(0)
-        keep = torch.rand(self.heads, layout.blocks, layout.blocks, generator=generator).argsort(-1)
-        mask = BlockMask.of(keep < max(1, round(self.density * layout.blocks)), layout).to(device)
-        shape = (1, layout.slots, self.heads, self.d)
-        noise = (torch.randn(shape, generator=generator) for _ in range(3))
-        q, k, v = (x.to(device, getattr(torch, self.dtype)) for x in noise)
-        return q, k, v, mask
+    def tensors(
+        self, device: str, mask: BlockMask | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, BlockMask]:
+        """q, k, v (1, slots, heads, d) of normal noise, and a mask: the one given, or a random one.
+
+        The same on a device in every run.
+        """
+        generator = torch.Generator(device).manual_seed(0)
+        if mask is None:
+            layout = TokenLayout.of(VideoGrid(*self.grid), self.text, self.block).to(device)
+            blocks, kept = layout.blocks, max(1, round(self.density * layout.blocks))
+            chosen = torch.rand(self.heads, blocks, blocks, generator=generator, device=device).topk(kept).indices
+            keep = torch.zeros(self.heads, blocks, blocks, dtype=torch.bool, device=device).scatter_(2, chosen, True)
+            text = layout.text_blocks
+            keep[:, blocks - text :] = True
+            keep[..., blocks - text :] = True
+            mask = BlockMask.of(keep, layout)
+        shape, dtype = (1, mask.layout.slots, self.heads, self.d), getattr(torch, self.dtype)
+        q, k, v = (torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(3))
+        return q, k, v, mask.to(device)
 
 
-def cases(device: str) -> list[Case]:
-    """What `vidaccel bench kernels` runs on a device."""
-    if device == "cpu":
-        video = [Case("4,608 tokens", (8, 24, 24), 0, 8, 64, 128, density, "float32") for density in (0.25, 0.5, 1.0)]
-        sample = [Case("sample model", (9, 16, 16), 0, 3, 64, block, 0.35, "float32") for block in (128, 64, 32, 16)]
-        return video + sample
-    wan = [Case("Wan 480p", (21, 30, 52), 0, 8, 128, 128, density, "bfloat16") for density in (1.0, 0.25, 0.1)]
-    cog = [Case("CogVideoX", (13, 30, 45), 226, 8, 64, 128, density, "bfloat16") for density in (1.0, 0.25, 0.1)]
-    return wan + cog
-
-
-@dataclass(frozen=True)
-class Rival:
+class Rival(NamedTuple):
     """A kernel and the problem that it solves.
 
     Attributes:
@@ -94,75 +100,78 @@ class Rival:
         return self.problem[3] is None
 
 
-def run(device: str, chosen: list[Case] | None = None, repeats: int = REPEATS) -> Iterator[dict[str, Any]]:
+def run(
+    device: str, chosen: Iterable[tuple[Case, BlockMask | None]], repeats: int = REPEATS
+) -> Iterator[dict[str, Any]]:
     """Measure case by case.
 
     Args:
         device: "cpu" or "cuda".
-        chosen: the cases; default `cases(device)`.
-        repeats: how often each kernel runs.
+        chosen: cases, each with its mask; None draws a random one.
+        repeats: how often each kernel runs, at most; slow ones run less often, at least three times.
 
     Yields:
-        One row for each kernel of each case: the case's fields, `kernel`, and `ok`, `error`, `budget` and `reason` of
-        its check. Where that is green also `ms` (median), `ms_best`, `ratio` (times faster than the fastest dense
-        kernel of the case) and `tflops` (of the kept pairs).
+        One row for each kernel of each case: the case's fields, `tokens`, `visited` (the share of pairs in blocks that
+        are touched), `kernel`, and `ok`, `error`, `budget` and `reason` of its check. Where that is green also `ms`
+        (median), `ms_best`, `tflops` (of those pairs), `ratio` (times faster than the fastest dense kernel of the case)
+        and `of_dense` (its TFLOP/s over that dense kernel's).
     """
-    for case in cases(device) if chosen is None else chosen:
-        q, k, v, mask = case.tensors(device)
+    for case, given in chosen:
+        q, k, v, mask = case.tensors(device, given)
         rivals = _rivals(q, k, v, mask)
         checks = {rival.name: _check(rival) for rival in rivals}
         sound = [rival for rival in rivals if checks[rival.name]["ok"]]
         times = _times(sound, repeats, device)
         median = {name: sorted(taken)[len(taken) // 2] for name, taken in times.items()}
         dense = min((median[rival.name] for rival in sound if rival.is_dense), default=None)
-        length = mask.layout.q_len.double()
-        kept = float((mask.block_map().double() @ length @ length).sum()) / 2
-        every = case.heads * mask.layout.tokens**2
+        visited, every = _pairs(mask, case.heads), case.heads * mask.layout.tokens**2
         for rival in rivals:
-            row = {**asdict(case), "tokens": mask.layout.tokens, "kernel": rival.name, **checks[rival.name]}
+            row = {**asdict(case), "tokens": mask.layout.tokens, "visited": visited / every, "kernel": rival.name}
+            row |= checks[rival.name]
             if rival.name in median:
-                ms = median[rival.name]
-                flops = 4 * case.d * (every if rival.is_dense else kept)
-                row |= {"ms": ms, "ms_best": min(times[rival.name]), "ratio": dense and dense / ms}
-                row |= {"tflops": flops / ms / 1e9}
+                ms, pairs = median[rival.name], every if rival.is_dense else visited
+                row |= {"ms": ms, "ms_best": min(times[rival.name]), "tflops": 4 * case.d * pairs / ms / 1e9}
+                if dense is not None:
+                    row |= {"ratio": dense / ms, "of_dense": pairs / every * dense / ms}
             yield row
 
 
 def about() -> dict[str, Any]:
     """Hardware, versions and commit, to stand beside the rows."""
-    command, here = ["git", "rev-parse", "HEAD"], Path(__file__).resolve().parent
-    try:
-        commit = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # No git on this machine.
-        commit = ""
-    return {**environment(), "commit": commit or None}
+    done = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).resolve().parent, capture_output=True, text=True, check=False
+    )
+    return {**environment(), "commit": done.stdout.strip() or None}
+
+
+def _pairs(mask: BlockMask, heads: int) -> float:
+    """Pairs of tokens in the blocks that are touched, over all heads."""
+    touched = (mask.block_map() > 0).double()
+    pairs = touched @ mask.lengths.double() @ mask.layout.q_len.double()
+    return float(pairs.sum()) * heads / mask.heads
 
 
 def _rivals(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask) -> list[Rival]:
-    rows, slots = Rows.of(mask), q.shape[1]
+    rows = Rows.of(mask)
     # Dense kernels see the tokens alone, without holes.
     tokens = [mask.layout.to_model(x) for x in (q, k, v)]
-    first, second, third = (x.transpose(1, 2) for x in tokens)
-
-    def dense(backend: SDPBackend | None) -> Callable[[], tuple[torch.Tensor, None]]:
-        def call() -> tuple[torch.Tensor, None]:
-            if backend is None:
-                out = functional.scaled_dot_product_attention(first, second, third)
-            else:
-                with sdpa_kernel(backend):
-                    out = functional.scaled_dot_product_attention(first, second, third)
-            return out.transpose(1, 2), None
-
-        return call
-
-    def sparse(backend: str) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
-        return lambda: attention(q, k, v, mask, backend=backend)
-
     whole = (tokens[0], tokens[1], tokens[2], None)
+
+    def sparse(backend: str) -> Rival:
+        return Rival(backend, lambda: attention(q, k, v, mask, backend=backend), (q, k, v, rows))
+
     if q.device.type == "cpu":
-        return [Rival("dense", dense(None), whole), Rival("cpu", sparse("cpu"), (q, k, v, rows))]
+        return [Rival("dense", _torch_dense(tokens, None), whole), sparse("cpu")]
+    verdicts = backends(Problem.of(q, k, rows, None))
+    found = [
+        Rival("dense cudnn", _torch_dense(tokens, SDPBackend.CUDNN_ATTENTION), whole),
+        Rival("dense flash2", _torch_dense(tokens, SDPBackend.FLASH_ATTENTION), whole),
+        *(sparse(name) for name in SPARSE if verdicts[name].ok),
+    ]
+    if flash := _flash3(tokens):
+        found.insert(0, Rival("dense flash3", flash, whole))
     # The lists are made once here: what is compared are kernels.
-    lists = flex.block_mask(rows, slots, slots)
+    lists = flex.block_mask(rows, q.shape[1], q.shape[1])
 
     def flexed() -> tuple[torch.Tensor, torch.Tensor]:
         views = [x.transpose(1, 2) for x in (q, k, v)]
@@ -170,12 +179,31 @@ def _rivals(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask) 
         return out.transpose(1, 2), lse
 
     # Holes of the noise hold numbers, so flex needs no copy; what it gives for queries in holes is not looked at.
-    return [
-        Rival("dense cudnn", dense(SDPBackend.CUDNN_ATTENTION), whole),
-        Rival("dense flash", dense(SDPBackend.FLASH_ATTENTION), whole),
-        Rival("portable", sparse("portable"), (q, k, v, rows)),
-        Rival("flex", flexed, (q, k, v, rows._replace(q_len=torch.full_like(rows.q_len, rows.block)))),
-    ]
+    filled = rows._replace(q_len=torch.full_like(rows.q_len, rows.block))
+    return [*found, Rival("flex", flexed, (q, k, v, filled))]
+
+
+def _torch_dense(tokens: list[torch.Tensor], backend: SDPBackend | None) -> Callable[[], tuple[torch.Tensor, None]]:
+    query, key, value = (x.transpose(1, 2) for x in tokens)
+
+    def call() -> tuple[torch.Tensor, None]:
+        with sdpa_kernel(backend) if backend else contextlib.nullcontext():
+            return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
+
+    return call
+
+
+def _flash3(tokens: list[torch.Tensor]) -> Callable[[], tuple[torch.Tensor, None]] | None:
+    # A wheel for another torch or CUDA fails when its library is loaded.
+    with contextlib.suppress(ImportError, OSError, RuntimeError):
+        flash = importlib.import_module("fa3_fwd_interface").flash_attn_func
+
+        def call() -> tuple[torch.Tensor, None]:
+            out = flash(*tokens)
+            return out[0] if isinstance(out, tuple) else out, None
+
+        return call
+    return None
 
 
 def _check(rival: Rival) -> dict[str, Any]:
@@ -197,12 +225,15 @@ def _check(rival: Rival) -> dict[str, Any]:
 def _times(rivals: list[Rival], repeats: int, device: str) -> dict[str, list[float]]:
     """Milliseconds of each repeat. Every kernel has run once already, in its check."""
     times: dict[str, list[float]] = {rival.name: [] for rival in rivals}
-    for _ in range(repeats):
+    for turn in range(repeats):
         for rival in rivals:
+            taken = times[rival.name]
+            if turn >= 3 and sum(taken) > ENOUGH_MS:
+                continue
             if device == "cpu":
                 start = time.perf_counter()
                 rival.call()
-                times[rival.name].append(1e3 * (time.perf_counter() - start))
+                taken.append(1e3 * (time.perf_counter() - start))
                 continue
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
@@ -210,5 +241,5 @@ def _times(rivals: list[Rival], repeats: int, device: str) -> dict[str, list[flo
             rival.call()
             end.record()
             end.synchronize()
-            times[rival.name].append(begin.elapsed_time(end))
+            taken.append(begin.elapsed_time(end))
     return times

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typer.testing import CliRunner
 
 from vidaccel.cli.bench import app
 from vidaccel.kernels import bench
+from vidaccel.lab import kernel_cases
 
 SMALL = bench.Case("small", (3, 5, 7), 9, 2, 16, 16, 0.5, "float32")
 
 
 def test_rows() -> None:
-    dense, sparse = bench.run("cpu", [SMALL], repeats=2)
+    dense, sparse = bench.run("cpu", [(SMALL, None)], repeats=2)
     assert (dense["kernel"], sparse["kernel"]) == ("dense", "cpu")
     assert dense["tokens"] == sparse["tokens"] == 114
     assert dense["ratio"] == 1.0
@@ -41,14 +43,26 @@ def test_a_wrong_kernel_gets_no_figure() -> None:
 
 
 def test_cases_are_the_ones_that_the_readme_names() -> None:
-    cpu, cuda = bench.cases("cpu"), bench.cases("cuda")
+    cpu, cuda = kernel_cases.cases("cpu"), kernel_cases.cases("cuda")
     assert [(c.heads, c.d, c.block, c.density) for c in cpu[:3]] == [(8, 64, 128, x) for x in (0.25, 0.5, 1.0)]
     tokens = {t * y * x + c.text for c in cuda for t, y, x in [c.grid]}
-    assert tokens == {32_760, 17_776}
+    assert tokens == {32_760, 75_600, 119_056, 17_776}
+    assert {c.pattern for c in cuda} == {"random", "radial", "neighborhood", "sliding-window"}
+
+
+@pytest.mark.parametrize("pattern", kernel_cases.NAMES)
+def test_masks_of_patterns(pattern: str) -> None:
+    case = dataclasses.replace(SMALL, grid=(4, 12, 20), block=64, density=0.4, pattern=pattern)
+    ((_, mask),) = kernel_cases.problems([case])
+    assert mask is not None
+    _, sparse = bench.run("cpu", [(case, mask)], repeats=1)
+    assert sparse["ok"]
+    assert sparse["visited"] < 1
+    assert abs(mask.density - 0.4) < 0.15
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "cases", lambda device: [SMALL])
+    monkeypatch.setattr(kernel_cases, "cases", lambda device: [SMALL])
     path = tmp_path / "out.json"
     done = CliRunner().invoke(app, ["kernels", "--repeats", "1", "--format", "json", "-o", str(path)])
     assert done.exit_code == 0, done.output

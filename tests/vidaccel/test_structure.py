@@ -21,6 +21,7 @@ ARROWS = {
     "grid": {"errors"},
     "trace": {"grid"},
     "env": set(),
+    "files": set(),
     "blocks": BELOW,
     "patterns": BELOW | {"blocks", "kernels"},
     "kernels": BELOW | {"blocks"},
@@ -41,7 +42,7 @@ ARROWS = {
     "reuse": BELOW | {"blocks", "kernels", "streaming"},
     "streaming": BELOW,
     "lab": BELOW
-    | {"api", "caching", "family", "kernels", "patterns", "pipelines", "recipe", "render", "report"}
+    | {"api", "blocks", "caching", "family", "files", "kernels", "patterns", "pipelines", "recipe", "render", "report"}
     | {"schedule", "wrapping"},
     "_samples": set(),
 }

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
+from ..files import replacing
 from .bench_model import model
 from .output import Format, FormatOption, Screen
 
@@ -35,6 +36,7 @@ def root() -> None:
 def kernels(
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each kernel; the median counts.")] = 9,
+    only: Annotated[str | None, typer.Option(help="Only this shape, such as 'Wan 720p'.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON record to this file.")] = None,
     format: FormatOption = Format.human,
 ) -> None:
@@ -42,19 +44,25 @@ def kernels(
     import torch
 
     from ..kernels import bench
+    from ..lab.kernel_cases import cases, problems
 
     if device is Device.cuda and not torch.cuda.is_available():
         raise UsageError("--device cuda was asked for, but torch sees no CUDA GPU here; use --device cpu")
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"-o {output}: there is no folder {output.parent}; make it first")
+    chosen = [case for case in cases(device.value) if only in (None, case.name)]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(case.name for case in cases(device.value)))
+        raise UsageError(f"--only {only!r} was asked for; there are {names}")
     screen = Screen(format)
-    rows: list[dict[str, Any]] = []
-    for row in bench.run(device.value, repeats=repeats):
+    record: dict[str, Any] = {"what": "kernels", "device": device.value, **bench.about(), "rows": []}
+    rows: list[dict[str, Any]] = record["rows"]
+    for row in bench.run(device.value, problems(chosen), repeats):
         screen.say(_line(row))
         rows.append(row)
-    record = {"what": "kernels", "device": device.value, **bench.about(), "rows": rows}
-    if output is not None:
-        output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if output is not None:
+            with replacing(output) as temporary:
+                temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if not screen.json(record) and not screen.names(row["kernel"] for row in rows if row["ok"]):
         screen.table([_cells(row) for row in rows], title="attention kernels")
     if not all(row["ok"] for row in rows):
@@ -63,7 +71,7 @@ def kernels(
 
 def _line(row: dict[str, Any]) -> str:
     result = f"{row['ms']:.1f} ms" if row["ok"] else f"no figure: {row['reason']}"
-    return f"{row['name']}, density {row['density']}, blocks of {row['block']}, {row['kernel']}: {result}"
+    return f"{row['name']}, {row['pattern']} {row['density']}, blocks of {row['block']}, {row['kernel']}: {result}"
 
 
 def _cells(row: dict[str, Any]) -> dict[str, object]:
@@ -71,10 +79,13 @@ def _cells(row: dict[str, Any]) -> dict[str, object]:
         "shape": row["name"],
         "tokens x heads x d": f"{row['tokens']} x {row['heads']} x {row['d']}",
         "block": row["block"],
+        "pattern": row["pattern"],
         "density": row["density"],
+        "visited": row["visited"],
         "kernel": row["kernel"],
         "ms": row.get("ms"),
         "x dense": row.get("ratio"),
         "TFLOP/s": row.get("tflops"),
+        "of dense": row.get("of_dense"),
         "error / budget": row["error"] / row["budget"] if row["ok"] else row["reason"],
     }
