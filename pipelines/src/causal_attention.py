@@ -8,42 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
-from ..errors import InstallError
+from ..errors import InstallError, UsageError
 from ..frontdoor import FrontDoor
-from ..grid import TokenLayout, VideoGrid
+from ..grid import TokenLayout
+from ..reuse import LayerMemory, Methods, Turn
+from ..reuse.cross import PromptChoice
+from ..reuse.plan import ChunkPlanner, PlannedChunk
+from ..reuse.tempcache import MergedKeys
 from ..streaming import CacheShape, KVCache, Rollout, VideoRope
-from ..streaming.kvcache import LayerCache
+from ..streaming.kvcache import Snapshot
 from .wan import WAN
-
-
-class Memory(Protocol):
-    """What the queries of one layer attend to."""
-
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Attention of the own chunk's q, k, v (b, own slots, h, d) to itself and to what came before it."""
-        ...
-
-
-class DenseMemory:
-    """Every key of the cache.
-
-    Args:
-        cache: one layer's.
-        stock: the processor that stood there, for its attention backend.
-    """
-
-    def __init__(self, cache: LayerCache, stock: Any) -> None:
-        self.cache = cache
-        self._stock = stock
-
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """See `Memory`."""
-        keys, values = self.cache.write(key, value)
-        return dense(query, keys, values, self._stock)
 
 
 class PromptMemory:
@@ -81,7 +60,7 @@ class CausalAttnProcessor:
 
     def __init__(self, layout: TokenLayout) -> None:
         self.layout = layout
-        self.memory: Memory | None = None
+        self.memory: LayerMemory | None = None
 
     def __call__(
         self,
@@ -104,8 +83,9 @@ class PromptAttnProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __init__(self, stock: Any) -> None:
+    def __init__(self, stock: Any, choice: PromptChoice | None) -> None:
         self.stock = stock
+        self.choice = choice
         self.memory: PromptMemory | None = None
 
     def __call__(
@@ -120,6 +100,8 @@ class PromptAttnProcessor:
         assert self.memory is not None
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         key, value = self.memory.of(attn, encoder_hidden_states)
+        if self.choice is not None:
+            key, value = self.choice(query, key, value)
         out = dense(query, key, value, self.stock)
         return WAN.output(attn, out, hidden_states)
 
@@ -132,6 +114,18 @@ def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, stock: An
     return out.type_as(query)
 
 
+class ModelMoment(NamedTuple):
+    """A model's memory between two chunks.
+
+    Attributes:
+        caches: of each branch.
+        merged: of each branch and layer.
+    """
+
+    caches: dict[str, Snapshot]
+    merged: dict[str, list[tuple[torch.Tensor, ...]]]
+
+
 class CausalTransformer:
     """A `WanTransformer3DModel` at work on one stream.
 
@@ -142,14 +136,19 @@ class CausalTransformer:
         batch: samples.
         branches: guidance branches; each has a cache of its own.
         dtype: of the transformer's activations.
+        device: where it runs.
+        methods: what makes it faster.
         max_bytes: of each cache.
         host: keep the caches in host memory.
 
     Attributes:
         caches: one `KVCache` for each branch.
+        turns: where each branch is.
+        chunk: what was planned for the open chunk; None before the first.
 
     Raises:
         InstallError: no causal stream runs on this transformer as it is.
+        UsageError: methods that do not go together.
     """
 
     def __init__(
@@ -162,6 +161,7 @@ class CausalTransformer:
         branches: Sequence[str] = ("cond",),
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        methods: Methods | None = None,
         max_bytes: int | None = None,
         host: bool = False,
     ) -> None:
@@ -179,15 +179,20 @@ class CausalTransformer:
             )
         self.transformer = transformer
         self.rollout = rollout
+        self.methods = methods or Methods()
         self.grid = grid
         self.device = torch.device(device)
+        self.chunk: PlannedChunk | None = None
         rope = transformer.rope
         self.rope = VideoRope((rope.t_dim, rope.h_dim, rope.w_dim))
         self._blocks = list(transformer.blocks)
+        self._planner = ChunkPlanner(self.methods, rollout, grid, self.device)
+        if host and self._planner.extra:
+            raise UsageError("merged keys and a cache in host memory were both asked for; give one of them")
         shape = CacheShape(
             len(self._blocks),
             batch,
-            grid[0] * grid[1],
+            self._planner.slots,
             config.num_attention_heads,
             config.attention_head_dim,
             dtype,
@@ -196,16 +201,21 @@ class CausalTransformer:
         self.caches = {
             branch: KVCache(
                 shape,
-                window=rollout.window,
+                window=self._planner.window,
                 sink=rollout.sink,
                 max_bytes=max_bytes,
+                extra=self._planner.extra,
                 host=host,
                 movable_sink=rollout.moves_sink,
             )
             for branch in branches
         }
         self.prompts = {branch: [PromptMemory() for _ in self._blocks] for branch in branches}
-        self._memories: dict[str, list[Memory]] = {}
+        self.turns = {branch: Turn(torch.zeros(2, device=self.device)) for branch in branches}
+        self._memories: dict[str, list[LayerMemory]] = {}
+        self._merged: dict[str, list[MergedKeys]] = {}
+        cross = self.methods.cross
+        self._choice = None if cross is None else PromptChoice.of(cross, config.attention_head_dim, self.device)
         self._processors: list[tuple[CausalAttnProcessor, PromptAttnProcessor]] = []
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -219,10 +229,16 @@ class CausalTransformer:
         """What the caches take."""
         return sum(cache.bytes for cache in self.caches.values())
 
+    @property
+    def reuse_rate(self) -> float | None:
+        """Heads that reused their past's part, of those that might have; None where none might. Waits for the GPU."""
+        reused, possible = torch.stack([turn.reused for turn in self.turns.values()]).sum(0).tolist()
+        return reused / possible if possible else None
+
     def begin(self, frames: int) -> None:
-        """Open a chunk: make room for it and set its positions."""
-        for cache in self.caches.values():
-            cache.begin(frames)
+        """Open a chunk: make room for it, set its positions, plan what it attends to."""
+        for branch, cache in self.caches.items():
+            cache.begin(frames, partial(self._absorb, branch) if self._planner.extra else None)
             if self.rollout.moves_sink:
                 cache.move_sink(self.rope.moved)
         rotary = self.rope.rotary(self.start, frames, *self.grid, device=self.device)
@@ -232,20 +248,27 @@ class CausalTransformer:
                 kept.copy_(new)
         else:
             self._rotary = rotary
-        layout = TokenLayout.of(VideoGrid(frames, *self.grid)).to(self.device)
+        self.chunk = self._planner.plan(self.start, frames, next(iter(self.caches.values())).frames)
         self._processors = [
-            (CausalAttnProcessor(layout), PromptAttnProcessor(block.attn2.processor)) for block in self._blocks
+            (CausalAttnProcessor(self.chunk.plan.layout), PromptAttnProcessor(block.attn2.processor, self._choice))
+            for block in self._blocks
         ]
-        self._memories = {
-            branch: [
-                DenseMemory(layer, block.attn1.processor)
-                for layer, block in zip(cache.layers, self._blocks, strict=True)
-            ]
-            for branch, cache in self.caches.items()
-        }
+        for branch, cache in self.caches.items():
+            if branch not in self._memories or self._memories[branch][0].cache is not cache.layers[0]:
+                self._memories[branch] = self._remember(branch, cache)
+            self.turns[branch].calls = 0
+            for memory, block in zip(self._memories[branch], self._blocks, strict=True):
+                memory.dense = partial(dense, stock=block.attn1.processor)
+                memory.open(self.chunk.plan)
 
     def flow(
-        self, latents: torch.Tensor, timestep: torch.Tensor, embeds: torch.Tensor, branch: str = "cond"
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        embeds: torch.Tensor,
+        branch: str = "cond",
+        *,
+        writes: bool = False,
     ) -> torch.Tensor:
         """The model's prediction for the open chunk.
 
@@ -254,13 +277,17 @@ class CausalTransformer:
             timestep: (b,), or (b, frames) where frames differ.
             embeds: (b, text, channels), text embeddings of the branch.
             branch: whose cache and prompt.
+            writes: the chunk is finished, and this forward leaves it in the cache.
         """
         if timestep.ndim == 2:
             timestep = timestep.repeat_interleave(self.grid[0] * self.grid[1], 1)
+        turn = self.turns[branch]
+        turn.writes = writes
         with self.attached(branch):
             out: torch.Tensor = self.transformer(
                 hidden_states=latents, timestep=timestep, encoder_hidden_states=embeds, return_dict=False
             )[0]
+        turn.calls += 1
         return out
 
     def commit(self) -> None:
@@ -273,6 +300,20 @@ class CausalTransformer:
         for memories in self.prompts.values():
             for memory in memories:
                 memory.stale = True
+
+    def snapshot(self) -> ModelMoment:
+        """A copy of the memory, to come back to; taken between chunks."""
+        return ModelMoment(
+            {branch: cache.snapshot() for branch, cache in self.caches.items()},
+            {branch: [keys.snapshot() for keys in merged] for branch, merged in self._merged.items()},
+        )
+
+    def restore(self, moment: ModelMoment) -> None:
+        """Go back to a snapshot."""
+        for branch, cache in self.caches.items():
+            cache.restore(moment.caches[branch])
+            for keys, kept in zip(self._merged.get(branch, ()), moment.merged.get(branch, ()), strict=True):
+                keys.restore(kept)
 
     @contextmanager
     def attached(self, branch: str = "cond") -> Iterator[None]:
@@ -290,3 +331,23 @@ class CausalTransformer:
             for block, processors in zip(self._blocks, stock, strict=True):
                 block.attn1.set_processor(processors[0])
                 block.attn2.set_processor(processors[1])
+
+    def _absorb(self, branch: str, layer: int, frames: list[int], keys: torch.Tensor, values: torch.Tensor) -> None:
+        for place, frame in enumerate(frames):
+            self._merged[branch][layer].absorb(frame, keys[:, place], values[:, place])
+
+    def _remember(self, branch: str, cache: KVCache) -> list[LayerMemory]:
+        merge = self._planner.merge
+        merged: list[MergedKeys | None] = [None] * len(cache.layers)
+        if merge is not None:
+            tokens, slots = self.grid[0] * self.grid[1], self._planner.token_slots
+            self._merged[branch] = [MergedKeys(layer, merge, self.rope, tokens, slots) for layer in cache.layers]
+            merged = list(self._merged[branch])
+        return [
+            LayerMemory(number, layer, self.methods, self.turns[branch], _unset, keys)
+            for number, (layer, keys) in enumerate(zip(cache.layers, merged, strict=True))
+        ]
+
+
+def _unset(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("begin() gives every memory its layer's dense attention")

@@ -9,8 +9,7 @@ import torch
 
 from ..errors import StreamError
 from ..streaming import Rollout, Sampler
-from ..streaming.kvcache import Snapshot
-from .causal_attention import CausalTransformer
+from .causal_attention import CausalTransformer, ModelMoment
 from .streaming_vae import StreamingDecoder
 
 Encode = Callable[[str | list[str]], torch.Tensor]
@@ -24,7 +23,9 @@ class Chunk(NamedTuple):
         start: number of its first latent frame.
         latents: (b, channels, frames, height, width) fp32.
         frames: its pixels as `output_type` says; None for "latent".
-        history: latent frames that it saw before its own.
+        history: latent frames that it saw before its own, as they are.
+        density: pairs of queries and keys that it attended to, of those of a dense chunk.
+        note: why it ran as it did; empty where nothing is to be said.
         cache_bytes: what the caches take.
     """
 
@@ -33,13 +34,15 @@ class Chunk(NamedTuple):
     latents: torch.Tensor
     frames: Any
     history: int
+    density: float
+    note: str
     cache_bytes: int
 
 
 class Moment(NamedTuple):
     """A stream between two chunks, to come back to; see `CausalStream.snapshot`."""
 
-    caches: dict[str, Snapshot]
+    model: ModelMoment
     decoder: tuple[list[Any], bool] | None
     generators: list[torch.Tensor]
     embeds: dict[str, torch.Tensor]
@@ -140,7 +143,8 @@ class CausalStream(Iterator[Chunk]):
         if start < known:
             length = min(length, known - start)
         self.model.begin(length)
-        history = len(next(iter(self.model.caches.values())).frames)
+        planned = self.model.chunk
+        assert planned is not None
         if start < known:
             assert self._prefix is not None
             latents = self._prefix[:, :, start : start + length]
@@ -154,7 +158,9 @@ class CausalStream(Iterator[Chunk]):
         self._remember(start, latents)
         frames = None if self._decode is None else self._postprocess(self._decode(latents))
         self._made += 1
-        return Chunk(self._made - 1, start, latents, frames, history, self.model.bytes)
+        return Chunk(
+            self._made - 1, start, latents, frames, planned.history, planned.density, planned.note, self.model.bytes
+        )
 
     @torch.no_grad()
     def switch_prompt(self, prompt: str | list[str] | torch.Tensor, recache: bool = True) -> None:
@@ -175,15 +181,13 @@ class CausalStream(Iterator[Chunk]):
 
     def snapshot(self) -> Moment:
         """The stream as it is now; taken between chunks."""
-        caches = {branch: cache.snapshot() for branch, cache in self.model.caches.items()}
         decoder = None if self._decode is None else self._decode.snapshot()
         states = [generator.get_state() for generator in self._generators()]
-        return Moment(caches, decoder, states, dict(self._guidance.embeds), list(self._past), self._made)
+        return Moment(self.model.snapshot(), decoder, states, dict(self._guidance.embeds), list(self._past), self._made)
 
     def restore(self, moment: Moment) -> None:
         """Go back to a snapshot of this stream; with the same prompts it then makes the same chunks again."""
-        for branch, cache in self.model.caches.items():
-            cache.restore(moment.caches[branch])
+        self.model.restore(moment.model)
         if self._decode is not None and moment.decoder is not None:
             self._decode.restore(moment.decoder)
         for generator, state in zip(self._generators(), moment.generators, strict=True):
@@ -218,10 +222,12 @@ class CausalStream(Iterator[Chunk]):
             return found["cond"]
         return found["uncond"] + self._guidance.scale * (found["cond"] - found["uncond"])
 
-    def _predict(self, branch: str, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def _predict(
+        self, branch: str, latents: torch.Tensor, timestep: torch.Tensor, writes: bool = False
+    ) -> torch.Tensor:
         dtype = self.pipe.transformer.dtype
         embeds = self._guidance.embeds[branch].to(dtype)
-        return self.model.flow(latents.to(dtype), timestep, embeds, branch).float()
+        return self.model.flow(latents.to(dtype), timestep, embeds, branch, writes=writes).float()
 
     def _step(self, index: int, timestep: float, latents: torch.Tensor) -> torch.Tensor | None:
         if self._stopped:
@@ -232,7 +238,7 @@ class CausalStream(Iterator[Chunk]):
         """The pass that leaves a clean chunk in the caches."""
         timestep = latents.new_full((latents.shape[0],), self.rollout.context_noise)
         for branch in self._guidance.embeds:
-            self._predict(branch, latents, timestep)
+            self._predict(branch, latents, timestep, writes=True)
         self.model.commit()
 
     def _remember(self, start: int, latents: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.video_processor import VideoProcessor
 
 from ..errors import UsageError
+from ..reuse import Methods
 from ..streaming import FewStep, ManyStep, Rollout, Sampler
 from .causal_attention import CausalTransformer
 from .causal_stream import CausalStream, Guidance
@@ -90,6 +91,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         output_type: str = "np",
         callback_on_step_end: OnStepEnd | None = None,
         max_sequence_length: int = 512,
+        methods: Iterable[Any] = (),
         max_cache_bytes: int | None = None,
         offload_cache: bool = False,
     ) -> CausalStream:
@@ -113,6 +115,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             callback_on_step_end: called as diffusers does, with the step counted over the whole stream; what it returns
                 for "latents" replaces them, and `pipe._interrupt = True` ends the stream after the last whole chunk.
             max_sequence_length: text tokens.
+            methods: what makes it faster: `FlashBlock`, `TempCache`, `HybridMemory`, `CausalLightForcing`,
+                `CausalAnn`, `AnnCross` of `vidaccel.reuse`, in any order.
             max_cache_bytes: of keys and values of each branch.
             offload_cache: keep them in host memory; slower, and the GPU holds one layer's at a time.
 
@@ -156,6 +160,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             branches=tuple(embeds),
             dtype=self.transformer.dtype,
             device=device,
+            methods=Methods.of(methods),
             max_bytes=max_cache_bytes,
             host=offload_cache,
         )

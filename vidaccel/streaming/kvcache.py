@@ -53,6 +53,7 @@ class LayerCache:
     """One layer's part of a `KVCache`: what its attention processor holds.
 
     Attributes:
+        buffers: keys and values, each (b, extra + frames * slots, h, d).
         keys: (b, frames, slots, h, d), one place for each frame.
         values: likewise.
         k: (b, extra + history + own slots, h, d), keys of the open chunk and of all that it sees.
@@ -62,7 +63,7 @@ class LayerCache:
     """
 
     def __init__(self, k: torch.Tensor, v: torch.Tensor, extra: int, slots: int) -> None:
-        self._buffers = (k, v)
+        self.buffers = (k, v)
         self.keys, self.values = (buffer[:, extra:].unflatten(1, (-1, slots)) for buffer in (k, v))
         self.extra = extra
         self.k, self.v = k[:, :extra], v[:, :extra]
@@ -71,12 +72,13 @@ class LayerCache:
     @property
     def bytes(self) -> int:
         """What its buffers take."""
-        return sum(buffer.nbytes for buffer in self._buffers)
+        first, second = self.buffers
+        return int(first.nbytes + second.nbytes)
 
     def open(self, history: int, own: int) -> None:
         """Point at `history` frames and `own` frames behind them."""
         slots = self.keys.shape[2]
-        self.k, self.v = (buffer[:, : self.extra + (history + own) * slots] for buffer in self._buffers)
+        self.k, self.v = (buffer[:, : self.extra + (history + own) * slots] for buffer in self.buffers)
         self.own = own * slots
 
     def write(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -197,7 +199,7 @@ class KVCache:
     def bytes(self) -> int:
         """What all buffers take, on the device and in host memory."""
         others = [*self._sink_keys, *(self._room or ())]
-        return sum(layer.bytes for layer in self.layers) + sum(x.nbytes for x in others)
+        return sum(layer.bytes for layer in self.layers) + int(sum(x.nbytes for x in others))
 
     def begin(self, own: int, on_evict: OnEvict | None = None) -> list[int]:
         """Open a chunk of `own` frames: evict what no longer fits.

@@ -1,0 +1,354 @@
+"""What one layer attends to while a chunk is made: its past as the methods leave it, and its own chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ..blocks import BlockMask
+from ..grid import TokenLayout
+from ..kernels.attention import attention
+from ..kernels.merge import merge
+from ..streaming.kvcache import LayerCache
+from .flashblock import Calibration, predicted_error
+from .methods import CausalAnn, CausalLightForcing, Methods
+from .selection import FrameRule, HashPlanes, block_means, only_heads, rectangle, row_layout
+from .tempcache import MergedKeys
+
+# (q, k, v) -> out, on the backend that the user has chosen
+Dense = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+_BLOCK = 128
+
+
+@dataclass
+class Turn:
+    """Where a stream is; one object for all layers of a branch, changed before every forward.
+
+    Attributes:
+        reused: (2,) fp32, heads that reused and heads that might have, since the stream began.
+        calls: forwards of the open chunk so far.
+        writes: this one writes the clean chunk to the cache.
+        calibration: watches instead of reusing, where there is one.
+    """
+
+    reused: torch.Tensor
+    calls: int = 0
+    writes: bool = False
+    calibration: Calibration | None = None
+
+
+class ChunkPlan(NamedTuple):
+    """One chunk as all its layers see it.
+
+    Attributes:
+        layout: order of the own tokens.
+        k_len: (blocks,) int32, filled slots of the key blocks of everything seen; None where there are no holes.
+        tokens: (tokens,) int64, the filled slots of everything seen; None where there are no holes.
+        rule: Light Forcing's choice; None where this chunk is dense.
+        ann_kept: blocks of history in a row, for nearest neighbours; None where this chunk is dense.
+    """
+
+    layout: TokenLayout
+    k_len: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
+    rule: FrameRule | None = None
+    ann_kept: int | None = None
+
+
+class LayerMemory:
+    """One layer of one branch.
+
+    Args:
+        number: of the layer.
+        cache: its keys and values.
+        methods: what is used.
+        turn: where the stream is.
+        dense: dense attention.
+        merged: keys that stand for evicted frames.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        cache: LayerCache,
+        methods: Methods,
+        turn: Turn,
+        dense: Dense,
+        merged: MergedKeys | None = None,
+    ) -> None:
+        self.number = number
+        self.cache = cache
+        self.methods = methods
+        self.turn = turn
+        self.dense = dense
+        self.merged = merged
+        self.plan: ChunkPlan | None = None
+        self._bias: torch.Tensor | None = None
+        self._pooled: torch.Tensor | None = None
+        self._sorted: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._kept_probe: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._planes: HashPlanes | None = None
+
+    def open(self, plan: ChunkPlan) -> None:
+        """A new chunk: whatever was derived from the chunk before is worthless."""
+        self.plan = plan
+        self._pooled = self._sorted = None
+        if self.merged is not None:
+            bias = self.merged.bias()
+            rest = self.cache.k.shape[1] - bias.shape[2]
+            whole = torch.nn.functional.pad(bias, (0, rest))
+            # In place where shapes agree: a captured CUDA graph reads the same tensor.
+            if self._bias is not None and self._bias.shape == whole.shape:
+                self._bias.copy_(whole)
+            else:
+                self._bias = whole
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention of the own chunk's q, k, v (b, own slots, h, d) in the plan's order."""
+        assert self.plan is not None
+        keys, values = self.cache.write(key, value)
+        own = key.shape[1]
+        has_history = keys.shape[1] > own
+        if has_history and (self.methods.flash is not None or self.plan.ann_kept is not None):
+            return self._in_two_parts(query, keys, values, own)
+        if has_history and self.plan.rule is not None:
+            q, k, v = (_folded(x) for x in (query, keys, values))
+            mask = self._chosen(q, k, own)
+            out, _ = attention(q, k, v, mask, key_bias=self._folded_bias(k.shape[1]))
+            return _unfolded(out, query.shape[0])
+        if self._bias is not None or self.plan.tokens is not None:
+            return self._whole(query, keys, values)
+        return self.dense(query, keys, values)
+
+    def _whole(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Dense, past holes and with the logarithms of merged keys."""
+        assert self.plan is not None
+        layout, tokens = self.plan.layout, self.plan.tokens
+        bias = self._bias
+        if tokens is None:
+            out, _ = attention(query, keys, values, key_bias=bias)
+            return out
+        keys, values = keys.index_select(1, tokens), values.index_select(1, tokens)
+        query = layout.to_model(query)
+        if bias is None:
+            out = self.dense(query, keys, values)
+        else:
+            out, _ = attention(query, keys, values, key_bias=bias.index_select(2, tokens))
+        return layout.to_kernel(out)
+
+    def _in_two_parts(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, own: int) -> torch.Tensor:
+        """The own chunk whole and fresh; its past chosen, or reused, or both."""
+        q, k, v = (_folded(x) for x in (query, keys, values))
+        start = k.shape[1] - own
+        past = (k[:, :start], v[:, :start])
+        own_out, own_lse = attention(q, k[:, start:], v[:, start:], self._own_mask())
+        flash, turn = self.methods.flash, self.turn
+        fresh = flash is None or turn.calls == 0 or self._kept is None or (turn.writes and not flash.refresh)
+        if fresh:
+            out, lse = self._external(q, *past)
+            if flash is not None and not turn.writes:
+                self._kept = _kept_in_place(self._kept, out, lse)
+                if self._chooses:
+                    rows = self._probe_rows(q.device, min(flash.probe, q.shape[1]))
+                    self._kept_probe = _kept_in_place(self._kept_probe, *self._probe(q, *past, rows))
+        else:
+            out, lse = self._reused(q, own_lse, *past)
+        out, _ = merge(out, lse, own_out, own_lse)
+        return _unfolded(out, query.shape[0])
+
+    def _external(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, wanted: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The past's part, of all heads or of those wanted (h,) bool."""
+        assert self.plan is not None
+        if self.plan.ann_kept is not None:
+            return self._nearest(q, k, v, wanted)
+        bias = self._folded_bias(k.shape[1])
+        if self.plan.rule is not None:
+            mask: BlockMask | None = self._chosen(q, k, 0)
+        elif self.plan.k_len is not None:
+            mask = self._dense_mask(self.plan.layout, self._past_lengths())
+        elif wanted is not None:
+            layout = row_layout(q.shape[1], _BLOCK).to(q.device)
+            mask = self._dense_mask(layout, _lengths(k.shape[1], _BLOCK, q.device))
+        else:
+            mask = None
+        if wanted is not None and mask is not None:
+            mask = only_heads(mask, wanted)
+        return attention(q, k, v, mask, key_bias=bias)
+
+    def _reused(
+        self, q: torch.Tensor, own_lse: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The kept part, anew for heads that would be too far off."""
+        assert self._kept is not None
+        flash, turn = self.methods.flash, self.turn
+        assert flash is not None
+        old_out, old_lse = self._kept
+        if turn.calibration is not None:
+            out, lse = self._external(q, k, v)
+            reuse = turn.calibration.see(turn.calls - 1, self.number, out, lse, old_out, old_lse)[0]
+        elif flash.calibrated is not None:
+            table = torch.tensor(flash.calibrated[min(turn.calls, len(flash.calibrated)) - 1][self.number])
+            reuse = ~table.repeat(q.shape[2] // len(table)).to(q.device)
+            out, lse = self._external(q, k, v, ~reuse)
+        else:
+            rows = self._probe_rows(q.device, min(flash.probe, q.shape[1]))
+            probe_out, probe_lse = self._probe(q, k, v, rows)
+            # Where blocks are chosen, drift is that of attention to all of the past, then and now.
+            old_probe = self._kept_probe if self._chooses else (old_out[:, rows], old_lse[:, :, rows])
+            assert old_probe is not None
+            reuse = predicted_error(probe_out, probe_lse, *old_probe, own_lse[:, :, rows])[0] < flash.threshold
+            if self._chooses:
+                self._kept_probe = _kept_in_place(old_probe, *_either(reuse, old_probe, (probe_out, probe_lse)))
+            out, lse = self._external(q, k, v, ~reuse)
+        turn.reused += torch.stack([reuse.sum(), torch.full_like(reuse.sum(), reuse.numel())])
+        out, lse = _either(reuse, (old_out, old_lse), (out, lse))
+        self._kept = _kept_in_place(self._kept, out, lse)
+        return out, lse
+
+    @property
+    def _chooses(self) -> bool:
+        assert self.plan is not None
+        return self.plan.rule is not None or self.plan.ann_kept is not None
+
+    def _probe_rows(self, device: torch.device, count: int) -> torch.Tensor:
+        """Evenly spread own tokens."""
+        assert self.plan is not None
+        slots = self.plan.layout.slot_of
+        place = torch.arange(count, device=device) * slots.shape[0] // count
+        return slots[place]
+
+    def _probe(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The past's part of some rows, over all of the past."""
+        assert self.plan is not None
+        few = q[:, rows]
+        bias = self._folded_bias(k.shape[1])
+        if self.plan.k_len is None:
+            return attention(few, k, v, key_bias=bias)
+        layout = row_layout(few.shape[1], self.plan.layout.block).to(q.device)
+        return attention(few, k, v, self._dense_mask(layout, self._past_lengths()), key_bias=bias)
+
+    def _nearest(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, wanted: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The past's part over the blocks that hash like the queries."""
+        select = self.methods.select
+        assert isinstance(select, CausalAnn)
+        assert self.plan is not None
+        assert self.plan.ann_kept is not None
+        planes = self._planes or HashPlanes.of(q.shape[-1], select.bits, q.device)
+        self._planes = planes
+        if self._sorted is None:
+            code = planes.codes(k)
+            order = code.argsort(dim=1, stable=True)
+            self._sorted = (order, planes.counts(code.gather(1, order), select.block))
+        k_order, k_count = self._sorted
+        q_code = planes.codes(q)
+        q_order = q_code.argsort(dim=1, stable=True)
+        scores = planes.counts(q_code.gather(1, q_order), select.block) @ planes.affinity @ k_count.transpose(1, 2)
+        chosen = scores.topk(self.plan.ann_kept, dim=-1, sorted=False).indices.sort(-1).values
+        layout = row_layout(q.shape[1], select.block).to(q.device)
+        mask = rectangle(chosen, layout, _lengths(k.shape[1], select.block, q.device))
+        if wanted is not None:
+            mask = only_heads(mask, wanted)
+        moved = [_moved(x, order) for x, order in ((q, q_order), (k, k_order), (v, k_order))]
+        bias = self._folded_bias(k.shape[1])
+        bias = None if bias is None else bias.expand(1, q.shape[2], -1).gather(2, k_order[None])
+        out, lse = attention(moved[0], moved[1], moved[2], mask, key_bias=bias)
+        back = q_order.T[None, ..., None].expand(out.shape)
+        return torch.zeros_like(out).scatter(1, back, out), torch.zeros_like(lse).scatter(2, q_order[None], lse)
+
+    def _chosen(self, q: torch.Tensor, k: torch.Tensor, own: int) -> BlockMask:
+        """Light Forcing's mask over the past and `own` slots behind it; k holds no more than these."""
+        select, plan = self.methods.select, self.plan
+        assert isinstance(select, CausalLightForcing)
+        assert plan is not None
+        assert plan.rule is not None
+        assert plan.k_len is not None
+        block = select.block
+        past = plan.k_len.shape[0] - plan.layout.blocks
+        if self._pooled is None:
+            start = past * block
+            weight = None
+            if self.merged is not None:
+                ones = torch.ones(k.shape[2], start - self.merged.size.shape[1], device=k.device)
+                weight = torch.cat([self.merged.size, ones], 1)
+            self._pooled = block_means(k[:, :start], plan.k_len[:past], block, weight)
+        key, length = self._pooled, plan.k_len[:past]
+        if own:
+            key = torch.cat([key, block_means(k[:, past * block :], plan.layout.q_len, block)], 1)
+            length = plan.k_len
+        rule = plan.rule if own else plan.rule._replace(kept=min(plan.rule.kept, self._eligible(past)))
+        empty = None
+        if self.merged is not None:
+            empty = self.merged.size.unflatten(1, (-1, block)).amax(-1) == 0
+        chosen = rule.choose(block_means(q, plan.layout.q_len, block), key, length, empty)
+        return rectangle(chosen, plan.layout, length)
+
+    def _eligible(self, past: int) -> int:
+        assert self.plan is not None
+        assert self.plan.rule is not None
+        rule = self.plan.rule
+        return past if rule.keep_frames is None else rule.before + rule.keep_frames * rule.per_frame
+
+    def _own_mask(self) -> BlockMask | None:
+        assert self.plan is not None
+        layout = self.plan.layout
+        return None if self.plan.k_len is None else self._dense_mask(layout, layout.q_len)
+
+    def _past_lengths(self) -> torch.Tensor:
+        assert self.plan is not None
+        assert self.plan.k_len is not None
+        return self.plan.k_len[: self.plan.k_len.shape[0] - self.plan.layout.blocks]
+
+    def _dense_mask(self, layout: TokenLayout, k_len: torch.Tensor) -> BlockMask:
+        every = torch.arange(k_len.shape[0], device=k_len.device)
+        return rectangle(every.expand(1, layout.blocks, -1), layout, k_len)
+
+    def _folded_bias(self, slots: int) -> torch.Tensor | None:
+        return None if self._bias is None else self._bias.flatten(0, 1)[None, :, :slots]
+
+
+def _either(
+    wanted: torch.Tensor, first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out, lse) of the first for wanted heads (h,), of the second for the others."""
+    return torch.where(wanted[:, None], first[0], second[0]), torch.where(wanted[:, None], first[1], second[1])
+
+
+def _kept_in_place(
+    kept: tuple[torch.Tensor, torch.Tensor] | None, out: torch.Tensor, lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A copy of (out, lse), in the same memory as before where shapes agree: a captured CUDA graph reads that."""
+    if kept is None or kept[0].shape != out.shape:
+        return out.clone(), lse.clone()
+    kept[0].copy_(out)
+    kept[1].copy_(lse)
+    return kept
+
+
+def _folded(x: torch.Tensor) -> torch.Tensor:
+    """(b, l, h, d) -> (1, l, b * h, d): every sample chooses for itself. No copy for one sample."""
+    return x.transpose(0, 1).flatten(1, 2)[None]
+
+
+def _unfolded(x: torch.Tensor, batch: int) -> torch.Tensor:
+    samples: torch.Tensor = x[0].unflatten(1, (batch, -1))
+    return samples.transpose(0, 1)
+
+
+def _moved(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """(1, l, h, d) in the order (h, l) of each head."""
+    return x.gather(1, order.T[None, ..., None].expand(x.shape))
+
+
+def _lengths(tokens: int, block: int, device: torch.device) -> torch.Tensor:
+    start = torch.arange(-(-tokens // block), device=device) * block
+    return (tokens - start).clamp(max=block).int()

@@ -1,0 +1,180 @@
+"""The methods of autoregressive video as plain settings, and how they go together.
+
+Order of composition: what keys there are (TempCache, hybrid memory), which of them are attended to (Light Forcing,
+nearest neighbours), and what of the result is used again (FlashBlock). Each works on what the one before it left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import UsageError
+from .flashblock import FlashBlock
+
+
+@dataclass(frozen=True)
+class TempCache:
+    """Evicted frames live on as merged keys; see `tempcache.py`.
+
+    Attributes:
+        frames: room for merged keys, in frames' worth of tokens: a hard cap, since noise never merges.
+        recent: frames before a chunk that stay as they are; None keeps the rollout's whole window.
+        threshold: cosine above which a key continues one of the frame before.
+        match: "position" compares tokens at the same place; "nearest" finds the most similar one anywhere.
+        key: "last" or "mean" represents a group.
+    """
+
+    frames: int = 3
+    recent: int | None = 0
+    threshold: float = 0.9
+    match: str = "position"
+    key: str = "last"
+
+    def __post_init__(self) -> None:
+        _check(self.frames >= 1 and (self.recent or 0) >= 0, f"TempCache frames={self.frames}, recent={self.recent}")
+        _check(self.match in ("position", "nearest"), f"TempCache match={self.match!r}: 'position' or 'nearest'")
+        _check(self.key in ("last", "mean"), f"TempCache key={self.key!r}: 'last' or 'mean'")
+
+
+@dataclass(frozen=True)
+class HybridMemory:
+    """A window, and a memory of constant size for what has left it.
+
+    With a trained projection in the checkpoint (Hybrid Forcing's `linear_proj`) the memory is a linear state. Without
+    one that state is worthless, and the training-free substitute stands in: merged keys, as in `TempCache`, of evicted
+    frames beside the whole window.
+
+    Attributes:
+        frames: room of the substitute, in frames' worth of tokens.
+    """
+
+    frames: int = 1
+
+    @property
+    def substitute(self) -> TempCache:
+        """What stands in without trained weights."""
+        return TempCache(frames=self.frames, recent=None)
+
+
+@dataclass(frozen=True)
+class CausalLightForcing:
+    """Frames first, then blocks, with a density that falls from chunk to chunk; see `selection.py`.
+
+    Attributes:
+        density: mean over chunks 1, 2, ..., of the keys that a dense chunk sees.
+        base_density: what it falls towards.
+        keep_frames: history frames that a query block may look at.
+        near: of these, the latest ones.
+        sink: of these, the first ones.
+        frames: latent frames of the video, which decide how steeply density falls; a horizon for endless streams.
+        block: slots of a block.
+    """
+
+    density: float = 0.15
+    base_density: float = 0.05
+    keep_frames: int = 3
+    near: int = 1
+    sink: int = 1
+    frames: int = 63
+    block: int = 64
+
+    def __post_init__(self) -> None:
+        ok = 0 < self.base_density <= self.density <= 1 and self.keep_frames >= max(1, self.near + self.sink)
+        _check(ok and self.near >= 0 and self.sink >= 0, f"{self}: density >= base_density, keep_frames >= near + sink")
+
+
+@dataclass(frozen=True)
+class CausalAnn:
+    """Blocks of history that hash like the queries (AnnSA); the own chunk is always seen whole.
+
+    Attributes:
+        density: of the history.
+        bits: of the hash.
+        block: slots of a block.
+    """
+
+    density: float = 0.3
+    bits: int = 8
+    block: int = 64
+
+    def __post_init__(self) -> None:
+        _check(0 < self.density <= 1 and 1 <= self.bits <= 8, f"{self}: density in (0, 1], bits 1 to 8")
+
+
+@dataclass(frozen=True)
+class AnnCross:
+    """The prompt tokens that hash like the queries (AnnCA).
+
+    Attributes:
+        density: fraction of prompt tokens kept in each head.
+        bits: of the hash.
+    """
+
+    density: float = 0.5
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        _check(0 < self.density <= 1 and 1 <= self.bits <= 8, f"{self}: density in (0, 1], bits 1 to 8")
+
+
+@dataclass(frozen=True)
+class Methods:
+    """What a stream uses.
+
+    Attributes:
+        merge: TempCache.
+        hybrid: hybrid memory.
+        select: Light Forcing or nearest neighbours.
+        flash: FlashBlock.
+        cross: AnnCross.
+        break_even: density from which on dense attention is as fast; such chunks run dense.
+    """
+
+    merge: TempCache | None = None
+    hybrid: HybridMemory | None = None
+    select: CausalLightForcing | CausalAnn | None = None
+    flash: FlashBlock | None = None
+    cross: AnnCross | None = None
+    break_even: float = 0.6
+
+    @classmethod
+    def of(cls, methods: Iterable[Any], break_even: float = 0.6) -> Methods:
+        """Sort methods by what they do.
+
+        Raises:
+            UsageError: two that do the same thing, or something that is no method.
+        """
+        places = {
+            TempCache: "merge",
+            HybridMemory: "hybrid",
+            CausalLightForcing: "select",
+            CausalAnn: "select",
+            FlashBlock: "flash",
+            AnnCross: "cross",
+        }
+        found: dict[str, Any] = {}
+        for method in methods:
+            if type(method) not in places:
+                known = ", ".join(kind.__name__ for kind in places)
+                raise UsageError(f"{method!r} is no method of a causal stream; there are {known}")
+            place = places[type(method)]
+            if place in found or {place, *found} >= {"merge", "hybrid"}:
+                raise UsageError(f"{method!r} and another method do the same thing; give one of them")
+            found[place] = method
+        return cls(**found, break_even=break_even)
+
+    @property
+    def block(self) -> int | None:
+        """Slots of a block where blocks of history are chosen in frames; None where tokens keep their order."""
+        return self.select.block if isinstance(self.select, CausalLightForcing) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for reports."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def _check(ok: bool, what: str) -> None:
+    if not ok:
+        raise UsageError(f"{what} cannot be; see its documentation for the ranges")

@@ -1,0 +1,135 @@
+"""Planning a chunk: token order, what is kept of the past, and whether choosing blocks would pay at all."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ..errors import UsageError
+from ..grid import TokenLayout, VideoGrid
+from ..streaming.growth import Growth
+from ..streaming.rollout import Rollout
+from .memory import ChunkPlan
+from .methods import CausalAnn, CausalLightForcing, Methods
+from .selection import FrameRule, frame_layout
+
+
+class PlannedChunk(NamedTuple):
+    """A chunk before it is made.
+
+    Attributes:
+        plan: what its layers are given.
+        history: latent frames that it sees as they are.
+        density: pairs of own queries and keys that it computes, of those that a dense chunk would; blocks and merged
+            keys count whole, FlashBlock's reuse does not count.
+        note: why it runs as it does.
+    """
+
+    plan: ChunkPlan
+    history: int
+    density: float
+    note: str
+
+
+class ChunkPlanner:
+    """Plans the chunks of one stream.
+
+    Args:
+        methods: what is used.
+        rollout: chunks and window.
+        grid: (height, width) in tokens of a frame.
+        device: where plans are used.
+
+    Attributes:
+        merge: how evicted frames are merged; None where they are forgotten.
+        window: frames in the cache, the own chunk included; None for all.
+        slots: of one frame.
+        extra: slots of merged keys.
+        token_slots: (tokens,) slots of a frame that hold tokens; None where all do.
+
+    Raises:
+        UsageError: methods that this rollout leaves no room for.
+    """
+
+    def __init__(self, methods: Methods, rollout: Rollout, grid: tuple[int, int], device: torch.device) -> None:
+        self.methods = methods
+        self.rollout = rollout
+        self.grid = grid
+        self._device = device
+        block = methods.block
+        self._frame = None if block is None else frame_layout(1, *grid, block)
+        self.slots = grid[0] * grid[1] if self._frame is None else self._frame.slots
+        self.token_slots = None if self._frame is None else self._frame.slot_of.to(device)
+        self.merge = methods.hybrid.substitute if methods.hybrid is not None else methods.merge
+        self.extra = 0 if self.merge is None else self.merge.frames * self.slots
+        self.window = rollout.window
+        if self.merge is not None:
+            if self.merge.recent is None and rollout.window is None:
+                raise UsageError("merged keys of evicted frames were asked for, but without a window none is evicted")
+            if self.merge.recent is not None:
+                wanted = rollout.sink + self.merge.recent + rollout.chunk
+                self.window = wanted if rollout.window is None else min(wanted, rollout.window)
+
+    def layout(self, frames: int) -> TokenLayout:
+        """Order of the tokens of some frames."""
+        if self.methods.block is None:
+            return TokenLayout.of(VideoGrid(frames, *self.grid)).to(self._device)
+        return frame_layout(frames, *self.grid, self.methods.block).to(self._device)
+
+    def plan(self, start: int, own: int, history: list[int]) -> PlannedChunk:
+        """Plan a chunk of `own` frames from frame `start` on; `history` numbers the frames in the cache, by place."""
+        layout = self.layout(own)
+        made = start + own
+        dense_frames = made if self.rollout.window is None else min(made, self.rollout.window)
+        seen = len(history) + own + self.extra / self.slots
+        plan = ChunkPlan(layout)
+        density, note = seen / dense_frames, ""
+        select = self.methods.select
+        if self._frame is not None:
+            plan = self._with_holes(plan, len(history) + own)
+        if isinstance(select, CausalLightForcing) and (history or self.extra):
+            kept, rule, note = self._light_forcing(select, start, own, history, dense_frames)
+            if rule is not None:
+                plan = plan._replace(rule=rule)
+                density = kept * select.block / (dense_frames * self.slots)
+        elif isinstance(select, CausalAnn) and (history or self.extra):
+            blocks = -(-(len(history) * self.slots + self.extra) // select.block)
+            if select.density >= self.methods.break_even:
+                note = self._dense_note(select.density)
+            else:
+                kept = max(1, round(select.density * blocks))
+                plan = plan._replace(ann_kept=kept)
+                density = (own + kept * select.block / self.slots) / dense_frames
+        return PlannedChunk(plan, len(history), density, note)
+
+    def _light_forcing(
+        self, select: CausalLightForcing, start: int, own: int, history: list[int], dense_frames: int
+    ) -> tuple[int, FrameRule | None, str]:
+        per_frame = self.slots // select.block
+        growth = Growth(select.density, select.base_density, self.rollout.chunk, select.frames, self.rollout.window)
+        wanted = growth.at(start // self.rollout.chunk)
+        before = self.extra // select.block
+        keep_frames = select.keep_frames if len(history) > select.keep_frames else None
+        looked = len(history) if keep_frames is None else keep_frames
+        eligible = before + (looked + own) * per_frame
+        # The budget is a share of what a dense chunk sees; merged keys have used up some of those already.
+        kept = min(eligible, max(1, int(wanted * dense_frames * per_frame + 1e-6)))
+        everything = before + (len(history) + own) * per_frame
+        if kept >= self.methods.break_even * everything:
+            return everything, None, self._dense_note(kept / everything)
+        latest = sorted(frame for frame in history if frame >= select.sink)[-select.near or len(history) :]
+        always = [frame < select.sink or frame in latest for frame in history]
+        return kept, FrameRule(kept, keep_frames, torch.tensor(always, device=self._device), before, per_frame), ""
+
+    def _dense_note(self, density: float) -> str:
+        return f"dense: density {density:.2f} of what is there is above the break-even of {self.methods.break_even}"
+
+    def _with_holes(self, plan: ChunkPlan, frames: int) -> ChunkPlan:
+        assert self._frame is not None
+        block = self._frame.block
+        lengths = self._frame.q_len.repeat(frames)
+        lengths = torch.cat([torch.full((self.extra // block,), block, dtype=torch.int32), lengths]).to(self._device)
+        frame = torch.arange(frames)[:, None] * self.slots
+        tokens = torch.cat([torch.arange(self.extra), (self._frame.slot_of + frame).flatten() + self.extra])
+        return plan._replace(k_len=lengths, tokens=tokens.to(self._device))

@@ -1,0 +1,189 @@
+"""Which blocks of the past, and of the own chunk, the blocks of a chunk attend to.
+
+Light Forcing (hierarchical selection), for query block i with mean q_i, key blocks with means k_j, frames with means
+    K_f: where history has more than `keep_frames` frames, row i looks at the first ones, the latest ones, and the best
+    of the rest by <q_i, K_f>, `keep_frames` in all; then the best blocks by <q_i, k_j> in those frames and in the own
+    chunk. The own chunk may be chosen, it need not be.
+Nearest neighbours: queries and keys of history are sorted by the signs of a few projections, in Gray order; a query
+    block keeps the key blocks with which it shares most codes, codes r bits apart counting 16^-r. So no row is empty.
+Both keep equally many blocks in every row, known before the call: shapes are fixed and nothing is read back.
+Source: Light Forcing, arXiv 2602.04789, section 3.3; AnnSA of FAST-AR, arXiv 2602.01801, section 4.2.
+Limits: blocks never cross frames: whatever its size, a frame is cut into nearly equal ones, so that none is a runt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from ..blocks import BlockMask
+from ..grid import TokenLayout, VideoGrid
+
+_PROBE = 16.0
+
+
+def frame_layout(frames: int, y: int, x: int, block: int) -> TokenLayout:
+    """Frames one after another, each cut into ceil(tokens / block) nearly equal runs of its raster order."""
+    tokens = y * x
+    count = -(-tokens // block)
+    length = torch.full((count,), tokens // count)
+    length[: tokens % count] += 1
+    begin = length.cumsum(0) - length
+    within = torch.arange(block)
+    one = torch.where(within < length[:, None], begin[:, None] + within, 0).flatten()
+    filled = (within < length[:, None]).flatten()
+    frame = torch.arange(frames)[:, None] * tokens
+    order = torch.where(filled, one + frame, 0).flatten()
+    lengths = length.int().repeat(frames)
+    slot_of = torch.empty(frames * tokens, dtype=torch.int64)
+    slots = torch.arange(len(order))
+    everywhere = filled.repeat(frames)
+    slot_of[order[everywhere]] = slots[everywhere]
+    identity = tokens % block == 0
+    return TokenLayout(VideoGrid(frames, y, x), 0, block, None, order, lengths, lengths, slot_of, False, identity)
+
+
+def row_layout(tokens: int, block: int) -> TokenLayout:
+    """Some tokens in raster order, in blocks."""
+    return TokenLayout.of(VideoGrid(1, 1, tokens), block=block)
+
+
+def rectangle(chosen: torch.Tensor, layout: TokenLayout, k_len: torch.Tensor) -> BlockMask:
+    """The mask of equally long rows of whole key blocks.
+
+    Args:
+        chosen: (h, query blocks, kept) int64, ascending key blocks.
+        layout: of the queries.
+        k_len: (key blocks,) int32, filled slots of each.
+    """
+    heads, rows, kept = chosen.shape
+    ptr = torch.arange(heads * rows + 1, device=chosen.device, dtype=torch.int32) * kept
+    n_full = torch.full((heads * rows,), kept, device=chosen.device, dtype=torch.int32)
+    return BlockMask(ptr, chosen.flatten().int(), n_full, layout, k_len=k_len)
+
+
+def only_heads(mask: BlockMask, wanted: torch.Tensor) -> BlockMask:
+    """A mask of equally long rows, whose rows are empty where a head (h,) bool is not wanted."""
+    heads, rows = wanted.shape[0], mask.layout.blocks
+    kept = mask.idx.shape[0] // mask.n_full.shape[0]
+    chosen = mask.idx.view(-1, rows, kept).expand(heads, -1, -1).flatten(0, 1)
+    row_wanted = wanted.repeat_interleave(rows)
+    count = row_wanted.int() * kept
+    ptr = torch.nn.functional.pad(count.cumsum(0), (1, 0)).int()
+    # Rows that are not wanted are written past the end, where nothing is read.
+    start = torch.where(row_wanted, ptr[:-1].long(), heads * rows * kept)
+    place = start[:, None] + torch.where(row_wanted[:, None], torch.arange(kept, device=wanted.device), 0)
+    idx = chosen.new_zeros(heads * rows * kept + 1).scatter(0, place.flatten(), chosen.flatten())
+    return replace(mask, ptr=ptr, idx=idx, n_full=count.int())
+
+
+def block_means(x: torch.Tensor, length: torch.Tensor, block: int, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """(h, blocks, d) fp32 means over the filled slots of each block.
+
+    Args:
+        x: (1, slots, h, d), batches folded into heads.
+        length: (blocks,) filled slots of each block.
+        block: slots of a block.
+        weight: (h, slots) fp32, how much each slot counts; where all are 0 the mean is 0.
+    """
+    missing = length.shape[0] * block - x.shape[1]
+    padded = torch.nn.functional.pad(x[0], (0, 0, 0, 0, 0, missing))
+    filled = torch.arange(block, device=x.device) < length[:, None]
+    cells = padded.unflatten(0, (-1, block)).float()
+    if weight is None:
+        sums = torch.where(filled[..., None, None], cells, 0).sum(1)
+        return (sums / length[:, None, None]).transpose(0, 1)
+    share = torch.nn.functional.pad(weight, (0, missing)).unflatten(1, (-1, block)) * filled
+    weighted: torch.Tensor = torch.einsum("nbhd,hnb->hnd", cells, share) / share.sum(-1).clamp(min=1e-6)[..., None]
+    return weighted
+
+
+class FrameRule(NamedTuple):
+    """Light Forcing's choice for one chunk.
+
+    Attributes:
+        kept: blocks in a row.
+        keep_frames: frames of history in a row; None lets it look at all.
+        always: (history frames,) bool, those that every row may look at.
+        before: key blocks in front of the history frames, which every row may look at too.
+        per_frame: blocks of a frame.
+    """
+
+    kept: int
+    keep_frames: int | None
+    always: torch.Tensor
+    before: int
+    per_frame: int
+
+    def choose(
+        self, query: torch.Tensor, key: torch.Tensor, length: torch.Tensor, empty: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Choose blocks of keys.
+
+        Args:
+            query: (h, query blocks, d), means.
+            key: (h, key blocks, d), means.
+            length: (key blocks,), tokens of each.
+            empty: (h, before) bool, blocks in front of the history that hold nothing yet.
+
+        Returns:
+            (h, query blocks, kept) int64, ascending.
+        """
+        scores = query @ key.transpose(1, 2)
+        if empty is not None:
+            front = scores[..., : self.before]
+            scores[..., : self.before] = front.masked_fill(empty[:, None], -torch.inf)
+        if self.keep_frames is not None:
+            frames = self.always.shape[0]
+            span = slice(self.before, self.before + frames * self.per_frame)
+            share = length[span].float().view(frames, -1, 1)
+            frame_key = (key[:, span].unflatten(1, (frames, -1)) * share).sum(2) / share.sum(1)
+            affinity = (query @ frame_key.transpose(1, 2)).masked_fill(self.always, torch.inf)
+            looked = affinity.topk(self.keep_frames, dim=-1, sorted=False).indices
+            open_frames = torch.zeros_like(affinity, dtype=torch.bool).scatter(-1, looked, True)
+            closed = ~open_frames.repeat_interleave(self.per_frame, dim=-1)
+            scores[..., span] = scores[..., span].masked_fill(closed, -torch.inf)
+        return scores.topk(self.kept, dim=-1, sorted=False).indices.sort(-1).values
+
+
+class HashPlanes(NamedTuple):
+    """Sign hashing of queries and keys.
+
+    Attributes:
+        planes: (d, bits) fp32, normals of the planes.
+        affinity: (codes, codes) fp32, what a pair of codes counts, in Gray order.
+    """
+
+    planes: torch.Tensor
+    affinity: torch.Tensor
+
+    @classmethod
+    def of(cls, d: int, bits: int, device: torch.device, seed: int = 0) -> HashPlanes:
+        """Random planes of a fixed seed."""
+        planes = torch.randn(d, bits, generator=torch.Generator().manual_seed(seed))
+        place = torch.arange(2**bits)
+        code = place ^ (place >> 1)
+        differ = code[:, None] ^ code
+        distance = torch.stack([(differ >> bit) & 1 for bit in range(bits)]).sum(0)
+        return cls(planes.to(device), (_PROBE ** -distance.float()).to(device))
+
+    def codes(self, x: torch.Tensor) -> torch.Tensor:
+        """(h, tokens) int64, the place in Gray order of each token's code; x (1, tokens, h, d)."""
+        centred = x[0].float() - x[0].float().mean(0)
+        sides = centred @ self.planes > 0
+        bits = torch.arange(sides.shape[-1], device=x.device)
+        code: torch.Tensor = (sides.long() << bits).sum(-1)
+        for shift in (1, 2, 4):
+            code = code ^ (code >> shift)
+        return code.T
+
+    def counts(self, codes: torch.Tensor, block: int) -> torch.Tensor:
+        """(h, blocks, codes) fp32: how often each code stands in each block of (h, tokens) codes."""
+        kinds, tokens = self.affinity.shape[0], codes.shape[1]
+        blocks = -(-tokens // block)
+        cell = torch.arange(tokens, device=codes.device) // block * kinds + codes
+        counts = torch.zeros(codes.shape[0], blocks * kinds, device=codes.device)
+        counts = counts.scatter_add(1, cell, torch.ones_like(cell, dtype=torch.float32))
+        return counts.view(-1, blocks, kinds)
