@@ -136,17 +136,17 @@ def draw(rng: random.Random, things: int | None = None, held_out: bool = False) 
     return Scene(tuple(drawn), tone=rng.choice(list(TONES)), pattern=pattern, camera=camera)
 
 
-def unseen() -> list[Scene]:
-    """Return 64 one-object scenes, one for each held-out triple, the rest of each drawn with a fixed seed."""
+def unseen(count: int = 64) -> list[Scene]:
+    """Return one-object scenes, all different: held-out triples in turn, the rest of each drawn with a fixed seed."""
     rng = random.Random(64)
-    scenes = []
-    for colour, shape, direction in itertools.product(COLOURS, SHAPES, DIRECTIONS):
-        if not is_held_out(Thing(colour, shape, direction)):
-            continue
+    triples = [triple for triple in itertools.product(COLOURS, SHAPES, DIRECTIONS) if is_held_out(Thing(*triple))]
+    scenes: list[Scene] = []
+    while len(scenes) < count:
         scene = draw(rng, things=1)
         thing = scene.things[0]
-        kept = Thing(colour, shape, direction, speed=thing.speed, texture=thing.texture, size=thing.size)
-        scenes.append(Scene((kept,), tone=scene.tone, pattern=scene.pattern, camera=scene.camera))
+        kept = Thing(*triples[len(scenes) % len(triples)], thing.speed, thing.texture, thing.size)
+        found = Scene((kept,), tone=scene.tone, pattern=scene.pattern, camera=scene.camera)
+        scenes += [found] if found not in scenes else []
     return scenes
 
 

@@ -1,88 +1,161 @@
-"""Measures a sample model: what share of unseen prompts it gets right, dense or accelerated.
+"""Measures a sample model: what share of unseen prompts it gets right, dense, sparse and cached.
 
-    python -m samples.train.evaluate --model samples/models/wan-tiny --report report.json
-    python -m samples.train.evaluate --attention dense radial random first-frame --density 0.35
+    python -m samples.train.evaluate --model wan-tiny --report report.json --sheet sheet.png
+    python -m samples.train.evaluate --model wan-tiny --objects 2 --prompts 32
+    python -m samples.train.evaluate --model hunyuan-tiny --sweep attention --report attention.json --budget-seconds 200
+    python -m samples.train.evaluate --model hunyuan-tiny --sweep caches --steps 50 --report caches.json
 
-`checker.check` reads the answers off the frames. The 64 one-object prompts name triples of colour, shape and direction
-that training never showed; `--two` adds prompts with two objects, for the record. Sparse clips are also compared with
-the dense clips of the same noise.
+`checker.check` reads the answers off the frames. Prompts name triples of colour, shape and direction that training
+never showed. All cells of a sweep share prompts and noise, so each clip is also compared with the dense one beside it.
+A gate of a cache decides for a whole batch. The report grows cell by cell; the same command goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
-from samples.models import checker, world
+from samples.models import MODELS, checker, path, world
 from samples.models.world import Scene
+from samples.train import cells, fidelity
 from samples.train.budget import get_logger
+from samples.train.cells import Cell
+from samples.train.record import Record
 from samples.train.sheet import contact_sheet
 
 log = get_logger("evaluate")
 ASPECTS = ("colour", "shape", "direction", "right", "speed", "texture", "camera")
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Generate, check, report."""
-    args = _arguments()
+    args = _arguments(words)
     diffusers_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = WanPipeline.from_pretrained(args.model, dtype=torch.float32).to(device)
+    folder = path(args.model) if args.model in MODELS else Path(args.model)
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
-    settings = json.loads((args.model / "defaults.json").read_text())
+    settings = json.loads((folder / "defaults.json").read_text())
     settings.pop("fps")
     settings |= {"num_inference_steps": args.steps} if args.steps else {}
     settings |= {"guidance_scale": args.guidance} if args.guidance is not None else {}
     settings |= {"max_sequence_length": args.text_length} if args.text_length else {}
+    scenes = unseen(args.prompts) if args.objects == 1 else crowded(args.prompts, args.objects)
 
-    sets = {"unseen one-object": world.unseen()[:: args.stride]}
-    if args.two:
-        rng = random.Random(2)
-        sets["two objects"] = [world.draw(rng, things=2) for _ in range(args.two)]
-    report: dict[str, Any] = {"settings": settings, "density": args.density, "torch": torch.__version__}
-    report["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    pictures: list[Tensor] = []
-    for name, scenes in sets.items():
-        dense: list[Tensor] = []
-        for attention in args.attention:
-            start = time.monotonic()
-            with accelerated(pipe, attention, args.density):
-                clips = list(generate(pipe, scenes, settings, args.batch, args.seed))
-            seconds = round(time.monotonic() - start, 1)
-            verdicts = [checker.check(clip, scene) for clip, scene in zip(clips, scenes, strict=True)]
-            result = {"clips": len(scenes), "seconds": seconds} | score(verdicts)
-            if attention == "dense":
-                dense = clips
-            elif dense:
-                result["psnr_to_dense"] = fidelity(clips, dense)
-            report.setdefault(name, {})[attention] = result
-            log.info("%s, %s: %s", name, attention, result)
-            wrong = [scene.caption() for scene, verdict in zip(scenes, verdicts, strict=True) if not verdict.right]
-            log.info("not right: %s", wrong[:12])
-            pictures += clips[: args.rows]
-    if args.report:
-        args.report.parent.mkdir(parents=True, exist_ok=True)
-        args.report.write_text(json.dumps(report, indent=1) + "\n")
-    if args.sheet:
-        contact_sheet(pictures, args.sheet)
+    shared = {"model": folder.name, "seed": args.seed, "batch": args.batch, "prompts": args.prompts}
+    shared |= {"objects": args.objects, "dense_steps": args.dense_steps, **settings}
+    record = Record(args.report, shared)
+    chosen = [cell for cell in wanted(args, settings["num_inference_steps"]) if cell.name not in record.cells]
+    start, longest, dense = time.monotonic(), 0.0, Dense()
+    for cell in ([cells.DENSE] if chosen and chosen[0] is not cells.DENSE else []) + chosen:
+        begun = time.monotonic()
+        if begun - start + longest > args.budget_seconds:
+            log.info("stopping at the time limit, before %s", cell.name)
+            break
+        clips, result = measured(pipe, cell, scenes, settings, args.batch, args.seed, dense)
+        if cell.name not in record.cells:
+            record.add(cell.name, result)
+        log.info("%s: %s", cell.name, {key: value for key, value in result.items() if key != "answers"})
+        if cell is cells.DENSE and args.sheet:
+            contact_sheet(clips[: args.rows], args.sheet)
+        longest = max(longest, time.monotonic() - begun)
+
+
+class Dense:
+    """The dense clips and answers of a sweep, which its other cells are compared with."""
+
+    clips: Sequence[Tensor] = ()
+    right: Sequence[bool] = ()
+
+
+def wanted(args: argparse.Namespace, steps: int) -> list[Cell]:
+    """Return the cells of the sweep, the dense one first."""
+    found = [cells.DENSE]
+    if args.sweep == "attention":
+        found += cells.attention_cells(args.dense_steps)
+    elif args.sweep == "caches":
+        found += cells.cache_cells(steps)
+    if args.recipe:
+        found.append(cells.recipe_cell(args.recipe))
+    return [cell for cell in found if not args.only or cell is cells.DENSE or any(o in cell.name for o in args.only)]
+
+
+def measured(
+    pipe: Any, cell: Cell, scenes: Sequence[Scene], settings: dict[str, Any], batch: int, seed: int, dense: Dense
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Render every scene in one cell; return the clips and what is to be said of them."""
+    try:
+        with cell.installed(pipe) as run:
+            if cell.rehearse:
+                list(generate(pipe, scenes[:1], settings, 1, seed + 1))
+            with Meter(pipe.transformer) as meter:
+                _wait()
+                start = time.monotonic()
+                clips = list(generate(pipe, scenes, settings, batch, seed))
+                _wait()
+                seconds = time.monotonic() - start
+            summary = run.report().data if run is not None else None
+    except Exception as error:  # A method that does not run here is a result; the others still have their turn.
+        log.exception("%s failed", cell.name)
+        return [], cell.about | {"failed": f"{type(error).__name__}: {error}"[:300]}
+    verdicts = [checker.check(clip, scene) for clip, scene in zip(clips, scenes, strict=True)]
+    right = [verdict.right for verdict in verdicts]
+    result = cell.about | {"clips": len(clips), "seconds": round(seconds, 2), "computed": meter.computed}
+    result |= score(verdicts) | {"right_interval": _rounded(fidelity.wilson(sum(right), len(right)))}
+    if summary is not None:
+        kept = ("delivered_density", "effective_density", "kernels")
+        result |= {key: summary["summary"][key] for key in kept if summary["summary"][key]}
+        result["notes"] = summary["notes"]
+    if cell is cells.DENSE:
+        dense.clips, dense.right = [clip.half() for clip in clips], right
+    else:
+        pairs = [(clip, other.float()) for clip, other in zip(clips, dense.clips, strict=True)]
+        result["right_to_dense"] = _rounded(fidelity.paired(right, dense.right))
+        result["psnr_to_dense"] = _mean([fidelity.psnr(*pair).mean() for pair in pairs])
+        result["ssim_to_dense"] = _mean([fidelity.ssim(*pair).mean() for pair in pairs], 4)
+    result["answers"] = "".join("01"[answer] for answer in right)
+    return clips, result
+
+
+class Meter:
+    """Counts the transformer's calls, and those in which the last layer attends: not where a cache stands in."""
+
+    def __init__(self, transformer: Any) -> None:
+        lists = ("single_transformer_blocks", "transformer_blocks", "blocks")
+        last = next(blocks[-1] for name in lists if (blocks := getattr(transformer, name, None)))
+        self._parts = (transformer, (getattr(last, "attn1", None) or last.attn).to_q)
+        self._attended: list[bool] = []
+
+    def __enter__(self) -> Meter:
+        transformer, query = self._parts
+        self._hooks = [
+            transformer.register_forward_pre_hook(lambda *_: self._attended.append(False)),
+            query.register_forward_pre_hook(lambda *_: self._attended.__setitem__(-1, True)),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @property
+    def computed(self) -> float:
+        """Share of the calls in which the last layer attended."""
+        return round(sum(self._attended) / max(1, len(self._attended)), 4)
 
 
 @torch.no_grad()
-def generate(
-    pipe: WanPipeline, scenes: Sequence[Scene], settings: dict[str, Any], batch: int, seed: int
-) -> Iterator[Tensor]:
+def generate(pipe: Any, scenes: Sequence[Scene], settings: dict[str, Any], batch: int, seed: int) -> Iterator[Tensor]:
     """Yield a clip (f, h, w, 3) for each scene; its noise depends on `seed` and its place alone."""
     for first in range(0, len(scenes), batch):
         window = scenes[first : first + batch]
@@ -93,23 +166,15 @@ def generate(
         yield from video.permute(0, 1, 3, 4, 2).float()
 
 
-@contextlib.contextmanager
-def accelerated(pipe: WanPipeline, attention: str, density: float) -> Iterator[None]:
-    """Run the pipeline under a sparse pattern, the package's or one of `controls`; `dense` does nothing."""
-    if attention == "dense":
-        yield
-        return
-    import vidaccel
-    from samples.train import controls
+def unseen(count: int) -> list[Scene]:
+    """Return one-object scenes of held-out triples: all 64 in turn, or every n-th of them where fewer are wanted."""
+    return world.unseen(max(64, count))[:: max(1, 64 // count)][:count]
 
-    recipe = vidaccel.Recipe.load("wan-tiny")
-    if attention in controls.CONTROLS:
-        pattern: Any = replace(controls.CONTROLS[attention], block=recipe.attention.block)
-    else:
-        # The recipe's own pattern comes with blocks that suit a small grid; others come as they are.
-        pattern = None if attention == recipe.attention.name else attention
-    with vidaccel.accelerate(pipe, pattern, density=density, recipe=recipe):
-        yield
+
+def crowded(count: int, objects: int) -> list[Scene]:
+    """Return scenes with several objects, of triples that training may have shown."""
+    rng = random.Random(2)
+    return [world.draw(rng, things=objects) for _ in range(count)]
 
 
 def score(verdicts: Sequence[checker.Verdict]) -> dict[str, Any]:
@@ -124,28 +189,38 @@ def score(verdicts: Sequence[checker.Verdict]) -> dict[str, Any]:
     return counts
 
 
-def fidelity(clips: Sequence[Tensor], dense: Sequence[Tensor]) -> float:
-    """Return the mean PSNR, in dB, of clips against the dense clips of the same noise."""
-    errors = [(clip - other).square().mean() for clip, other in zip(clips, dense, strict=True)]
-    return round(float((-10 * torch.stack(errors).clamp(min=1e-10).log10()).mean()), 2)
+def _mean(values: Sequence[Tensor], digits: int = 2) -> float:
+    return round(float(torch.stack(list(values)).mean()), digits)
 
 
-def _arguments() -> argparse.Namespace:
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path("samples/models/wan-tiny"))
-    parser.add_argument("--attention", nargs="+", default=["dense"], help="dense, a pattern, `random`, `first-frame`")
-    parser.add_argument("--density", type=float, default=0.35)
-    parser.add_argument("--two", type=int, default=0, help="prompts with two objects")
-    parser.add_argument("--stride", type=int, default=1, help="take every n-th of the 64 prompts")
+    parser.add_argument("--model", default="wan-tiny", help="a sample's name, or a folder")
+    parser.add_argument("--sweep", choices=("none", "attention", "caches"), default="none")
+    parser.add_argument("--only", nargs="+", help="cells whose name holds one of these")
+    parser.add_argument("--recipe", help="one cell more: a preset's name")
+    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--objects", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--dense-steps", type=float, default=0.1, help="share of the first steps, in sparse cells")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--text-length", type=int)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--budget-seconds", type=float, default=1e9, help="no cell begins that would not end by then")
+    parser.add_argument("--report", type=Path, default=Path("build/report.json"))
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--rows", type=int, default=12)
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,121 @@
+"""What a sweep renders: a cell is one way to run the pipeline, with a name.
+
+Attention: every pattern that needs nothing but a density, and two controls. Caches: every policy over its thresholds,
+and two controls at equal computed steps: random steps, and the first steps alone with everything after them repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import vidaccel
+from samples.train import rivals
+from samples.train.controls import CONTROLS
+from vidaccel.caching import CGTaylor, EasyCache, FirstBlock, MagCache, Replay, TaylorSeer, TeaCache
+from vidaccel.caching.policy import CachePolicy
+from vidaccel.patterns import PATTERNS, Pattern
+from vidaccel.schedule import Schedule
+
+DENSITIES = (0.35, 0.15, 0.25, 0.5)
+"""In the order in which a budget that runs out matters least."""
+SINGLE = ("ann", "freeswim", "light-forcing", "neighborhood", "pyramid", "radial", "sliding-window", "svg", "topk")
+BLOCK = 64
+"""Tokens a block: the smallest of the GPU kernels, for a small grid."""
+THRESHOLDS: dict[str, tuple[type[CachePolicy], str, tuple[float, ...]]] = {
+    "cg-taylor": (CGTaylor, "threshold", (0.1, 0.4, 0.02, 0.2, 0.05, 0.8)),
+    "taylorseer": (TaylorSeer, "interval", (4, 8, 2, 6, 3)),
+    "first-block": (FirstBlock, "threshold", (0.1, 0.4, 0.02, 0.2, 0.05)),
+    "teacache": (TeaCache, "threshold", (0.1, 0.4, 0.02, 0.2, 0.05)),
+    "magcache": (MagCache, "threshold", (0.12, 0.5, 0.03, 0.24, 0.06)),
+    "easycache": (EasyCache, "threshold", (0.05, 0.2, 0.01, 0.1, 0.025)),
+}
+KEPT = (0.25, 0.12, 0.5, 0.35)
+"""Shares of the steps that the controls compute."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to render.
+
+    Attributes:
+        name: Unique in its record.
+        about: The same as plain data.
+        installed: Enters the state in which the pipeline renders this way; gives the acceleration where it is ours.
+        rehearse: Render one clip first, from which the method learns.
+    """
+
+    name: str
+    about: dict[str, Any]
+    installed: Callable[[Any], contextlib.AbstractContextManager[Any]]
+    rehearse: bool = field(default=False)
+
+
+@contextlib.contextmanager
+def as_it_is(pipe: Any) -> Iterator[None]:
+    """Change nothing."""
+    yield
+
+
+DENSE = Cell("dense", {}, as_it_is)
+
+
+def attention_cells(dense_steps: float) -> list[Cell]:
+    """Patterns and controls at every density; the first steps stay dense.
+
+    Args:
+        dense_steps: Share of the steps.
+    """
+    schedule = Schedule(dense_steps=dense_steps)
+    patterns: dict[str, Pattern] = {name: replace(PATTERNS[name](), block=BLOCK) for name in SINGLE}
+    patterns |= {name: replace(control, block=BLOCK) for name, control in CONTROLS.items()}
+    return [
+        Cell(f"{name} {density}", {"attention": name, "density": density}, _sparse(pattern, density, schedule))
+        for density in DENSITIES
+        for name, pattern in patterns.items()
+    ]
+
+
+def _sparse(
+    pattern: Pattern, density: float, schedule: Schedule
+) -> Callable[[Any], contextlib.AbstractContextManager[Any]]:
+    return lambda pipe: vidaccel.accelerate(pipe, pattern, density=density, schedule=schedule)
+
+
+def recipe_cell(recipe: str) -> Cell:
+    """What a preset does."""
+    return Cell(f"recipe {recipe}", {"recipe": recipe}, lambda pipe: vidaccel.accelerate(pipe, recipe=recipe))
+
+
+def cache_cells(steps: int) -> list[Cell]:
+    """Policies over their thresholds, controls at equal computed steps, and what else there is to compare with.
+
+    Args:
+        steps: Denoising steps of a clip.
+    """
+    longest = max(len(values) for _, _, values in THRESHOLDS.values())
+    cells: list[Cell] = []
+    for place in range(longest):
+        for name, (policy, parameter, values) in THRESHOLDS.items():
+            if place < len(values):
+                cells.append(_cached(name, policy(**{parameter: values[place]}), {parameter: values[place]}))
+        if place < len(KEPT):
+            computed = max(1, round(KEPT[place] * steps))
+            drawn = random.Random(0).sample(range(1, steps), computed - 1)
+            for name, order, chosen in (("random steps", 1, (0, *sorted(drawn))), ("reuse", 0, tuple(range(computed)))):
+                cells.append(_cached(name, Replay(computed=chosen, order=order), {"computed": computed}))
+        cells += [Cell(name, about, install) for name, about, install in rivals.cells(place, steps)]
+    return cells
+
+
+def _cached(name: str, policy: CachePolicy, about: dict[str, Any]) -> Cell:
+    ((parameter, value),) = about.items()
+    return Cell(
+        f"{name} {parameter} {value}",
+        {"cache": name} | about,
+        lambda pipe: vidaccel.accelerate(pipe, cache=policy),
+        rehearse=isinstance(policy, MagCache),
+    )

@@ -1,0 +1,55 @@
+"""A measurement on disk: cell after cell, whole or not at all, so that a stopped run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from vidaccel.env import environment
+
+
+class Record:
+    """A JSON file with settings, environment and one entry a cell.
+
+    Args:
+        file: Where it is; what it holds already is kept, unless its settings differ.
+        settings: What all cells share.
+
+    Raises:
+        ValueError: the file was measured with other settings.
+    """
+
+    def __init__(self, file: Path, settings: dict[str, Any]) -> None:
+        self.file = file
+        settings = json.loads(json.dumps(settings))
+        self.data: dict[str, Any] = {"settings": settings, "commit": commit(), **environment(), "cells": {}}
+        if file.exists():
+            kept = json.loads(file.read_text())
+            if kept["settings"] != settings:
+                raise ValueError(f"{file} was measured with other settings; choose another file, or delete it")
+            self.data["cells"] = kept["cells"]
+
+    @property
+    def cells(self) -> dict[str, Any]:
+        """What was measured so far, by the cell's name."""
+        cells: dict[str, Any] = self.data["cells"]
+        return cells
+
+    def add(self, name: str, result: dict[str, Any]) -> None:
+        """Keep a cell and write the file."""
+        self.cells[name] = result
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(self.data, indent=1) + "\n")
+        temporary.replace(self.file)
+
+
+def commit() -> str:
+    """Return the commit of the working tree, or what the variable COMMIT says where there is no git."""
+    if "COMMIT" in os.environ:
+        return os.environ["COMMIT"]
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
