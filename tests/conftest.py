@@ -14,6 +14,11 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of single tests."""
+    parser.addoption("--write-matrix", action="store_true", help="write the support matrix of pipelines/README.md")
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     """`torch.empty` gives NaN, so that a slot which nobody wrote is seen. Tests that measure time do without."""

@@ -72,19 +72,22 @@ class Hunyuan15(Hunyuan):
         out = torch.nn.functional.pad(out, (0, 0, 0, 0, 0, missing))
         return super().output(attn, out, hidden_states, encoder_hidden_states)
 
-    def dense(self, attn: Any, processor: Any, valid: tuple[int, ...] | None, *inputs: Any, **kwargs: Any) -> Any:
+    def dense(
+        self, attn: Any, processor: Any, valid: tuple[torch.Tensor, ...] | None, *inputs: Any, **kwargs: Any
+    ) -> Any:
         """The attention of diffusers on the user's own backend, without padded text and so without a mask."""
         if valid is None or type(processor) is not HunyuanVideo15AttnProcessor2_0:
             return processor(attn, *inputs, **kwargs)
         hidden_states, text, _, rotary_emb = inputs
-        video, most = hidden_states.shape[1], max(valid)
+        most = max(len(own) for own in valid)
         streams = self.streams(attn, hidden_states, text[:, :most], rotary_emb)
-        # Samples whose texts differ in length attend one by one.
         outs = []
-        for n, length in enumerate(valid):
-            own = (x[n : n + 1, : video + length] if len(valid) > 1 else x for x in streams)
-            out = dispatch_attention_fn(*own, backend=processor._attention_backend)
-            outs.append(torch.nn.functional.pad(out, (0, 0, 0, 0, 0, most - length)))
+        # Samples whose texts differ in length attend one by one.
+        for n, own in enumerate(valid):
+            padding = most - len(own)
+            query, key, value = (x[n : n + 1, : x.shape[1] - padding] if len(valid) > 1 else x for x in streams)
+            out = dispatch_attention_fn(query, key, value, backend=processor._attention_backend)
+            outs.append(torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding)))
         return self.output(attn, torch.cat(outs), hidden_states, text)
 
 

@@ -152,3 +152,18 @@ def assert_equals_masked_stock(render: Callable[..., torch.Tensor]) -> Callable[
         return latents
 
     return check
+
+
+OUTCOMES: dict[str, bool] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Which tests of this session have passed."""
+    if report.when == "call" or report.failed:
+        OUTCOMES[report.nodeid] = report.passed
+
+
+@pytest.fixture
+def outcomes() -> dict[str, bool]:
+    """Node id -> passed, of the tests that have run so far."""
+    return OUTCOMES
