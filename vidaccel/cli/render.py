@@ -33,7 +33,15 @@ def render(
     ] = None,
     video: Annotated[Path | None, typer.Option(help="Video to start from (Wan).", rich_help_panel=_INPUT)] = None,
     strength: Annotated[
-        float | None, typer.Option(help="How much of --video is made anew, in (0, 1].", rich_help_panel=_INPUT)
+        float | None,
+        typer.Option(help="How much of --video, or of the enlarged video, is made anew.", rich_help_panel=_INPUT),
+    ] = None,
+    upscale: Annotated[
+        str | None,
+        typer.Option(
+            help="Render, enlarge (2x, 3x, 4x) and refine with FreeSwim, or what --attention names (Wan).",
+            rich_help_panel=_INPUT,
+        ),
     ] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel=_INPUT)] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel=_INPUT)] = None,
@@ -80,6 +88,18 @@ def render(
             "--set", help="Change one value of the recipe: --set attention.block=64.", rich_help_panel=_SPARSE
         ),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Write chunk by chunk; causal models always do.", rich_help_panel=_SPARSE),
+    ] = False,
+    rollout: Annotated[
+        str | None,
+        typer.Option(help="How a causal model was trained: self-forcing, longlive, ...", rich_help_panel=_SPARSE),
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="Of a stream: flashblock, light-forcing, tempcache, ...", rich_help_panel=_SPARSE),
+    ] = None,
     dense_backend: Annotated[
         str | None,
         typer.Option(
@@ -105,10 +125,12 @@ def render(
 ) -> None:
     """Render videos from text, densely or with sparse attention, and write how each was made into its mp4."""
     from ..errors import UsageError
-    from ..render import DENSE, RenderJob, find, preview
+    from ..render import DENSE, RenderJob, find, preview, recipe_for
+    from ..render.stream import StreamJob, is_causal
     from .batch import read_prompts, run_jobs, targets
     from .output import prepare
-    from .settings import build_recipe, guard
+    from .settings import build_recipe, guard, read_factor
+    from .stream import run_stream
 
     screen = Screen(format)
     if (prompt is None) == (prompts is None):
@@ -118,9 +140,44 @@ def render(
         raise UsageError("the prompt is empty; say what to show")
     if density is not None and not 0 < density <= 1:
         raise UsageError(f"density {density:g} was asked for; it is the fraction of pairs kept, in (0, 1], 1 is dense")
+    if stream or rollout or methods or is_causal(model):
+        if prompts is not None:
+            raise UsageError("a stream takes one --prompt; a prompts file is for models that see all frames at once")
+        job = StreamJob(
+            texts[0],
+            model,
+            rollout,
+            height=height,
+            width=width,
+            num_frames=frames,
+            fps=fps,
+            steps=steps,
+            guidance=guidance,
+            max_sequence_length=max_sequence_length,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        )
+        unused = {"negative_prompt": negative_prompt, "image": image, "video": video, "strength": strength}
+        unused |= {"attention": attention, "density": density, "cache": cache, "recipe": recipe, "report": report}
+        unused |= {"dense_steps": dense_steps, "dense_last_steps": dense_last_steps, "dense_layers": dense_layers}
+        unused |= {"dense_backend": dense_backend, "dry_run": dry_run, "offload": offload != "none"}
+        path = targets(texts, output, is_batch=False)[0]
+        run_stream(
+            screen,
+            job,
+            methods=methods or (),
+            settings=settings or (),
+            output=path,
+            overwrite=overwrite,
+            unused=unused,
+        )
+        return
     prepare(screen)
     found = find(model)
     schedule = {"dense_steps": dense_steps, "dense_last_steps": dense_last_steps, "dense_layers": dense_layers}
+    factor = read_factor(upscale)
+    asked = recipe or attention or density or cache or settings or any(schedule.values())
     chosen = build_recipe(
         found,
         recipe=recipe,
@@ -130,6 +187,9 @@ def render(
         schedule=schedule,
         settings=settings or (),
     )
+    if factor and not asked:
+        size = {"height": height, "width": width, "num_frames": frames}
+        chosen = recipe_for(found, **{name: value or found.defaults()[name] for name, value in size.items()})
     first = RenderJob(
         texts[0],
         model,
@@ -146,17 +206,20 @@ def render(
         image=None if image is None else str(image),
         video=None if video is None else str(video),
         strength=strength,
+        upscale=factor,
         dtype=dtype,
         device=device,
         dense_backend=dense_backend,
         offload=offload,
     ).complete(found)
-    if not (recipe or attention or density or cache or settings or any(schedule.values())):
+    if not (asked or factor):
         own = "dense; for speed add --attention radial --density 0.3, or --recipe" if chosen == DENSE else ""
         screen.say(f"attention: {own or f'preset {model}; --attention dense renders without it'}")
     paths = targets(texts, output, is_batch=prompts is not None)
     # Planned before any weight is loaded: a pattern that cannot be had here is told in seconds.
     planned = guard("the recipe", lambda: preview(first, found))
+    if planned["memory_gib"] is not None:
+        screen.say(f"refining at {first.size[1]}x{first.size[0]} needs {_in_words(planned['memory_gib'])}")
     if dry_run:
         _show(screen, first, found, planned, paths)
         return
@@ -173,11 +236,20 @@ def render(
     )
 
 
+def _in_words(memory: dict[str, float | None]) -> str:
+    """GiB by what needs it; None is not known yet."""
+    parts = [f"{name} {'unknown' if gib is None else f'{gib:.3g}'}" for name, gib in memory.items()]
+    total = sum(gib or 0 for name, gib in memory.items() if "host" not in name)
+    return f"{total:.3g} GiB on the device and more: {', '.join(parts)}"
+
+
 def _show(screen: Screen, job: Any, model: Any, planned: dict[str, Any], paths: list[Path]) -> None:
     data = planned | {"outputs": [str(path) for path in paths]}
     if screen.json(data) or screen.names(paths):
         return
-    shape = f"{job.width}x{job.height}, {job.num_frames} frames at {job.fps:g} a second"
+    shape = f"{job.size[1]}x{job.size[0]}, {job.num_frames} frames at {job.fps:g} a second"
+    if job.upscale:
+        shape += f", from {job.width}x{job.height}"
     screen.pairs(
         {
             "model": f"{model.reference} ({model.kind}, {model.pipeline}, {model.layers} layers)",

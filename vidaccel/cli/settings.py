@@ -65,11 +65,7 @@ def build_recipe(
         for name, value in (schedule or {}).items()
         if value is not None
     }
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set {setting} is not key=value, such as --set attention.block=64")
-        values[key.strip()] = _scalar(key, text)
+    values |= scalars(settings)
     return guard("--set", lambda: _override(base, values))
 
 
@@ -85,6 +81,20 @@ def guard(where: str, read: Callable[[], T]) -> T:
         raise
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UsageError(f"{where} holds values that no recipe has: {type(error).__name__}: {error}") from None
+
+
+def read_factor(text: str | None) -> int | None:
+    """2 from "2x" or "2"; None from None.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text is None:
+        return None
+    number = text.strip().lower().removesuffix("x")
+    if not number.isdecimal() or int(number) not in (2, 3, 4):
+        raise UsageError(f"--upscale {text} was asked for; give 2x, 3x or 4x")
+    return int(number)
 
 
 def load_pattern(name: str, values: Mapping[str, Any] | None = None) -> Pattern:
@@ -138,6 +148,21 @@ def _schedule_value(name: str, text: str) -> Any:
     except ValueError:
         kind = "a count, or numbers such as 0,1,-1" if name == "dense_layers" else "a count, or a fraction such as 0.25"
         raise UsageError(f"--{name.replace('_', '-')} {text!r} is not {kind}") from None
+
+
+def scalars(settings: Sequence[str]) -> dict[str, Any]:
+    """Values of "key=value" settings.
+
+    Raises:
+        UsageError: a setting of another form.
+    """
+    found: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting} is not key=value, such as --set attention.block=64")
+        found[key.strip()] = _scalar(key, text)
+    return found
 
 
 def _scalar(key: str, text: str) -> Any:

@@ -103,6 +103,11 @@ class FreeSwim:
         forecast = tile_order(axes, self.tile, self.block, self.sink_frames)
         plan = product_plan(layout, [axes], forecast, self.block, f"window {sides(window)}", density, self.sink_frames)
         native = math.prod(self.native or NATIVE)
+        if self.guide:
+            often = "every step" if self.guide == 1 else f"one of {self.guide} steps of the conditional branch"
+            plan = replace(
+                plan, notes=(*plan.notes, f"in {often} a second path attends to all; densities leave it out")
+            )
         return replace(plan, scale=math.sqrt(math.log(native * self.logit_scale) / math.log(native)))
 
     def _solve(self, grid: VideoGrid, density: float) -> Sides:

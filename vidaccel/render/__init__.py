@@ -13,6 +13,7 @@ from .job import DENSE, ReadyJob, RenderJob
 from .models import Model, find
 from .preview import preview
 from .run import Rendering, StepDone, open_pipeline, render, save
+from .upscale import recipe_for
 
 __all__ = [
     "DENSE",
@@ -24,6 +25,7 @@ __all__ = [
     "find",
     "open_pipeline",
     "preview",
+    "recipe_for",
     "render",
     "save",
 ]

@@ -13,7 +13,7 @@ import torch
 from ..errors import UsageError
 from ..patterns import Dense
 from ..recipe import Recipe
-from . import dense, models
+from . import dense, models, upscale
 from .models import Model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,7 +40,8 @@ class RenderJob:
         seed: of the noise; None takes one at random.
         image: file of the first frame, for image-to-video.
         video: file of a video to start from, for video-to-video.
-        strength: in (0, 1], how much of `video` is made anew.
+        strength: in (0, 1], how much of `video`, or of the enlarged video, is made anew.
+        upscale: 2, 3 or 4 renders at `height` and `width`, enlarges and refines with the recipe; None does not.
         dtype: "float32", "bfloat16" or "float16"; None is float32 on CPUs and bfloat16 on GPUs.
         device: "cpu", "cuda", "cuda:1", "mps"; None is a GPU where there is one.
         dense_backend: diffusers' attention backend for dense layers; None is diffusers' default.
@@ -63,6 +64,7 @@ class RenderJob:
     image: str | None = None
     video: str | None = None
     strength: float | None = None
+    upscale: int | None = None
     dtype: str | None = None
     device: str | None = None
     dense_backend: str | None = None
@@ -83,7 +85,9 @@ class RenderJob:
             raise UsageError(f"{name} was given, but a {model.pipeline} takes none")
         inputs = {name: _file_digest(value) for name in ("image", "video") if (value := getattr(self, name))}
         seed = random.SystemRandom().randrange(2**31) if self.seed is None else self.seed
-        strength = 0.8 if self.video and self.strength is None else self.strength
+        strength = self.strength
+        if strength is None and (self.video or self.upscale):
+            strength = 0.8 if self.video else upscale.STRENGTH
         filled = {"seed": seed, "strength": strength, "dtype": dtype, "device": device, "inputs": inputs}
         job = ReadyJob(**{**vars(self), **known, **given, **filled})
         job.check(model)
@@ -106,6 +110,11 @@ class ReadyJob(RenderJob):
     seed: int = 0
     dtype: str = ""
     device: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the video in pixels, enlarged where it is."""
+        return self.height * (self.upscale or 1), self.width * (self.upscale or 1)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -142,8 +151,12 @@ class ReadyJob(RenderJob):
             dense.check_name(self.dense_backend)
         if self.image and self.video:
             raise UsageError("an image and a video were both given; a render starts from one of them")
-        if self.strength is not None and not (self.video and 0 < self.strength <= 1):
-            raise UsageError(f"strength {self.strength} was given; it lies in (0, 1] and needs a video to start from")
+        if self.strength is not None and not ((self.video or self.upscale) and 0 < self.strength <= 1):
+            raise UsageError(
+                f"strength {self.strength} was given; it lies in (0, 1] and needs a video to start from, or an upscale"
+            )
+        if self.upscale is not None:
+            upscale.check(self, model)
         if self.image or self.video or model.kind != "sample":
             model.pipeline_class(image=bool(self.image), video=bool(self.video))
 

@@ -10,6 +10,7 @@ from ..family import Call
 from ..grid import Site
 from ..patterns import Plan, advice
 from ..schedule import DENSE, Step
+from . import upscale
 from .job import ReadyJob
 from .models import Model
 
@@ -18,13 +19,16 @@ def preview(job: ReadyJob, model: Model) -> dict[str, Any]:
     """Plan a complete job without loading weights.
 
     Patterns with a plan for each layer are planned for the first one. Text tokens in joint attention and the split
-    between two experts are not known before a run, so densities count video tokens, and no expert.
+    between two experts are not known before a run, so densities count video tokens, and no expert. Of an upscaled job
+    it is the second stage.
 
     Raises:
         PatternError: the pattern cannot give the density on this grid.
     """
-    grid = model.grid(job.height, job.width, job.num_frames)
+    grid = model.grid(*job.size, job.num_frames)
     pattern, schedule, total = job.recipe.attention, job.recipe.schedule, job.num_inference_steps
+    if job.upscale is not None:
+        total = upscale.refined_steps(job)
     plans: dict[float | None, Plan] = {}
     steps: list[list[float]] = []
     notes: list[str] = []
@@ -72,4 +76,5 @@ def preview(job: ReadyJob, model: Model) -> dict[str, Any]:
             for plan in plans.values()
         ],
         "notes": notes,
+        "memory_gib": None if job.upscale is None else upscale.memory(job, model),
     }

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..api import Acceleration, accelerate
@@ -17,8 +19,8 @@ from ..env import environment
 from ..errors import RenderError, UsageError, VidaccelError
 from ..recipe import Recipe
 from ..report import Report
-from . import dense, video, weights
-from .job import ReadyJob
+from . import dense, upscale, video, weights
+from .job import DENSE, ReadyJob
 from .models import Model
 
 
@@ -77,16 +79,38 @@ def open_pipeline(job: ReadyJob, model: Model) -> Any:
 def render(pipe: Any, job: ReadyJob, on_step: Callable[[StepDone], None] | None = None) -> Rendering:
     """Run a complete job; equal to calling the pipeline under `vidaccel.accelerate` by hand.
 
+    With `upscale` that happens twice: dense at the job's own size, then with its recipe at the enlarged one. The report
+    is the second stage's, times are those of both.
+
     Raises:
         RenderError: the pipeline failed, or its frames hold NaN.
     """
+    if job.upscale is None:
+        frames, seconds, report = _run(pipe, job, job.recipe, _arguments(pipe, job), on_step)
+    else:
+        small, first, _ = _run(pipe, job, DENSE, _arguments(pipe, job), on_step)
+        second = upscale.second_pipeline(pipe, job)
+        given = _arguments(second, job) | {
+            "height": job.size[0],
+            "width": job.size[1],
+            "latents": upscale.noised_latents(second, small, job),
+        }
+        frames, seconds, report = _run(second, job, job.recipe, given, on_step)
+        seconds = {name: seconds[name] + first[name] for name in seconds}
+    made = video.to_uint8(frames)
+    return Rendering(made, seconds, report, video.problems(made), video.digest(made))
+
+
+def _run(
+    pipe: Any, job: ReadyJob, recipe: Recipe, arguments: dict[str, Any], on_step: Callable[[StepDone], None] | None
+) -> tuple[npt.NDArray[np.floating[Any]], dict[str, float], Report]:
+    """One stage: its frames (f, h, w, 3) in [0, 1], its times and its report."""
     head_dim = int(pipe.transformer.config.get("attention_head_dim", 64))
-    arguments = _arguments(pipe, job)
     # Algorithms of cuDNN that differ from run to run would make another video of the same seed.
     with (
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
         dense.use(job.dense_backend, job.device, job.torch_dtype, head_dim),
-        _accelerated(pipe, job.recipe) as run,
+        _accelerated(pipe, recipe) as run,
         _timed(pipe, job.device) as seconds,
     ):
         if on_step and "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
@@ -102,8 +126,7 @@ def render(pipe: Any, job: ReadyJob, on_step: Callable[[StepDone], None] | None 
             f"{broken} of {len(found)} frames hold NaN, so no video was written; "
             "try dtype float32 or bfloat16, attention dense, or another dense backend, to see where it comes from"
         )
-    frames = video.to_uint8(found)
-    return Rendering(frames, seconds, run.report(), video.problems(frames), video.digest(frames))
+    return found, seconds, run.report()
 
 
 def record(rendering: Rendering, job: ReadyJob, model: Model, fingerprint: str) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""Rendering beyond a model's size, in two stages: a video at its own size, enlarged, noised again and refined.
+
+Idea: what a model draws at the size that it was trained on is right as a whole; enlarged, it needs detail, which the
+    last steps of denoising add through a window of the trained size.
+Math: frames are enlarged bilinearly and encoded; z = (1 - s) z + s e, e fresh noise and s the noise level at which the
+    last `strength` of the steps begins; those steps run with the recipe.
+Source: FreeSwim, arXiv 2511.14712, section 3.1: strength 0.7, its window, logit scale 2, second path each second step.
+Limits: Wan text-to-video with one transformer. The first stage runs dense.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..errors import UsageError
+from ..patterns import FreeSwim
+from ..recipe import Recipe
+from .models import Model
+
+if TYPE_CHECKING:
+    from .job import ReadyJob
+
+STRENGTH = 0.7
+GUIDE = 2
+_GUIDE_GIB = 8.0
+_HEADER_BYTES = 2**26
+
+
+def check(job: ReadyJob, model: Model) -> None:
+    """Compare an upscaled job with what the model can do.
+
+    Raises:
+        UsageError: a model or a size that cannot be; the message says which can.
+    """
+    if model.pipeline != "WanPipeline" or model.index.get("transformer_2", [None, None])[1]:
+        raise UsageError(
+            f"--upscale was asked of {model.reference}, a {model.pipeline}; it works for Wan text-to-video models with "
+            "one transformer"
+        )
+    if job.image or job.video:
+        raise UsageError("--upscale starts from a video of its own; leave --image and --video out")
+    if job.upscale not in (2, 3, 4):
+        raise UsageError(f"upscale {job.upscale} was asked for; give 2, 3 or 4")
+    if not refined_steps(job):
+        raise UsageError(
+            f"strength {job.strength} of {job.num_inference_steps} steps leaves no step to refine with; give "
+            f"{1 / job.num_inference_steps:.2g} or more"
+        )
+    model.grid(*job.size, job.num_frames)
+
+
+def recipe_for(model: Model, height: int, width: int, num_frames: int) -> Recipe:
+    """What the second stage runs where nothing else is asked for: FreeSwim with the first stage's frame as its window.
+
+    Grids too small for blocks of 128 get smaller ones.
+    """
+    grid = model.grid(height, width, num_frames)
+    block = next((block for block in (128, 64, 32) if grid.frame >= 4 * block), 16)
+    pattern = FreeSwim((grid.y, grid.x), block=block, logit_scale=2.0, guide=GUIDE, guide_gib=_GUIDE_GIB)
+    return Recipe(attention=pattern, about="FreeSwim beyond the model's own size")
+
+
+def refined_steps(job: ReadyJob) -> int:
+    """Steps of the second stage."""
+    return min(int(job.num_inference_steps * (job.strength or 0)), job.num_inference_steps)
+
+
+def second_pipeline(pipe: Any, job: ReadyJob) -> Any:
+    """A video-to-video pipeline of the same parts."""
+    from diffusers import WanVideoToVideoPipeline
+
+    names = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
+    if job.offload in ("model", "sequential"):
+        # Accelerate's hooks know the order of one pipeline's parts.
+        pipe.remove_all_hooks()
+    second = WanVideoToVideoPipeline(**{name: getattr(pipe, name) for name in names})
+    second.set_progress_bar_config(disable=True)
+    if job.offload == "model":
+        second.enable_model_cpu_offload(device=job.device)
+    elif job.offload == "sequential":
+        second.enable_sequential_cpu_offload(device=job.device)
+    return second
+
+
+def enlarge(frames: npt.NDArray[np.floating[Any]], height: int, width: int) -> torch.Tensor:
+    """(f, h, w, 3) in [0, 1] -> (1, 3, f, height, width) fp32 in [-1, 1], bilinearly."""
+    small = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+    large = torch.nn.functional.interpolate(small, (height, width), mode="bilinear", align_corners=False)
+    return (2 * large - 1).transpose(0, 1)[None]
+
+
+@torch.no_grad()
+def noised_latents(second: Any, frames: npt.NDArray[np.floating[Any]], job: ReadyJob) -> torch.Tensor:
+    """Where the second stage begins: the enlarged video's latents with the noise of its first step.
+
+    Args:
+        second: of `second_pipeline`.
+        frames: (f, h, w, 3) in [0, 1], the first stage's.
+        job: what is rendered.
+    """
+    vae, scheduler, device = second.vae, second.scheduler, second._execution_device
+    clip = enlarge(frames, *job.size).to(device, vae.dtype)
+    latents = vae.encode(clip).latent_dist.mode().float()
+    mean, std = (
+        torch.tensor(values, device=device).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    scheduler.set_timesteps(job.num_inference_steps, device=device)
+    timesteps, _ = second.get_timesteps(job.num_inference_steps, scheduler.timesteps, job.strength, device)
+    generator = torch.Generator("cpu").manual_seed(job.seed + 1)
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    add = scheduler.add_noise if hasattr(scheduler, "add_noise") else None
+    latents, first = (latents - mean) / std, timesteps[:1]
+    noisy: torch.Tensor = add(latents, noise, first) if add else scheduler.scale_noise(latents, first, noise)
+    return noisy
+
+
+def memory(job: ReadyJob, model: Model) -> dict[str, float | None]:
+    """GiB that the second stage needs, by what needs it; None where nobody can know before weights are fetched.
+
+    Activations are an estimate: the tensors that a block of the transformer holds at a time.
+    """
+    config = model.transformer
+    width = config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)
+    tokens, itemsize = model.grid(*job.size, job.num_frames).tokens, job.torch_dtype.itemsize
+    pattern = job.recipe.attention
+    guide = pattern.guide if isinstance(pattern, FreeSwim) else 0
+    # Residual stream and norm in fp32, q, k, v, their turned copies, output; the feed-forward layer's two.
+    held = tokens * (itemsize * (8 * width + 2 * config.get("ffn_dim", 4 * width)) + 8 * width)
+    kept = model.layers * tokens * width * itemsize if guide > 1 else 0
+    limit = pattern.guide_gib if isinstance(pattern, FreeSwim) else None
+    here = kept if limit is None else min(kept, int(limit * 2**30))
+    height, width_px = job.size
+    found: dict[str, float | None] = {
+        "weights": _weight_bytes(model, job),
+        "activations of a block, about": held * (2 if guide else 1),
+        "cross-attention outputs kept": here,
+        "cross-attention outputs in host memory": kept - here,
+        "frames in host memory": 3 * 4 * job.num_frames * height * width_px,
+    }
+    return {name: None if size is None else size / 2**30 for name, size in found.items() if size != 0}
+
+
+def _weight_bytes(model: Model, job: ReadyJob) -> int | None:
+    """Bytes of all weights in the dtypes that they are loaded in; None for a hub's model."""
+    if model.kind == "hub":
+        return None
+    total = 0
+    for file in model.folder.glob("*/*.safetensors"):
+        itemsize = 4 if file.parent.name == "vae" else job.torch_dtype.itemsize
+        total += _parameters(file) * itemsize
+    return total
+
+
+def _parameters(file: Path) -> int:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length)) if length <= _HEADER_BYTES else {}
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
