@@ -17,6 +17,7 @@ from .install import Installation
 from .patterns import Pattern
 from .recipe import Recipe, pattern_from, policy_from
 from .report import Report
+from .report.quality import measure
 from .schedule import DENSE, Schedule
 from .trace import Trace
 
@@ -43,10 +44,19 @@ class Acceleration:
         self._caches = caches
         self._active = True
 
-    def report(self) -> Report:
-        """What ran so far: densities, kernels, forecast steps and times of every call, settings, environment."""
+    def report(self, frames: Any = None, *, against: Any = None) -> Report:
+        """What ran so far: densities, kernels, forecast steps and times of every call, settings, environment.
+
+        Args:
+            frames: the video that was made: (f, h, w, 3) in [0, 1], bytes, a tensor (f, 3, h, w), or a list of images.
+            against: the same prompt and seed without acceleration; both together add what was lost.
+
+        Raises:
+            VideoError: one of the two is missing, or their sizes differ.
+        """
         plans = [plan for installation in self._installations for plan in installation.plans.values()]
-        return Report.of(self.trace, self.recipe, plans, self._pipeline)
+        lost = None if frames is None and against is None else measure(frames, against)
+        return Report.of(self.trace, self.recipe, plans, self._pipeline, lost)
 
     def remove(self) -> None:
         """Give the pipeline its own processors back. A second call does nothing."""

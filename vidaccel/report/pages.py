@@ -6,6 +6,9 @@ import json
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
+
+from . import plots
 
 _HTML = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     """<!doctype html>
@@ -15,8 +18,12 @@ _HTML = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
  table { border-collapse: collapse; margin: 1rem 0; }
  th, td { border: 1px solid #8886; padding: .2rem .6rem; text-align: left; }
  pre { background: #8881; padding: 1rem; overflow: auto; }
+ .plot { display: block; width: 100%; max-width: 40rem; font-size: 12px; } .plot text { fill: currentColor; }
+ .plot .axis, .plot .name { text-anchor: end; } .plot polyline { fill: none; stroke: #36c; stroke-width: 1.5; }
+ .plot circle { fill: #36c; }
 </style>
 <h1>{{ data.pipeline }}, recipe {{ data.recipe_hash }}</h1>
+{{ plots }}
 {% for title, rows in tables %}
 <h2>{{ title }}</h2>
 <table>
@@ -53,14 +60,22 @@ def markdown(data: dict[str, Any]) -> str:
 def html(data: dict[str, Any]) -> str:
     """One self-contained page."""
     recipe, environment = (json.dumps(data[key], indent=1) for key in ("recipe", "environment"))
-    return _HTML.render(data=data, tables=_tables(data), recipe=recipe, environment=environment)
+    drawn = Markup("\n").join(plots.steps({"": data["calls"]}))
+    return _HTML.render(data=data, plots=drawn, tables=_tables(data), recipe=recipe, environment=environment)
 
 
 def _tables(data: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     summary = [{"what": key.replace("_", " "), "value": _short(value)} for key, value in data["summary"].items()]
     plans = [{key: _short(value) for key, value in plan.items() if key != "notes"} for plan in data["plans"]]
+    lost = [{"what": key.replace("_", " "), "value": _short(value)} for key, value in _lost(data).items()]
     calls = [{key: _short(value) for key, value in call.items()} for call in data["calls"]]
-    return [(title, rows) for title, rows in (("Summary", summary), ("Plans", plans), ("Calls", calls)) if rows]
+    titles = ("Summary", "Quality against the reference", "Plans", "Calls")
+    return [(title, rows) for title, rows in zip(titles, (summary, lost, plans, calls), strict=True) if rows]
+
+
+def _lost(data: dict[str, Any]) -> dict[str, Any]:
+    quality = data.get("quality")
+    return {} if quality is None else {**quality["mean"], "broken_frames": len(quality["broken_frames"])}
 
 
 def _short(value: Any) -> Any:
