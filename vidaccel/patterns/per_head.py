@@ -116,14 +116,25 @@ class PerHead:
         plans = [part.plan(layout.to("cpu"), density, site) for part in self.patterns]
         first = next((plan for plan in plans if plan.select is not None), plans[0])
         rule = ", ".join(f"{self.heads.count(n)} heads {plan.rule}" for n, plan in enumerate(plans))
-        delivered, visited = (
-            sum(getattr(plans[n], name) for n in self.heads) / len(self.heads) for name in ("delivered", "visited")
+        plan = (
+            self._fixed(plans, density, rule) if first.select is None else self._choosing(plans, first, density, rule)
         )
-        if first.select is None:
-            return self._fixed(plans, density, rule).to(layout.device)
-        for part, plan in zip(self.patterns, plans, strict=True):
-            select = plan.select
+        return plan.to(layout.device)
+
+    def _choosing(self, plans: list[Plan], first: Plan, density: float | None, rule: str) -> Plan:
+        """Rows of all heads, in the order of the first part that chooses."""
+        video = first.layout.video_blocks
+        fixed = torch.zeros(len(self.heads), video, video, dtype=torch.bool)
+        own: list[torch.Tensor] = []
+        choosing: list[EqualRows] = []
+        kept: list[tuple[float, float]] = []
+        most = 0
+        for number, (part, plan) in enumerate(zip(self.patterns, plans, strict=True)):
+            mine, select = torch.tensor([head for head, of in enumerate(self.heads) if of == number]), plan.select
             if select is None:
+                mask = reblocked(plan.static, first.layout)
+                fixed[mine] = mask.video_map()[0] > 0
+                kept += [(mask.density, mask.visited)] * len(mine)
                 continue
             same = torch.equal(select.layout.order, first.layout.order)
             if not isinstance(select, EqualRows) or select.moves or not same:
@@ -131,23 +142,16 @@ class PerHead:
                     f"per-head part {part.name} moves or merges tokens, or has a tile order of its own, and all heads "
                     "of a layer share one; give it layers of its own with per-layer"
                 )
-        video = first.layout.video_blocks
-        fixed = torch.zeros(len(self.heads), video, video, dtype=torch.bool)
-        own, choosing, most = [], [], 0
-        for number, plan in enumerate(plans):
-            mine = torch.tensor([head for head, part in enumerate(self.heads) if part == number])
-            if isinstance(plan.select, EqualRows):
-                own.append(mine)
-                choosing.append(plan.select)
-                # Rows of one threshold may be longer than they are on average.
-                most = max(most, video if getattr(plan.select, "adaptive", False) else plan.select.kept)
-            else:
-                fixed[mine] = reblocked(plan.static, first.layout).video_map()[0] > 0
+            own.append(mine)
+            choosing.append(select)
+            kept += [(plan.delivered, plan.visited)] * len(mine)
+            # Rows of one threshold may be longer than they are on average.
+            most = max(most, video if getattr(select, "adaptive", False) else select.kept)
         most = max(most, int(fixed.sum(-1).max()))
-        select = HeadsChoose(first.layout, fixed, tuple(own), tuple(choosing), most)
+        delivered, visited = (sum(each) / len(self.heads) for each in zip(*kept, strict=True))
+        choose = HeadsChoose(first.layout, fixed, tuple(own), tuple(choosing), most)
         varies = any(plan.varies for plan in plans)
-        plan = Plan(density, delivered, visited, None, rule, select=select, reselect=first.reselect, varies=varies)
-        return plan.to(layout.device)
+        return Plan(density, delivered, visited, None, rule, select=choose, reselect=first.reselect, varies=varies)
 
     def _fixed(self, plans: list[Plan], density: float | None, rule: str) -> Plan:
         """Masks of all heads, in the order of the first part."""

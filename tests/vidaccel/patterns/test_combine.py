@@ -172,7 +172,9 @@ def test_per_head_choices(batch):
     tiled = plan.layout
     generator = torch.Generator().manual_seed(0)
     q, k, v = (tiled.to_kernel(torch.randn(1, layout.tokens, 4 * batch, 16, generator=generator)) for _ in range(3))
-    rows = plan.select(q, k, v).mask.block_map()
+    mask = plan.select(q, k, v).mask
+    assert mask.density == pytest.approx(plan.delivered, rel=0.02)
+    rows = mask.block_map()
     alone = best.plan(layout, 0.5, site()).select(q, k, v).mask.block_map()
     shapes = SparseVideoGen(block=16).plan(layout, 0.5, site()).select(q, k, v).mask.block_map()
     near = reblocked(Neighborhood(block=16).plan(layout, 0.5, site()).mask, tiled).block_map()[0]
