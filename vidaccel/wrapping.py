@@ -8,6 +8,7 @@ import torch
 
 from .family import Family
 from .kernels.attention import attention
+from .kernels.elementwise import to_model
 from .patterns import Choice, Plan
 
 
@@ -115,11 +116,11 @@ class SparseAttnProcessor:
             first, second = zip(*split, strict=True)
             own, _ = attend(plan, *first)
             whole = attend_to_all(plan, *second)
-            return self.family.output(attn, torch.cat([plan.layout.to_model(own), whole]), *inputs)
+            return self.family.output(attn, torch.cat([to_model(plan.layout, own), whole]), *inputs)
         out, choice = attend(plan, query, key, value, self.held)
         if plan.is_watched and self.held is None:
             self.chosen = choice
-        return self.family.output(attn, plan.layout.to_model(out), *inputs)
+        return self.family.output(attn, to_model(plan.layout, out), *inputs)
 
     @property
     def _attention_backend(self) -> Any:

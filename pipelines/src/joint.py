@@ -12,9 +12,10 @@ import torch
 
 from ..family import Call, Family
 from ..grid import TokenLayout
-from .rotary import rotate_pairs
+from ..kernels import elementwise
+from .arrange import Projected, to_kernel, to_model
 
-Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Heads = elementwise.Heads
 
 
 class JointFamily(Family):
@@ -44,8 +45,8 @@ class JointFamily(Family):
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> Heads:
         """q, k, v in kernel order. The mask says which text is padding; the layout's key lengths say the same."""
-        query, key, value = self.streams(attn, hidden_states, encoder_hidden_states, rotary_emb)
-        return layout.to_kernel(query), layout.to_kernel(key), layout.to_kernel(value)
+        tables = None if rotary_emb is None else self.tables(*rotary_emb)
+        return to_kernel(layout, of_video(attn, hidden_states), of_text(attn, encoder_hidden_states), tables)
 
     def streams(
         self,
@@ -55,19 +56,9 @@ class JointFamily(Family):
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> Heads:
         """q, k, v (b, tokens, h, d) in model order: split, normalised, video rotated, both streams side by side."""
-        query, key, value = video_heads(attn, hidden_states)
-        text = text_heads(attn, encoder_hidden_states)
-        if rotary_emb is not None:
-            cos, sin = self.tables(*rotary_emb)
-            query, key = rotate_pairs(query, cos, sin), rotate_pairs(key, cos, sin)
-        pairs = (
-            zip(text, (query, key, value), strict=True)
-            if self.text_first
-            else zip((query, key, value), text, strict=True)
-        )
-        # Under autocast the norms compute in fp32; torch's own attention casts back by itself, ours takes one dtype.
-        query, key, value = (torch.cat(pair, 1).type_as(value) for pair in pairs)
-        return query, key, value
+        tables = None if rotary_emb is None else self.tables(*rotary_emb)
+        video, text = of_video(attn, hidden_states), of_text(attn, encoder_hidden_states)
+        return to_model(video, text, tables, self.text_first)
 
     def tables(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """RoPE's tables in a shape that broadcasts with (b, l, h, d); here they come as (l, d), every value twice."""
@@ -96,23 +87,20 @@ def has_text_projections(attn: Any) -> bool:
     return getattr(attn, "add_q_proj", None) is not None
 
 
-def video_heads(attn: Any, hidden_states: torch.Tensor) -> Heads:
-    """q, k, v (b, l, h, d) of the video tokens (b, l, width), q and k normalised per head."""
-    query, key, value = (
-        linear(hidden_states).unflatten(2, (attn.heads, -1)) for linear in (attn.to_q, attn.to_k, attn.to_v)
-    )
-    return attn.norm_q(query), attn.norm_k(key), value
+def of_video(attn: Any, hidden_states: torch.Tensor) -> Projected:
+    """The video tokens (b, l, width), projected."""
+    linears = (attn.to_q, attn.to_k, attn.to_v)
+    query, key, value = (linear(hidden_states).unflatten(2, (attn.heads, -1)) for linear in linears)
+    return Projected(query, key, value, attn.norm_q, attn.norm_k)
 
 
-def text_heads(attn: Any, encoder_hidden_states: torch.Tensor) -> Heads:
-    """The same of the text tokens, by the text's own projections where the layer has any."""
+def of_text(attn: Any, encoder_hidden_states: torch.Tensor) -> Projected:
+    """The text tokens (b, l, width), by the text's own projections where the layer has any."""
     if not has_text_projections(attn):
-        return video_heads(attn, encoder_hidden_states)
-    query, key, value = (
-        linear(encoder_hidden_states).unflatten(2, (attn.heads, -1))
-        for linear in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-    )
-    return attn.norm_added_q(query), attn.norm_added_k(key), value
+        return of_video(attn, encoder_hidden_states)
+    linears = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+    query, key, value = (linear(encoder_hidden_states).unflatten(2, (attn.heads, -1)) for linear in linears)
+    return Projected(query, key, value, attn.norm_added_q, attn.norm_added_k)
 
 
 def valid_text(*masks: torch.Tensor) -> tuple[int, ...] | None:

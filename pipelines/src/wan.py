@@ -15,7 +15,7 @@ import torch
 from ..errors import InstallError
 from ..family import Call, Family, Stack
 from ..grid import Site, TokenLayout, VideoGrid
-from .rotary import rotate_pairs
+from .arrange import Projected, to_kernel
 
 
 class Wan(Family):
@@ -72,13 +72,9 @@ class Wan(Family):
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        query, key = attn.norm_q(query), attn.norm_k(key)
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
-        if rotary_emb is not None:
-            query, key = rotate_pairs(query, *rotary_emb), rotate_pairs(key, *rotary_emb)
-        # Under autocast the norms compute in fp32; torch's own attention casts back by itself, ours takes one dtype.
-        query, key = query.type_as(value), key.type_as(value)
-        return layout.to_kernel(query), layout.to_kernel(key), layout.to_kernel(value)
+        video = Projected(query, key, value, attn.norm_q, attn.norm_k, across=True)
+        return to_kernel(layout, video, tables=rotary_emb)
 
     def output(self, attn: Any, out: torch.Tensor, hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:
         """(b, tokens, h, d) -> (b, tokens, width)."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 import vidaccel
 from vidaccel.errors import InstallError, StreamError
 from vidaccel.pipelines.causal_attention import CausalTransformer
-from vidaccel.pipelines.wan import rotate_pairs
+from vidaccel.pipelines.rotary import rotate_pairs
 from vidaccel.streaming import Rollout
 
 FRAMES, HEIGHT, WIDTH = 6, 4, 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vidaccel.pipelines.wan import rotate_pairs
+from vidaccel.pipelines.rotary import rotate_pairs
 from vidaccel.streaming import VideoRope
 
 
