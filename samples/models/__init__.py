@@ -9,11 +9,22 @@ from pathlib import Path
 
 __all__ = ["MODELS", "path"]
 
-MODELS = ("wan-tiny",)
+_HERE = Path(__file__).resolve().parent
+_NAMES = {
+    "wan-tiny": "wan-tiny",
+    "wan-causal-tiny": "wan-causal-tiny",
+    "hunyuan-tiny": "hunyuan-tiny",
+    "cogvideox-tiny": "cogvideox-tiny",
+    "sample-causal": "wan-causal-tiny",
+    "sample-hunyuan": "hunyuan-tiny",
+    "sample-cogvideox": "cogvideox-tiny",
+}
+MODELS = {name: folder for name, folder in _NAMES.items() if (_HERE / folder / "model_index.json").is_file()}
+"""Every name of a model that is here, and its folder."""
 
 
 def path(name: str) -> Path:
     """Return the folder of the shipped model `name`; raise `ValueError` for a name that is not in `MODELS`."""
     if name not in MODELS:
         raise ValueError(f"no sample model is called {name!r}; there are: {', '.join(MODELS)}")
-    return Path(__file__).resolve().parent / name
+    return _HERE / MODELS[name]

@@ -111,7 +111,7 @@ def measured(
     verdicts = [checker.check(clip, scene) for clip, scene in zip(clips, scenes, strict=True)]
     right = [verdict.right for verdict in verdicts]
     result = cell.about | {"clips": len(clips), "seconds": round(seconds, 2), "computed": meter.computed}
-    result |= score(verdicts) | {"right_interval": _rounded(fidelity.wilson(sum(right), len(right)))}
+    result |= score(verdicts) | {"right_interval": rounded(fidelity.wilson(sum(right), len(right)))}
     if summary is not None:
         kept = ("delivered_density", "effective_density", "kernels")
         result |= {key: summary["summary"][key] for key in kept if summary["summary"][key]}
@@ -120,9 +120,9 @@ def measured(
         dense.clips, dense.right = [clip.half() for clip in clips], right
     else:
         pairs = [(clip, other.float()) for clip, other in zip(clips, dense.clips, strict=True)]
-        result["right_to_dense"] = _rounded(fidelity.paired(right, dense.right))
-        result["psnr_to_dense"] = _mean([fidelity.psnr(*pair).mean() for pair in pairs])
-        result["ssim_to_dense"] = _mean([fidelity.ssim(*pair).mean() for pair in pairs], 4)
+        result["right_to_dense"] = rounded(fidelity.paired(right, dense.right))
+        result["psnr_to_dense"] = mean([fidelity.psnr(*pair).mean() for pair in pairs])
+        result["ssim_to_dense"] = mean([fidelity.ssim(*pair).mean() for pair in pairs], 4)
     result["answers"] = "".join("01"[answer] for answer in right)
     return clips, result
 
@@ -189,11 +189,13 @@ def score(verdicts: Sequence[checker.Verdict]) -> dict[str, Any]:
     return counts
 
 
-def _mean(values: Sequence[Tensor], digits: int = 2) -> float:
+def mean(values: Sequence[Tensor], digits: int = 2) -> float:
+    """Return the mean of scalars, as a rounded number."""
     return round(float(torch.stack(list(values)).mean()), digits)
 
 
-def _rounded(values: Sequence[float]) -> list[float]:
+def rounded(values: Sequence[float]) -> list[float]:
+    """Return the values with four digits."""
     return [round(value, 4) for value in values]
 
 

@@ -1,0 +1,188 @@
+"""Measures the causal sample: does a long clip stay on its prompt, and do the methods that speed it up keep it there?
+
+    python -m samples.train.evaluate_causal --report causal.json --sheet causal.png --budget-seconds 200
+    python -m samples.train.evaluate_causal --only dense --steps 20 --guidance 3     # many steps, with guidance
+
+Each prompt is rendered 60 latent frames long, and the checker looks at stretches of 40 pixel frames, one after the
+other: motion wraps around the frame, so a prompt stays true for ever. Controls: no history at all (each chunk sees
+itself alone), and of the history the first frame alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samples.models import MODELS, checker, path
+from samples.models.world import Scene
+from samples.train import fidelity
+from samples.train.budget import get_logger
+from samples.train.evaluate import mean, rounded, score, unseen
+from samples.train.record import Record
+from samples.train.sheet import contact_sheet
+from vidaccel.pipelines.causal_wan import CausalWanPipeline
+from vidaccel.reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, TempCache
+from vidaccel.streaming import Rollout
+
+log = get_logger("evaluate")
+STRETCH = 40
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to make the clips.
+
+    Attributes:
+        methods: For the stream.
+        changes: Of the rollout.
+    """
+
+    methods: tuple[Any, ...] = ()
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+def ways(frames: int, chunk: int) -> dict[str, Way]:
+    """Return the methods at two budgets each, together, and the controls, by name.
+
+    Args:
+        frames: Latent frames of a clip.
+        chunk: Latent frames of a chunk.
+    """
+
+    def light(density: float, **settings: Any) -> CausalLightForcing:
+        return CausalLightForcing(density, density / 2, frames=frames, **settings)
+
+    found = {"dense": Way()}
+    for threshold in (0.1, 0.3):
+        found[f"flashblock {threshold}"] = Way((FlashBlock(threshold),))
+    for room in (3, 1):
+        found[f"tempcache {room}"] = Way((TempCache(frames=room),))
+    for density in (0.5, 0.3):
+        found[f"light-forcing {density}"] = Way((light(density),))
+        found[f"ann {density}"] = Way((CausalAnn(density),))
+        found[f"ann-cross {density}"] = Way((AnnCross(density),))
+        found[f"light-forcing {density}, flashblock, ann-cross"] = Way((light(density), FlashBlock(0.1), AnnCross(0.5)))
+        found[f"first frame alone {density}"] = Way((light(density, keep_frames=1, near=0, sink=1),))
+    found["no history"] = Way(changes={"window": chunk})
+    return found
+
+
+def main(words: list[str] | None = None) -> None:
+    """Generate, check, report."""
+    args = _arguments(words)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder = path(args.model) if args.model in MODELS else Path(args.model)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    pipe = CausalWanPipeline.from_pretrained(folder, dtype=dtype).to(device)
+    settings = json.loads((folder / "defaults.json").read_text())
+    settings.pop("fps")
+    settings |= {"num_frames": 4 * args.frames - 3}
+    settings |= {"num_inference_steps": args.steps} if args.steps else {}
+    settings |= {"guidance_scale": args.guidance} if args.guidance is not None else {}
+    scenes = unseen(args.prompts)
+    shared = {"model": folder.name, "seed": args.seed, "prompts": args.prompts, "latent_frames": args.frames}
+    record = Record(args.report, shared | {"rollout": pipe.rollout.to_dict(), "dtype": str(dtype), **settings})
+
+    chosen = ways(args.frames, pipe.rollout.chunk)
+    names = [name for name in chosen if name == "dense" or not args.only or any(part in name for part in args.only)]
+    start, longest, dense, right = time.monotonic(), 0.0, torch.empty(0), []
+    if all(name in record.cells for name in names):
+        return
+    for name in names:
+        begun = time.monotonic()
+        if begun - start + longest > args.budget_seconds:
+            log.info("stopping at the time limit, before %s", name)
+            break
+        if name != "dense" and name in record.cells:
+            continue
+        clips, result = generate(pipe, scenes, chosen[name], settings, args.seed)
+        answers = judged(clips, scenes, result)
+        if name == "dense":
+            dense, right = clips.half(), answers
+            if args.sheet:
+                contact_sheet(list(clips[: args.rows]), args.sheet)
+        else:
+            compared(clips, dense, answers, right, result)
+        log.info("%s: %s", name, {key: value for key, value in result.items() if key != "answers"})
+        record.add(name, result | {"answers": ["".join("01"[a] for a in row) for row in answers]})
+        longest = max(longest, time.monotonic() - begun)
+
+
+@torch.no_grad()
+def generate(
+    pipe: CausalWanPipeline, scenes: Sequence[Scene], way: Way, settings: dict[str, Any], seed: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """Render all scenes in one batch; return clips (b, f, h, w, 3) in [0, 1] and what the stream says of itself."""
+    stock: Rollout = pipe.rollout
+    pipe.register_to_config(rollout=replace(stock, **way.changes).to_dict())
+    noise = [torch.Generator().manual_seed(seed * 1000 + number) for number in range(len(scenes))]
+    begun = time.monotonic()
+    try:
+        prompts = [scene.caption() for scene in scenes]
+        stream = pipe.stream(prompts, generator=noise, output_type="pt", methods=way.methods, **settings)
+        chunks = list(stream)
+    finally:
+        pipe.register_to_config(rollout=stock.to_dict())
+    clips = torch.cat([chunk.frames for chunk in chunks], 1).permute(0, 1, 3, 4, 2).float()
+    result: dict[str, Any] = {"seconds": round(time.monotonic() - begun, 2)}
+    result["density"] = round(sum(chunk.density for chunk in chunks) / len(chunks), 4)
+    result["cache_bytes"] = max(chunk.cache_bytes for chunk in chunks)
+    if stream.model.reuse_rate is not None:
+        result["reuse_rate"] = round(stream.model.reuse_rate, 4)
+    return clips, result
+
+
+def judged(clips: Tensor, scenes: Sequence[Scene], result: dict[str, Any]) -> list[list[bool]]:
+    """Check every stretch of every clip, put the counts into `result`, return (stretches, clips) right or not."""
+    stretches = clips.split(STRETCH, 1)
+    verdicts = [
+        [checker.check(clip, scene) for clip, scene in zip(stretch, scenes, strict=True)] for stretch in stretches
+    ]
+    answers = [[verdict.right for verdict in row] for row in verdicts]
+    result["stretches"] = [
+        score(row) | {"right_interval": rounded(fidelity.wilson(sum(found), len(found)))}
+        for row, found in zip(verdicts, answers, strict=True)
+    ]
+    return answers
+
+
+def compared(
+    clips: Tensor, dense: Tensor, answers: list[list[bool]], right: list[list[bool]], result: dict[str, Any]
+) -> None:
+    """Put into `result` how the clips differ from the dense ones, stretch after stretch."""
+    for number, row in enumerate(result["stretches"]):
+        window = slice(number * STRETCH, (number + 1) * STRETCH)
+        pairs = [(one[window], other[window].float()) for one, other in zip(clips, dense, strict=True)]
+        row["psnr_to_dense"] = mean([fidelity.psnr(*pair).mean() for pair in pairs])
+        row["ssim_to_dense"] = mean([fidelity.ssim(*pair).mean() for pair in pairs], 4)
+        row["right_to_dense"] = rounded(fidelity.paired(answers[number], right[number]))
+    every = [[answer for row in rows for answer in row] for rows in (answers, right)]
+    result["right_to_dense"] = round((sum(every[0]) - sum(every[1])) / len(every[0]), 4)
+
+
+def _arguments(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="wan-causal-tiny", help="a sample's name, or a folder")
+    parser.add_argument("--only", nargs="+", help="ways whose name holds one of these")
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--frames", type=int, default=60, help="latent frames of a clip")
+    parser.add_argument("--steps", type=int, help="many steps along the scheduler, instead of the model's few")
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget-seconds", type=float, default=1e9, help="no way begins that would not end by then")
+    parser.add_argument("--report", type=Path, default=Path("build/causal.json"))
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--rows", type=int, default=12)
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    main()

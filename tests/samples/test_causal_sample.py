@@ -1,0 +1,71 @@
+"""The causal sample: what one training pass computes is what the stream computes, chunk by chunk, from its cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from samples.models import path
+from samples.train import causal, evaluate_causal
+from vidaccel.pipelines.causal_attention import CausalTransformer
+from vidaccel.pipelines.causal_wan import CausalWanPipeline
+from vidaccel.streaming import Rollout
+
+
+def model(seed: int = 0) -> causal.CausalDenoiser:
+    torch.manual_seed(seed)
+    return causal.untrained().eval()
+
+
+@torch.no_grad()
+def test_one_training_pass_is_a_whole_stream() -> None:
+    """Six chunks and a window of four, so that the cache evicts; every chunk at a noise level of its own."""
+    trained = model()
+    clean, noisy = torch.randn(2, 1, 48, causal.FRAMES, 2, 2).unbind()
+    words, levels = torch.randn(1, 7, 64), torch.rand(1, causal.FRAMES // causal.CHUNK)
+    expected = trained.both(clean, noisy, (torch.zeros_like(levels), levels), words)
+
+    stock = causal.Denoiser(trained.text_encoder.config.vocab_size, layers=len(trained.transformer.blocks)).transformer
+    stock.load_state_dict({k: v for k, v in trained.transformer.state_dict().items() if "rope" not in k}, strict=False)
+    stream = CausalTransformer(stock.eval(), Rollout(**causal.ROLLOUT), (2, 2))
+    for number, start in enumerate(range(0, causal.FRAMES, causal.CHUNK)):
+        frames = slice(start, start + causal.CHUNK)
+        stream.begin(causal.CHUNK)
+        found = stream.flow(noisy[:, :, frames], levels[:, number] * 1000, words)
+        torch.testing.assert_close(found, expected[:, :, frames], atol=2e-4, rtol=1e-3)
+        stream.flow(clean[:, :, frames], torch.zeros(1), words)
+        stream.commit()
+
+
+@pytest.mark.slow
+def test_the_export_streams_and_is_measured(tmp_path: Path) -> None:
+    save_file({name: value.data for name, value in model().named_parameters()}, tmp_path / "ema.safetensors")
+    folder = tmp_path / "model"
+    causal.export(tmp_path / "ema.safetensors", folder)
+    # Another size than that of the checker would be refused, so few frames of the right one.
+    words = ["--model", str(folder), "--report", str(tmp_path / "report.json"), "--prompts", "1", "--frames", "4"]
+    evaluate_causal.main([*words, "--only", "no history", "--steps", "1"])
+    cells = json.loads((tmp_path / "report.json").read_text())["cells"]
+    assert list(cells) == ["dense", "no history"]
+    assert len(cells["dense"]["stretches"]) == 1
+    assert cells["no history"]["stretches"][0]["psnr_to_dense"] < 100
+    assert cells["no history"]["density"] <= cells["dense"]["density"]
+
+
+def test_every_way_is_taken_by_the_stream() -> None:
+    from diffusers import WanPipeline
+
+    parts = WanPipeline.from_pretrained(path("wan-tiny"), transformer=None, dtype=torch.float32).components
+    parts["transformer"] = causal.Denoiser(parts["text_encoder"].config.vocab_size, layers=1).transformer.eval()
+    parts.pop("transformer_2")
+    pipe = CausalWanPipeline(**parts, rollout=causal.ROLLOUT | {"steps": (1000,)})
+    settings = {"height": 64, "width": 64, "num_frames": 33, "guidance_scale": 1.0, "max_sequence_length": 16}
+    for name, way in evaluate_causal.ways(9, causal.CHUNK).items():
+        clips, result = evaluate_causal.generate(pipe, evaluate_causal.unseen(1), way, settings, 0)
+        assert clips.shape == (1, 33, 64, 64, 3), name
+        assert result["density"] > 0, name
+    assert pipe.rollout == Rollout.of(causal.ROLLOUT | {"steps": (1000,)})
