@@ -304,13 +304,12 @@ def mochi(*, layers: int = 2, heads: int = 2, head_dim: int = 32, seed: int = 0)
     torch.manual_seed(seed)
     tokenizer = t5_tokenizer()
     vae = diffusers.AutoencoderKLMochi(
-        latent_channels=4, out_channels=3, encoder_block_out_channels=(32,) * 4,
-        decoder_block_out_channels=(32,) * 4, layers_per_block=(1,) * 5, latents_mean=(0.0,) * 4,
-        latents_std=(1.0,) * 4,
+        out_channels=3, encoder_block_out_channels=(32,) * 4,
+        decoder_block_out_channels=(32,) * 4, layers_per_block=(1,) * 5,
     ).eval()  # fmt: skip
     transformer = diffusers.MochiTransformer3DModel(
         num_attention_heads=heads, attention_head_dim=head_dim, num_layers=layers, pooled_projection_dim=16,
-        in_channels=4, text_embed_dim=32, time_embed_dim=8, max_sequence_length=16,
+        in_channels=12, text_embed_dim=32, time_embed_dim=8, max_sequence_length=16,
     ).eval()  # fmt: skip
     torch.nn.init.normal_(transformer.pos_frequencies, std=0.1)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)

@@ -131,6 +131,14 @@ class Family(Protocol):
         """
         return processor(attn, *inputs, **kwargs)
 
+    def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Frames a second, and whatever size and length of a video the pipeline's own signature leaves open.
+
+        Args:
+            config: the transformer's configuration.
+        """
+        ...
+
     def stack(self, transformer: Any) -> Stack:
         """The blocks of a transformer."""
         ...

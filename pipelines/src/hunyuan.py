@@ -41,6 +41,10 @@ class Hunyuan(JointFamily):
         valid = valid_text(given["encoder_attention_mask"])
         return Call(grid, text.shape[1], given["timestep"], text, latents.device, latents, valid)
 
+    def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """24 frames a second."""
+        return {"fps": 24}
+
     def stack(self, transformer: Any) -> Stack:
         """Both lists of blocks: all take and return both streams."""
         config = transformer.config

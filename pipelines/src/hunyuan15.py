@@ -51,6 +51,11 @@ class Hunyuan15(Hunyuan):
         )
         return Call(grid, text, given["timestep"], embeds, latents.device, latents, valid, (note,))
 
+    def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """24 frames a second; the checkpoint's own resolution, 480p or 720p, at 16:9."""
+        height, width = (720, 1280) if config.get("target_size", 0) > 640 else (480, 848)
+        return {"fps": 24, "height": height, "width": width}
+
     def project(
         self,
         attn: Any,

@@ -79,6 +79,10 @@ class LTX(Family):
             out = module(out)
         return out
 
+    def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The frame rate that the pipeline gives to its RoPE."""
+        return {"fps": 25}
+
     def stack(self, transformer: Any) -> Stack:
         """`transformer_blocks`."""
         config = transformer.config

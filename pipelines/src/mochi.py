@@ -42,6 +42,10 @@ class Mochi(JointFamily):
         """They come as (l, h, d / 2)."""
         return cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
 
+    def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """480p at 30 frames a second."""
+        return {"fps": 30, "height": 480, "width": 848}
+
     def stack(self, transformer: Any) -> Stack:
         """`transformer_blocks`; the text stream is narrower than the video's."""
         config = transformer.config

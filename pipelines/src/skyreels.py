@@ -15,6 +15,10 @@ class SkyReels(Wan):
 
     name = "skyreels"
 
+    def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """24 frames a second."""
+        return {"fps": 24}
+
     def modulation(self, block: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
         """The projected time embedding, (b, 6, width); where it is (b, 6, tokens, width), the last token's."""
         temb: torch.Tensor = kwargs["temb"] if "temb" in kwargs else args[2]

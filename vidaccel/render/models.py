@@ -59,25 +59,22 @@ class Model:
 
     @property
     def layers(self) -> int:
-        """Layers of its transformer."""
-        layers = self.transformer.get("num_layers", 1)
-        if not (isinstance(layers, int) and 0 < layers <= 1000):
+        """Layers of its transformer; HunyuanVideo has two kinds."""
+        layers = [self.transformer.get("num_layers", 1), self.transformer.get("num_single_layers", 0)]
+        if not all(isinstance(number, int) and 0 <= number <= 1000 for number in layers) or not sum(layers):
             raise UsageError(f"{self.reference}: the config of its transformer gives no number of layers")
-        return layers
+        return sum(layers)
 
     @property
     def strides(self) -> tuple[int, int, int]:
         """Frames, rows and columns of pixels in one latent token; along time the first frame stands alone."""
         vae, transformer = self.vae, self.transformer
         try:
-            # Names of the same number in Wan, HunyuanVideo and LTX; CogVideoX halves once a block.
-            halvings = len(vae.get("block_out_channels") or [0] * 4) - 1
-            space = int(vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio") or 2**halvings)
-            time = int(vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio") or 4)
+            time, space = _compression(vae)
             patch = transformer.get("patch_size", 2)
             t, y, x = patch if isinstance(patch, list) else (transformer.get("patch_size_t") or 1, patch, patch)
             strides = time * int(t), space * int(y), space * int(x)
-        except (TypeError, ValueError):
+        except (KeyError, TypeError, ValueError):
             strides = (0, 0, 0)
         if not all(0 < stride <= 4096 for stride in strides):
             raise UsageError(
@@ -121,7 +118,8 @@ class Model:
         if set(given) < set(SETTINGS):
             parameters = inspect.signature(self._class(self.pipeline).__call__).parameters
             own = {key: parameters[key].default for key in SETTINGS if key in parameters}
-            given = {"fps": 16} | {key: value for key, value in own.items() if _is_setting(key, value)} | given
+            own = self.family.defaults(self.transformer) | {k: v for k, v in own.items() if _is_setting(k, v)}
+            given = own | given
         return given
 
     def pipeline_class(self, *, image: bool = False, video: bool = False) -> Any:
@@ -206,6 +204,19 @@ def _check_index(reference: str, index: Mapping[str, Any]) -> None:
             f"{reference} is a {index['_class_name']} with {transformer or 'no transformer'}, "
             f"which vidaccel does not know; it knows {', '.join(sorted(FAMILIES))}"
         )
+
+
+def _compression(vae: Mapping[str, Any]) -> tuple[int, int]:
+    """Frames and pixels of one latent along time and along a side."""
+    if "spatial_expansions" in vae:  # Mochi
+        return math.prod(vae["temporal_expansions"]), math.prod(vae["spatial_expansions"])
+    if "spatio_temporal_scaling" in vae:  # LTX-Video
+        halvings = 2 ** sum(map(bool, vae["spatio_temporal_scaling"]))
+        return int(vae["patch_size_t"]) * halvings, int(vae["patch_size"]) * halvings
+    # Names of the same number in Wan and HunyuanVideo; CogVideoX halves once a block.
+    halvings = 2 ** (len(vae.get("block_out_channels") or [0] * 4) - 1)
+    space = int(vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio") or halvings)
+    return int(vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio") or 4), space
 
 
 def _is_setting(name: str, value: object) -> bool:

@@ -16,19 +16,35 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def load(model: Model, dtype: torch.dtype, *, image: bool = False, video: bool = False) -> Any:
-    """The pipeline, on the CPU. Wan's VAE computes in float32 whatever the dtype, as its authors have it.
+    """The pipeline, on the CPU.
+
+    Wan's VAE computes in float32 whatever the dtype, as its authors have it. The others decode in tiles: whole videos
+    would take more memory than their transformers.
 
     Raises:
         ModelError: weights that are missing, pickled or broken.
     """
-    cls = model.pipeline_class(image=image, video=video)
+    return load_as(model.pipeline_class(image=image, video=video), model, dtype)
+
+
+def load_as(cls: Any, model: Model, dtype: torch.dtype, **settings: Any) -> Any:
+    """As `load`, into a pipeline class that has the same parts.
+
+    Raises:
+        ModelError: weights that are missing, pickled or broken.
+    """
     folder = fetch(model.reference, model.revision, weights=True) if model.kind == "hub" else model.folder
     check_weights(model, folder)
-    dtypes = {"vae": torch.float32 if model.vae.get("_class_name") == "AutoencoderKLWan" else dtype, "default": dtype}
+    wan = model.vae.get("_class_name") == "AutoencoderKLWan"
+    dtypes = {"vae": torch.float32 if wan else dtype, "default": dtype}
     try:
-        pipe = cls.from_pretrained(str(folder), dtype=dtypes, use_safetensors=True, local_files_only=True)
+        pipe = cls.from_pretrained(
+            str(folder), dtype=dtypes, use_safetensors=True, local_files_only=True, **settings
+        )
     except Exception as error:
         raise ModelError(f"{model.reference} could not be loaded: {one_line(error)}") from error
+    if not wan:
+        pipe.vae.enable_tiling()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
