@@ -83,6 +83,10 @@ class Wan(Family):
             out = module(out)
         return out
 
+    def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """24 frames a second for TI2V-5B, whose VAE has 48 channels, 16 for the others."""
+        return {"fps": 24 if config.get("out_channels") == 48 else 16}
+
     def stack(self, transformer: Any) -> Stack:
         """`blocks`; VACE's own blocks run before them and stay as they are."""
         config = transformer.config
