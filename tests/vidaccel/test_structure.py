@@ -37,7 +37,8 @@ ARROWS = {
     "recipe": BELOW | {"caching", "patterns", "schedule"},
     "report": BELOW | {"patterns", "recipe"},
     "api": BELOW | {"caching", "family", "frontdoor", "install", "patterns", "recipe", "report", "schedule"},
-    "render": BELOW | {"_samples", "api", "family", "patterns", "recipe", "report", "schedule"},
+    "render": BELOW
+    | {"_samples", "api", "family", "patterns", "pipelines", "recipe", "report", "reuse", "schedule", "streaming"},
     "caching": BELOW | {"family", "frontdoor", "kernels", "schedule"},
     "reuse": BELOW | {"blocks", "kernels", "streaming"},
     "streaming": BELOW,

@@ -98,7 +98,7 @@ def render(
     ] = None,
     methods: Annotated[
         list[str] | None,
-        typer.Option("--method", help="Of a stream: flashblock, light-forcing, tempcache, ...", rich_help_panel=_SPARSE),
+        typer.Option("--method", help="Of streams: flashblock, light-forcing, tempcache.", rich_help_panel=_SPARSE),
     ] = None,
     dense_backend: Annotated[
         str | None,
@@ -159,6 +159,7 @@ def render(
             device=device,
         )
         unused = {"negative_prompt": negative_prompt, "image": image, "video": video, "strength": strength}
+        unused |= {"upscale": upscale}
         unused |= {"attention": attention, "density": density, "cache": cache, "recipe": recipe, "report": report}
         unused |= {"dense_steps": dense_steps, "dense_last_steps": dense_last_steps, "dense_layers": dense_layers}
         unused |= {"dense_backend": dense_backend, "dry_run": dry_run, "offload": offload != "none"}

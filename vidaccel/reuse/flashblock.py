@@ -62,7 +62,9 @@ def predicted_error(
     """
     cos = torch.nn.functional.cosine_similarity(out.float(), old_out.float(), dim=-1).transpose(1, 2)
     weight = torch.sigmoid(lse - own_lse)
-    moved: torch.Tensor = weight * (2 - 2 * cos.clamp(-1, 1)).sqrt() + (lse - old_lse).abs() / 4
+    # A past without any key has -inf at both times, and has not moved.
+    drift = torch.where(lse == old_lse, 0, lse - old_lse).abs()
+    moved: torch.Tensor = weight * (2 - 2 * cos.clamp(-1, 1)).sqrt() + drift / 4
     return moved.mean(-1)
 
 

@@ -55,6 +55,8 @@ def test_nothing_moved_nothing_predicted_and_little_mass_little_error() -> None:
     other = random(*out.shape, seed=5)
     assert predicted_error(out, lse, out, lse, lse).max() < 1e-3
     assert predicted_error(out, lse, other, lse, lse + 20).max() < 1e-6
+    nothing = torch.full_like(lse, -torch.inf)
+    assert predicted_error(0 * out, nothing, 0 * out, nothing, lse).max() == 0
     assert predicted_error(out, lse, other, lse, lse - 20).min() > 0.5
 
 

@@ -1,0 +1,164 @@
+"""`vidaccel render --stream`: a file that plays while it grows, with methods, interrupted, and what cannot be."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vidaccel.errors import UsageError, VidaccelError, VideoError
+from vidaccel.render import stream, video
+from vidaccel.render.video_stream import VideoStream
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer alone, random; the rest is wan-tiny's."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("causal")
+    WanTransformer3DModel(
+        patch_size=(1, 1, 1), num_attention_heads=2, attention_head_dim=24, in_channels=48, out_channels=48,
+        text_dim=64, freq_dim=32, ffn_dim=48, num_layers=2, cross_attn_norm=True, rope_max_seq_len=64,
+    ).save_pretrained(folder / "transformer")  # fmt: skip
+    (folder / "rollout.json").write_text(json.dumps({"chunk": 2, "window": 6, "sink": 1, "steps": [1000, 500]}))
+    (folder / "defaults.json").write_text(json.dumps({"height": 64, "width": 64, "num_frames": 25, "fps": 12}))
+    return folder
+
+
+def test_a_saved_causal_pipeline_knows_its_rollout(model: Path, tmp_path: Path) -> None:
+    pipe, _ = stream.open_stream(stream.StreamJob("a circle", str(model), device="cpu"))
+    pipe.save_pretrained(tmp_path)
+    assert stream.is_causal(str(tmp_path))
+    loaded, job = stream.open_stream(stream.StreamJob("a circle", str(tmp_path), device="cpu"))
+    assert loaded.rollout == pipe.rollout
+    assert (job.height, job.fps) == (480, 16)
+    other, _ = stream.open_stream(stream.StreamJob("a circle", str(tmp_path), rollout="longlive", device="cpu"))
+    assert other.rollout.window == 12
+
+
+@pytest.fixture
+def run() -> Callable[..., Any]:
+    def call(*arguments: object) -> Any:
+        from vidaccel.cli.main import app
+
+        return CliRunner().invoke(app, ["render", *map(str, arguments)])
+
+    return call
+
+
+def test_a_stream_is_a_video_with_its_record(model: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "a.mp4"
+    done = run("-m", model, "-p", "a red circle", "--stream", "--seed", 3, "-o", out, "--format", "json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert [chunk["frames"] for chunk in result["chunks"]] == [5, 13, 21, 25]
+    frames = video.read_frames(out, 100)
+    assert frames.shape == (25, 64, 64, 3)
+    said = video.read_record(out)
+    assert said["stream"]["seed"] == 3
+    assert said["stream"]["rollout"]["window"] == 6
+    # The same as the pipeline by hand, up to what the encoder loses.
+    pipe, job = stream.open_stream(stream.StreamJob("a red circle", str(model), seed=3, device="cpu"))
+    whole = pipe(
+        "a red circle", height=64, width=64, num_frames=25, max_sequence_length=job.max_sequence_length,
+        generator=torch.Generator().manual_seed(3),
+    ).frames[0]  # fmt: skip
+    assert video.psnr(video.to_uint8(whole), frames) > 30
+    again = run("-m", model, "-p", "a red circle", "--seed", 3, "-o", out)
+    assert again.exit_code == 2
+    assert "--overwrite" in again.output
+
+
+def test_methods_and_their_settings(model: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "a.mp4"
+    arguments = ("-m", model, "-p", "a circle", "-o", out, "--method", "flashblock", "--method", "tempcache")
+    more = ("--set", "flashblock.threshold=10", "--set", "tempcache.frames=2", "--frames", 17, "--seed", 1)
+    done = run(*arguments, *more, "--format", "json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["reuse_rate"] == 1
+    assert video.read_record(out)["methods"]["tempcache"]["frames"] == 2
+
+
+def test_the_file_plays_before_the_stream_ends(tmp_path: Path) -> None:
+    """What is on disk after the first chunk is a video already; so is what an error or a signal leaves."""
+    path = tmp_path / "a.mp4"
+    frames = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8)
+    with VideoStream(path, (64, 64), 16, {"a": 1}) as file:
+        file.write(frames)
+        for _ in range(200):
+            time.sleep(0.05)
+            try:
+                if len(video.read_frames(path, 10)) >= 4:
+                    break
+            except VideoError:
+                pass
+        else:
+            pytest.fail("the first chunk cannot be played while the second one is made")
+        file.write(frames)
+    assert len(video.read_frames(path, 20)) == 10
+    with VideoStream(path, (64, 64), 16, {}) as file:
+        file.write(frames)
+    assert len(video.read_frames(path, 20)) == 5
+
+
+def test_an_interrupted_stream_keeps_its_chunks(model: Path, tmp_path: Path) -> None:
+    pipe, job = stream.open_stream(stream.StreamJob("a circle", str(model), seed=3, device="cpu"))
+
+    def stop(done: stream.ChunkDone) -> None:
+        if done.number == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream.stream(pipe, job, tmp_path / "a.mp4", stop)
+    assert len(video.read_frames(tmp_path / "a.mp4", 100)) == 13
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    frames = np.zeros((400, 64, 64, 3), np.uint8)
+    with (
+        pytest.raises(VideoError, match="could not be"),
+        VideoStream(tmp_path / "no" / "a.mp4", (64, 64), 16, {}) as file,
+    ):
+        file.write(frames)
+    with VideoStream(tmp_path / "a.mp4", (64, 64), 16, {}) as file:
+        file.write(frames[:1])
+        with pytest.raises(VideoError, match="video of"):
+            file.write(np.zeros((1, 32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--attention", "radial"), "--attention is for models that see all frames"),
+        (("--method", "flashbock"), "flashblock"),
+        (("--method", "flashblock", "--set", "flashblock.tau=1"), "threshold"),
+        (("--set", "flashblock.threshold=1"), "none of the methods"),
+        (("--rollout", "self-forced"), "longlive"),
+        (("--frames", "24"), "21 or 25"),
+        (("--height", "50"), "multiples of 16"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(
+    model: Path, run: Callable[..., Any], tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    done = run("-m", model, "-p", "a circle", "-o", tmp_path / "a.mp4", *arguments)
+    text = done.output + str(done.exception)
+    assert done.exit_code == 2 or isinstance(done.exception, VidaccelError)
+    assert says in text
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_a_model_that_sees_all_frames_needs_a_rollout(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--rollout"):
+        stream.open_stream(stream.StreamJob("a circle", "wan-tiny"))
+    assert not stream.is_causal("wan-tiny")
+    assert stream.is_causal("sample-causal")

@@ -1,0 +1,79 @@
+"""`vidaccel render --stream`: an autoregressive video into an mp4 that plays from the first chunk on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..render import stream, video
+from .output import Screen, prepare
+from .settings import scalars
+
+
+def run_stream(
+    screen: Screen,
+    job: stream.StreamJob,
+    *,
+    methods: Sequence[str],
+    settings: Sequence[str],
+    output: Path,
+    overwrite: bool,
+    unused: Mapping[str, Any],
+) -> None:
+    """Stream one prompt.
+
+    Args:
+        screen: where results go.
+        job: what to show, without methods.
+        methods: names of methods.
+        settings: "method.setting=value".
+        output: the mp4.
+        overwrite: replace it where it exists.
+        unused: options of other renders, by name; none may have been given.
+
+    Raises:
+        UsageError: options that do not go together, or a model that does not stream.
+    """
+    if given := [name for name, value in unused.items() if value]:
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} is for models that see all frames at once; a stream takes --method "
+            f"({', '.join(stream.METHODS)}) and --set method.setting=value"
+        )
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} exists; --overwrite replaces it, -o names another file")
+    video.check_writable(output)
+    chosen = stream.methods_from(methods, scalars(settings))
+    prepare(screen)
+    screen.say(f"loading {job.model}")
+    pipe, ready = stream.open_stream(replace(job, methods=chosen))
+    rollout = pipe.rollout
+    screen.say(
+        f"chunks of {rollout.chunk} latent frames, window {rollout.window or 'of all'}, on {ready.device}, "
+        f"{ready.dtype}; {output} can be played from the first chunk on"
+    )
+    notes: set[str] = set()
+
+    def tell(done: stream.ChunkDone) -> None:
+        if done.note and done.note not in notes:
+            notes.add(done.note)
+            screen.say(f"chunk {done.number}: {done.note}")
+        screen.say(
+            f"{output.name}: {done.frames}/{done.total} frames, chunk {done.number} in {done.seconds:.2f} s, "
+            f"density {done.density:.2f}, cache {done.cache_bytes / 2**20:.0f} MiB"
+        )
+
+    try:
+        result = stream.stream(pipe, ready, output, tell)
+    except KeyboardInterrupt as stop:
+        kept = f"{output} holds the chunks that are finished" if output.exists() else "nothing was written"
+        raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; {kept}") from None
+    if not screen.json(result) and not screen.names([result["file"]]):
+        reuse = result["reuse_rate"]
+        more = "" if reuse is None else f", {reuse:.0%} of attention to the past reused"
+        screen.line(
+            f"{output}: seed {result['seed']}, {result['frames']} frames in {result['seconds']:.1f} s, "
+            f"{result['frames_per_second']:.2f} a second{more}"
+        )
