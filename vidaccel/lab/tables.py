@@ -1,0 +1,197 @@
+"""Tables in Markdown files, made from committed records: `python -m vidaccel.lab.tables README.md [--check]`.
+
+A table stands between two comments, the first of which says what it shows:
+
+    <!-- table kernels/bench/results/h100.json kernels kernel=gluon,portable block=128 -->
+    ...
+    <!-- /table -->
+
+The kinds are those of `KINDS`. `key=value,value` keeps the rows in which that key has one of these values. Rows without
+a figure are shown with the reason why; what is not in the record cannot be in the table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+
+_TABLE = re.compile(r"(<!-- table (?P<spec>[^\n]*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+Row = Mapping[str, Any]
+Columns = Mapping[str, Callable[[Row], object]]
+
+
+def _number(key: str, digits: int = 2, scale: float = 1.0) -> Callable[[Row], object]:
+    def cell(row: Row) -> object:
+        value = row.get(key)
+        return "" if value is None else f"{scale * value:,.{digits}f}"
+
+    return cell
+
+
+def _layers(row: Row) -> str:
+    return " + ".join(f"{ms:,.1f}" for ms in (row.get("layer_ms") or {}).values())
+
+
+def _part(name: str) -> Callable[[Row], object]:
+    return lambda row: " + ".join(f"{split[name]:,.1f}" for split in (row.get("split") or {}).values())
+
+
+def _size(row: Row) -> str:
+    height, width, frames = row["size"]
+    return f"{height}x{width}, {frames} frames"
+
+
+def _variant(row: Row) -> str:
+    return f"{row['variant']}{', compiled' if row['compiled'] else ''}"
+
+
+KINDS: Mapping[str, tuple[Mapping[str, tuple[object, ...]], Columns]] = {
+    "kernels": (
+        {},
+        {
+            "shape": lambda row: row["name"],
+            "tokens x heads x channels": lambda row: f"{row['tokens']:,} x {row['heads']} x {row['d']}",
+            "mask": lambda row: row.get("pattern", "random"),
+            "block": lambda row: row["block"],
+            "density": lambda row: row["density"],
+            "kernel": lambda row: row["kernel"],
+            "ms": _number("ms"),
+            "TFLOP/s": _number("tflops", 1),
+            "of dense": _number("of_dense"),
+            "times faster": _number("ratio"),
+        },
+    ),
+    "models": (
+        {"kind": ("dense", "sparse")},
+        {
+            "model": lambda row: row["model"],
+            "size": _size,
+            "attention": _variant,
+            "a layer, ms": _layers,
+            "a call, ms": _number("call_ms", 0),
+            "in full, ms": _number("whole_ms", 0),
+            "times faster": _number("speedup"),
+            "bound": _number("bound"),
+            "reached": _number("reached"),
+        },
+    ),
+    "layers": (
+        {"kind": ("dense", "sparse"), "compiled": (False,)},
+        {
+            "model": lambda row: row["model"],
+            "size": _size,
+            "attention": _variant,
+            "a layer, ms": _layers,
+            "selection": _part("selection"),
+            "norm, RoPE, reorder": _part("norm, RoPE, reorder"),
+            "attention, ms": _part("attention"),
+            "rest": _part("rest"),
+            "attention alone": _number("kernel_alone_ms", 1),
+        },
+    ),
+    "caches": (
+        {"kind": ("cache",)},
+        {
+            "model": lambda row: row["model"],
+            "size": _size,
+            "cache": lambda row: row["variant"],
+            "a skipped step, % of a full one": _number("skipped_share", 2, 100.0),
+            "held, GiB": _number("cache_bytes", 2, 2.0**-30),
+        },
+    ),
+    "trajectories": (
+        {"kind": ("trajectory",)},
+        {
+            "model": lambda row: row["model"],
+            "size": _size,
+            "computed": lambda row: row["variant"],
+            "seconds": _number("seconds", 1),
+            "dense, seconds": _number("dense_seconds", 1),
+            "times faster": _number("speedup"),
+        },
+    ),
+}
+
+
+def render(text: str, folder: Path) -> str:
+    """A Markdown text with all its tables made anew.
+
+    Args:
+        text: the file.
+        folder: paths in it are relative to this.
+
+    Raises:
+        UsageError: a table that cannot be made.
+    """
+    return _TABLE.sub(lambda found: f"{found[1]}{table(found['spec'], folder)}\n{found[3]}", text)
+
+
+def table(spec: str, folder: Path) -> str:
+    """One table.
+
+    Args:
+        spec: "FILE KIND key=value,value ...".
+        folder: where FILE is.
+
+    Raises:
+        UsageError: no such file or kind, or no row that fits.
+    """
+    name, _, rest = spec.partition(" ")
+    kind, *filters = rest.split()
+    if kind not in KINDS:
+        raise UsageError(f"table {spec!r}: {kind!r} is no kind of table; there are {', '.join(KINDS)}")
+    try:
+        rows = json.loads((folder / name).read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"table {spec!r}: {name} is no record: {error}") from None
+    wanted, columns = KINDS[kind]
+    asked = {key: tuple(value.split(",")) for key, _, value in (each.partition("=") for each in filters)}
+    kept = [
+        row
+        for row in rows
+        if all(row.get(key) in values for key, values in wanted.items())
+        and all(str(row.get(key)) in values for key, values in asked.items())
+    ]
+    if not kept:
+        raise UsageError(f"table {spec!r}: no row of {name} fits")
+    return _markdown(kept, columns)
+
+
+def _markdown(rows: Sequence[Row], columns: Columns) -> str:
+    cells = [[str(cell(row)) for cell in columns.values()] for row in rows]
+    for row, line in zip(rows, cells, strict=True):
+        if not row["ok"]:
+            line[-1] = f"no figure: {row['reason']}".replace("|", "/")
+    # A column in which nobody has anything says nothing.
+    used = [n for n in range(len(columns)) if any(line[n] for line in cells)]
+    lines = [list(columns), ["---"] * len(columns), *cells]
+    return "\n".join(f"| {' | '.join(line[n] for n in used)} |" for line in lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rewrite files, or with `--check` only say which are out of date. Returns the exit status."""
+    check, stale = "--check" in arguments, []
+    for name in arguments:
+        if name == "--check":
+            continue
+        path = Path(name)
+        text = path.read_text(encoding="utf-8")
+        made = render(text, path.resolve().parent)
+        if made != text:
+            stale.append(name)
+            if not check:
+                path.write_text(made, encoding="utf-8")
+    for name in stale:
+        print(f"{name} {'is out of date' if check else 'rewritten'}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
