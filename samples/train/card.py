@@ -1,0 +1,148 @@
+"""Writes a sample's model card from what its training and its reports say.
+
+    python -m samples.train.card --model samples/models/hunyuan-tiny --training build/hunyuan/training.json
+
+Numbers come from all `reports/*.json` in the model's folder. Everything else about a model is in this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from samples.models import world
+
+Rows = list[list[str]]
+
+ABOUT = {
+    "hunyuan-tiny": (
+        "A small text-to-video model in the format of HunyuanVideo: a real `HunyuanVideoPipeline` folder, which "
+        "draws 33 frames of 256x256 on a CPU. Joint attention over video and text, guidance as an input, one call "
+        "a step. Its tokenizer makes as many tokens of the pipeline's instructions for a language model as "
+        "Llama's does, so that the pipeline's defaults work.",
+        "HunyuanVideoPipeline",
+        "3 dual and 4 single layers, 2 heads of 64, one token a latent place: 9x16x16 = 2,304 tokens beside the text",
+    ),
+    "cogvideox-tiny": (
+        "A small text-to-video model in the format of CogVideoX: a real `CogVideoXPipeline` folder, which draws "
+        "33 frames of 256x256 on a CPU. Joint attention with the text in front, rotary positions, guidance as two "
+        "samples of one call. Trained by flow matching and sampled by UniPC, where the released CogVideoX predict "
+        "v and take DDIM steps.",
+        "CogVideoXPipeline",
+        "8 layers, 2 heads of 64, one token a latent place: 9x16x16 = 2,304 tokens behind the text",
+    ),
+    "wan-causal-tiny": (
+        "A small autoregressive text-to-video model in the format of Wan 2.x: chunks of three latent frames, each "
+        "drawn in a few steps beside the keys and values of the nine frames before it, for as long as one likes. "
+        "The transformer is its own; autoencoder, words and text encoder are those of `wan-tiny`, to which the "
+        "folder links.",
+        "CausalWanPipeline",
+        "5 layers, 3 heads of 64, one token a latent place: 768 queries, at most 3,072 keys",
+    ),
+}
+IMPORTS = {
+    "HunyuanVideoPipeline": "from diffusers import HunyuanVideoPipeline",
+    "CogVideoXPipeline": "from diffusers import CogVideoXPipeline",
+    "CausalWanPipeline": "from vidaccel.pipelines.causal_wan import CausalWanPipeline",
+}
+
+
+def main(words: list[str] | None = None) -> None:
+    """Write `README.md` into the model's folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="the exported folder")
+    parser.add_argument("--training", type=Path, nargs="+", required=True, help="training.json of each stage")
+    args = parser.parse_args(words)
+    (args.model / "README.md").write_text(card(args.model, [json.loads(file.read_text()) for file in args.training]))
+
+
+def card(folder: Path, trainings: list[dict[str, Any]]) -> str:
+    """Return the text of a card."""
+    name = folder.resolve().name
+    about, pipeline, shape = ABOUT[name]
+    settings = json.loads((folder / "defaults.json").read_text())
+    call = "".join(f"    {key}={value!r},\n" for key, value in settings.items() if key != "fps")
+    size = sum(file.stat().st_size for file in (folder / "transformer").iterdir()) / 2**20
+    stages = ", then ".join(
+        f"{stage['steps']:,} steps of batch {stage['batch']} in {stage['seconds']} s" for stage in trainings
+    )
+    reports = {file.stem: json.loads(file.read_text()) for file in sorted((folder / "reports").glob("*.json"))}
+    return f"""# {name}
+
+{about} It exists so that sparse attention and caching can be tried, tested and shown without a download or a GPU. It
+knows one toy world and nothing else: what it can be asked for is in the card of `wan-tiny`.
+
+```python
+import torch
+{IMPORTS[pipeline]}
+from vidaccel._samples import path
+
+pipe = {pipeline}.from_pretrained(path("{name}"), dtype=torch.float32)
+video = pipe(
+    "a large striped red circle moves up-left quickly, cloudy grey background",
+{call}).frames[0]
+```
+`defaults.json` holds these settings. Weights are stored in bf16; compute in fp32 on a CPU.
+
+Transformer: {shape}; {size:.2f} MiB. Autoencoder: that of `wan-tiny`.
+
+## How good it is
+
+`samples/train/evaluate.py` asks for triples of colour, shape and direction that training never showed ({world_size()}),
+and `samples/models/checker.py` reads the answers off the frames. Intervals are of 95 %: Wilson's of a share, Agresti
+and Min's of a paired difference. `reports/` holds every number, with settings, versions and hardware.
+
+{"".join(section(report) for report in reports.values()) or "Not measured yet."}
+## How it was made, and licences
+
+On {trainings[0]["device"]}: {stages}. Commands and ideas: `samples/train/README.md`. Trained on procedurally drawn
+clips (CC0, `LICENSE-DATA`). Weights: Apache-2.0, as the repository.
+"""
+
+
+def world_size() -> str:
+    """Say how many triples are held out."""
+    held = len({scene.things[0] for scene in world.unseen()})
+    return f"{held} of {len(world.COLOURS) * len(world.SHAPES) * len(world.DIRECTIONS)}"
+
+
+def section(report: dict[str, Any]) -> str:
+    """Return a table of a report with a line on how it was measured."""
+    settings, cells = report["settings"], report["cells"]
+    device = report["device"].get("gpu") or report["device"]["cpu"]
+    measured = f"{settings['prompts']} prompts, seed {settings['seed']}, {device}, torch {report['versions']['torch']}"
+    if "stretches" in cells["dense"]:
+        table = _table(["", "density", *_columns(cells)], [_stretches(name, cell) for name, cell in cells.items()])
+        return f"Right in each stretch of 40 frames, one after the other; {measured}.\n\n{table}\n"
+    header = ["", "computed", "right", "to dense", "PSNR, dB", "SSIM"]
+    rows = [_row(name, cell) for name, cell in cells.items() if "failed" not in cell]
+    failed = "".join(f"Did not run: {name} ({cell['failed']}).\n" for name, cell in cells.items() if "failed" in cell)
+    return f"{settings['num_inference_steps']} steps; {measured}.\n\n{_table(header, rows)}\n{failed}"
+
+
+def _columns(cells: dict[str, Any]) -> list[str]:
+    return [str(number + 1) for number in range(len(cells["dense"]["stretches"]))]
+
+
+def _stretches(name: str, cell: dict[str, Any]) -> list[str]:
+    return [name, f"{cell['density']:.2f}", *(str(stretch["right"]) for stretch in cell["stretches"])]
+
+
+def _row(name: str, cell: dict[str, Any]) -> list[str]:
+    low, high = cell["right_interval"]
+    row = [name, f"{cell['computed']:.2f}", f"{cell['right'] / cell['clips']:.2f} ({low:.2f} to {high:.2f})"]
+    if "right_to_dense" not in cell:
+        return [*row, "", "", ""]
+    difference, low, high = cell["right_to_dense"]
+    row += [f"{difference:+.2f} ({low:+.2f} to {high:+.2f})", f"{cell['psnr_to_dense']:.1f}"]
+    return [*row, f"{cell['ssim_to_dense']:.3f}"]
+
+
+def _table(header: list[str], rows: Rows) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in (header, ["---"] * len(header), *rows))
+
+
+if __name__ == "__main__":
+    main()

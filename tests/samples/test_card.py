@@ -1,0 +1,33 @@
+"""Model cards say what the reports say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from samples.train import card, cells
+from samples.train.record import Record
+
+
+def test_a_card_holds_the_numbers_of_training_and_reports(tmp_path: Path) -> None:
+    folder = tmp_path / "hunyuan-tiny"
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "transformer" / "weights").write_bytes(bytes(2**20))
+    (folder / "defaults.json").write_text(json.dumps({"height": 256, "fps": 16}))
+    record = Record(folder / "reports" / "attention.json", {"prompts": 4, "seed": 0, "num_inference_steps": 20})
+    answer = {"clips": 4, "computed": 1.0, "right": 3, "right_interval": [0.3, 0.95]}
+    record.add(cells.DENSE.name, answer)
+    record.add(
+        "radial 0.35", answer | {"right_to_dense": [-0.25, -0.5, 0.0], "psnr_to_dense": 24.5, "ssim_to_dense": 0.9}
+    )
+    record.add("broken 0.35", {"failed": "ValueError: no"})
+    training = tmp_path / "training.json"
+    training.write_text(json.dumps({"steps": 1200, "seconds": 60, "batch": 64, "device": "a card"}))
+    card.main(["--model", str(folder), "--training", str(training)])
+    text = (folder / "README.md").read_text()
+    assert "1,200 steps of batch 64 in 60 s" in text
+    assert "| radial 0.35 | 1.00 | 0.75 (0.30 to 0.95) | -0.25 (-0.50 to +0.00) | 24.5 | 0.900 |" in text
+    assert "Did not run: broken 0.35 (ValueError: no)" in text
+    assert "height=256" in text
+    assert "fps=" not in text
+    assert "64 of 384" in text
