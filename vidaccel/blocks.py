@@ -134,7 +134,7 @@ class BlockMask:
         """Fraction of video-video pairs that are kept, token by token; keys beyond the layout's own count as tokens."""
         n = self.layout.video_blocks
         kinds, length = self.video_map(), self.layout.q_len[:n].double()
-        keys = self._without_text(self.lengths.reshape(-1, self.lengths.shape[-1])[0]).double()
+        keys = self.video_lengths().double()
         kept = float(((kinds == 2).double() @ keys @ length).sum())
         if self.window is not None and bool((partial := kinds == 1).any()):
             kept += pairs_in(self.window, self.layout, partial.sum(0))
@@ -149,6 +149,10 @@ class BlockMask:
     def video_map(self) -> torch.Tensor:
         """(h, video blocks, key blocks without text) int8: `block_map` of the video. Waits for nothing."""
         return self._without_text(self.block_map()[:, : self.layout.video_blocks])
+
+    def video_lengths(self) -> torch.Tensor:
+        """(key blocks without text,) int32, filled slots of each."""
+        return self._without_text(self.lengths.reshape(-1, self.lengths.shape[-1])[0])
 
     def _without_text(self, columns: torch.Tensor) -> torch.Tensor:
         layout = self.layout

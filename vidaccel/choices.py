@@ -79,7 +79,7 @@ def drift(before: Choice, after: Choice) -> torch.Tensor:
 def kept_share(mask: BlockMask) -> torch.Tensor:
     """() fp32: video-video pairs kept by a mask of whole blocks over all pairs. Waits for nothing."""
     length = mask.layout.q_len[: mask.layout.video_blocks].float()
-    kept = ((mask.video_map() > 0).float() @ length) @ length
+    kept = (mask.video_map() > 0).float() @ mask.video_lengths().float() @ length
     return kept.mean() / mask.layout.grid.tokens**2
 
 

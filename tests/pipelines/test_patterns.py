@@ -320,14 +320,32 @@ def test_parameters_that_do_not_fit_the_video(wan: Any, render: Any) -> None:
         render(wan)
 
 
-def test_a_users_own_pattern(wan: Any, assert_equals_masked_stock: Any) -> None:
-    path = Path(__file__).parents[2] / "samples" / "patterns" / "checkerboard.py"
-    spec = importlib.util.spec_from_file_location("checkerboard", path)
+def sample(name: str) -> Any:
+    """A module of samples/patterns, loaded as a user's file."""
+    path = Path(__file__).parents[2] / "samples" / "patterns" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules["checkerboard"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    run = vidaccel.accelerate(wan, module.Checkerboard(block=16), schedule=Schedule())
+    return module
+
+
+def test_a_users_own_pattern_that_chooses(wan: Any, render: Any) -> None:
+    stock = render(wan, "ragged", steps=2)
+    with vidaccel.accelerate(wan, sample("loudest").Loudest(block=16), density=0.4, schedule=Schedule()) as run:
+        latents = render(wan, "ragged", steps=2)
+        plan = next(iter(run._installations[0].plans.values()))
+    originals = dict(wan.transformer.attn_processors)
+    wan.transformer.set_attn_processor(
+        {name: ChoosingProcessor(p, plan) if ".attn1." in name else p for name, p in originals.items()}
+    )
+    torch.testing.assert_close(latents, render(wan, "ragged", steps=2), atol=2e-5, rtol=1e-4)
+    assert (latents - stock).abs().max() > 1e-3
+
+
+def test_a_users_own_pattern(wan: Any, assert_equals_masked_stock: Any) -> None:
+    run = vidaccel.accelerate(wan, sample("checkerboard").Checkerboard(block=16), schedule=Schedule())
     assert_equals_masked_stock(wan, run, "ragged", steps=2)
     even, odd = (density for _, density in run.trace.calls[0].scheduled[:2])
     assert even == pytest.approx(0.5, abs=0.06)

@@ -90,6 +90,7 @@ class CoarseToFine(EqualRows):
         counts: blocks of each level in a row.
         count: (means,) fp32, tokens in each mean of the levels 2, 4 and 8, one level after another.
         length: (blocks of means + 1,) int32, means in each block; the last block is empty.
+        holes: (n,) int64, slots of the layout's blocks without a token.
     """
 
     moves: ClassVar[bool] = True
@@ -97,6 +98,7 @@ class CoarseToFine(EqualRows):
     counts: Counts
     count: torch.Tensor
     length: torch.Tensor
+    holes: torch.Tensor
 
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
@@ -141,16 +143,20 @@ class CoarseToFine(EqualRows):
     def _with_means(self, x: torch.Tensor) -> torch.Tensor:
         """(1, slots, h, d) -> what was given, its means and an empty block."""
         layout = self.layout
-        slots, tiles = layout.video_blocks * layout.block, 8 * -(-layout.video_blocks // 8)
-        video = torch.where(layout.filled[:slots, None, None], x[0, :slots], 0)
-        sums = pad(video, (0, 0, 0, 0, 0, tiles * layout.block - len(video))).float()
-        parts, start = [pad(x[0], (0, 0, 0, 0, 0, layout.blocks * layout.block - x.shape[1]))], 0
-        for _ in LEVELS[1:]:
-            sums = sums.unflatten(0, (-1, 2)).sum(1)
-            many = self.count[start : start + len(sums)].clamp(min=1)
-            parts.append((sums / many[:, None, None]).type_as(x))
+        start, tiles = layout.blocks * layout.block, 8 * -(-layout.video_blocks // 8)
+        out = x.new_empty(start + len(self.count) + layout.block, *x.shape[2:])
+        out[: x.shape[1]] = x[0]
+        out.index_fill_(0, self.holes, 0)
+        sums = out[: layout.video_blocks * layout.block]
+        for level in LEVELS[1:]:
+            sums = sums.unflatten(0, (-1, 2)).sum(1, dtype=torch.float32)
+            if level == 2:
+                sums = pad(sums, (0, 0, 0, 0, 0, tiles * layout.block // 2 - len(sums)))
+            many = self.count[start - layout.blocks * layout.block :][: len(sums)].clamp(min=1)
+            out[start : start + len(sums)] = sums / many[:, None, None]
             start += len(sums)
-        return torch.cat([*parts, x.new_zeros(layout.block, *x.shape[2:])])[None]
+        out[start:] = 0
+        return out[None]
 
 
 @dataclass(frozen=True)
@@ -220,7 +226,9 @@ class Pyramid:
         place = torch.arange(1, self.block + 1)
         ends = [((count > 0).view(-1, self.block) * place).amax(1) for count in means]
         length = pad(torch.cat(ends), (0, 1)).int()
-        select = CoarseToFine(tiled, forced, kept, counts, torch.cat([m.flatten() for m in means]).float(), length)
+        holes = (~pad(tiled.filled, (0, tiled.blocks * self.block - tiled.slots))).nonzero()[:, 0]
+        count = torch.cat([each.flatten() for each in means]).float()
+        select = CoarseToFine(tiled, forced, kept, counts, count, length, holes)
         # What a block of each level holds on average: tokens, then means.
         held = [tokens / tiles] + [
             float((count > 0).sum()) / -(-tiles // level) for count, level in zip(means, LEVELS[1:], strict=True)
