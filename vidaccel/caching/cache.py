@@ -159,7 +159,8 @@ class Cache:
         run.count += step.new_trajectory
         latents = call.latents
         shape = None if latents is None else (latents.shape, latents.dtype)
-        key = (run.count, call.grid, call.text, call.device, shape, step.total)
+        # Not the text: what is kept is video, and guidance branches may have texts of different lengths.
+        key = (run.count, call.grid, call.device, shape, step.total)
         if key != self._key or (self._session is not None and step.index < self._session.step):
             self.forget()
             self._key = key
