@@ -16,6 +16,7 @@ from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .estimate import estimate
+from .explain import explain
 from .output import error
 from .presets import presets
 from .render import render
@@ -71,6 +72,7 @@ app.command(epilog='Example: vidaccel render --prompt "a red circle moves right"
 app.command(epilog="Example: vidaccel rerun out.mp4 -o again.mp4")(rerun)
 app.command(epilog="Example: vidaccel compare dense.mp4 sparse.mp4 -o compare.html")(compare)
 app.command(epilog="Example: vidaccel estimate --model wan2.1-14b --attention radial --density 0.25")(estimate)
+app.command(epilog="Example: vidaccel explain --attention radial,topk --density 0.35 -o out/explain")(explain)
 app.command(epilog="Example: vidaccel doctor --format json")(doctor)
 app.command(epilog="Example: vidaccel presets wan2.1-14b-720p > my.yaml")(presets)
 app.command(epilog="Example: vidaccel demo -o out/demo")(demo)

@@ -1,0 +1,35 @@
+"""`vidaccel explain` on a small pipeline in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+
+def test_an_atlas(invoke: Callable[..., Result], wan: Path, tmp_path: Path) -> None:
+    result = invoke("explain", "-m", wan, "-a", "radial,topk", "-d", 0.6, "--block", 16, "--at", "0,2", "-o", "atlas")
+    assert result.exit_code == 0, result.output
+    data = json.loads((tmp_path / "atlas" / "atlas.json").read_text())
+    assert {row["step"] for row in data["rows"]} == {0, 2}
+    assert sorted(p.name for p in (tmp_path / "atlas").iterdir()) == ["atlas.html", "atlas.json", "atlas.png"]
+    assert "mass kept" in result.stdout
+
+
+def test_nothing_is_broken(invoke: Callable[..., Result], wan: Path) -> None:
+    result = invoke("explain", "-m", wan, "-a", "radial", "-d", 0.6, "--block", 16, "--find-nan")
+    assert result.exit_code == 0, result.output
+    assert "finite numbers" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("--at", "x"), "0,10,19"), (("--at", "99"), "steps 0 to 2"), (("-a", "nosuch"), "nosuch")],
+)
+def test_bad_usage(
+    invoke: Callable[..., Result], failed: Callable[..., None], wan: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    failed(invoke("explain", "-m", wan, *arguments), 2, words)

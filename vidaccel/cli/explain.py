@@ -1,0 +1,128 @@
+"""`vidaccel explain`: where attention looks and what patterns keep of it, and where a broken video breaks."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .output import Format, FormatOption, Screen
+
+
+def explain(
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to show.")] = "a red circle moves right",
+    model: Annotated[str, typer.Option("--model", "-m", help="A shipped sample, a folder, or a hub id.")] = "wan-tiny",
+    attention: Annotated[
+        str, typer.Option("--attention", "-a", help="Patterns to judge.")
+    ] = "radial,topk,neighborhood",
+    density: Annotated[float | None, typer.Option("--density", "-d", help="Of all of them, in (0, 1].")] = 0.35,
+    block: Annotated[int, typer.Option(help="Tokens of a block.")] = 64,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Steps to look at, such as 0,10,19; first, middle and last without it.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Queries to look at in each layer.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    find_nan: Annotated[
+        bool, typer.Option("--find-nan", help="Render with the first pattern, and stop at the first broken layer.")
+    ] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for atlas.json, .html and .png.")] = Path(
+        "out/explain"
+    ),
+    format: FormatOption = Format.human,
+) -> None:
+    """Measure the attention mass that each pattern keeps, by layer, head and step, on one render."""
+    import warnings
+    from dataclasses import replace
+
+    from ..errors import UsageError, VidaccelWarning
+    from ..lab.explain import Atlas, AtSteps, Everything, finite
+    from ..recipe import Recipe, pattern_from
+    from ..render import RenderJob, find, open_pipeline, render
+    from ..report import atlas as pages
+    from .output import prepare
+
+    screen = Screen(format)
+    prepare(screen)
+    names = attention.split(",")
+    patterns = [p for name in names if (p := pattern_from({"name": name, "block": block}))]
+    found = find(model)
+    job = RenderJob(
+        prompt, model, height=height, width=width, num_frames=frames, num_inference_steps=steps, seed=seed, dtype=dtype,
+        device=device,
+    ).complete(found)  # fmt: skip
+    if at is None:
+        last = job.num_inference_steps - 1
+        chosen = tuple(sorted({0, last // 2, last}))
+    else:
+        chosen = _steps(at, job.num_inference_steps)
+    if not find_nan:
+        _writable(output)
+    pipe = open_pipeline(job, found)
+    experts = [m for name in ("transformer", "transformer_2") if (m := getattr(pipe, name, None)) is not None]
+    if find_nan:
+        recipe = Recipe(attention=patterns[0], density=density)
+        with ExitStack() as watches:
+            for expert in experts:
+                watches.enter_context(finite(expert))
+            rendering = render(pipe, replace(job, recipe=recipe))
+        result = {"finite": True, "problems": rendering.problems}
+        if not screen.json(result):
+            screen.line("every layer of every step gave finite numbers")
+            for problem in rendering.problems:
+                screen.line(f"but {problem}: look at the VAE, or compare with --attention dense")
+        return
+    seen = Atlas(patterns, density, samples)
+    with warnings.catch_warnings():
+        # Keeping every pair is what is wanted here.
+        warnings.simplefilter("ignore", VidaccelWarning)
+        recipe = Recipe(attention=Everything(block), schedule=AtSteps(steps=chosen))
+        with seen.watching(experts[0]):
+            render(pipe, replace(job, recipe=recipe))
+    if not seen.rows:
+        raise UsageError(f"steps {at} were asked for, but none of them ran")
+    data: dict[str, Any] = {**seen.data(), "about": {"prompt": prompt, "model": model, "seed": seed, "steps": chosen}}
+    (output / "atlas.json").write_text(json.dumps(data) + "\n", encoding="utf-8")
+    (output / "atlas.html").write_text(pages.html(data), encoding="utf-8")
+    (output / "atlas.png").write_bytes(pages.png(data))
+    if screen.json(data) or screen.names(output / f"atlas.{kind}" for kind in ("json", "html", "png")):
+        return
+    screen.table([_cells(name, judged) for name, judged in data["patterns"].items()], title="attention mass kept")
+    screen.line(f"atlas: {output / 'atlas.html'}")
+
+
+def _steps(text: str, total: int) -> tuple[int, ...]:
+    from ..errors import UsageError
+
+    try:
+        chosen = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise UsageError(f"--at {text!r} is no list of steps, such as 0,10,19") from None
+    if not 0 <= chosen[0] <= chosen[-1] < total:
+        raise UsageError(f"--at {text}: this run has steps 0 to {total - 1}")
+    return chosen
+
+
+def _writable(folder: Path) -> None:
+    from ..render.video import check_writable
+
+    check_writable(folder / "atlas.json")
+
+
+def _cells(name: str, judged: dict[str, Any]) -> dict[str, object]:
+    worst = judged.get("worst", {})
+    return {
+        "pattern": name,
+        "density": judged.get("delivered"),
+        "mass kept": judged.get("kept"),
+        "worst head": worst.get("kept"),
+        "where": f"step {worst['step']}, layer {worst['layer']}, head {worst['head']}" if worst else judged["reason"],
+    }
