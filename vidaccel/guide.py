@@ -148,8 +148,8 @@ class Guide:
         """Decide how this call is guided."""
         if len(self._door.subscribers()) > 1:
             raise InstallError(
-                "freeswim's second path gives some calls twice the rows, which a cache on the same transformer cannot "
-                "follow; drop the cache, or use guide=0"
+                "freeswim's second path gives some calls twice the rows, which whatever else acts on this transformer, "
+                "such as a cache, cannot follow; drop the cache, or use guide=0"
             )
         self._mode = self._decide(call, step, record) if record.scheduled else "alone"
         record.guided = self._mode

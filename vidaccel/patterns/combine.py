@@ -230,8 +230,8 @@ def as_recipe(part: Any) -> Any:
     from . import PATTERNS
 
     if not isinstance(part, Mapping) and PATTERNS.get(getattr(part, "name", "")) is type(part):
-        return {"name": part.name, **asdict(cast(Any, part))}
-    return part
+        part = {"name": part.name, **asdict(cast(Any, part))}
+    return _tuples(part)
 
 
 def as_pattern(part: Any) -> Pattern:
@@ -255,4 +255,7 @@ def as_pattern(part: Any) -> Pattern:
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    """Lists, which is what files hold, as tuples: a part equals itself after it was written and read."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(each) for key, each in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

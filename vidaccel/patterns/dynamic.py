@@ -1,7 +1,8 @@
 """What patterns that choose blocks from q and k share: tile orders, what is always kept, and how long rows are.
 
 Idea: how many blocks a call keeps is fixed when it is planned, only which ones is not. So its density is known before
-    it runs, its tensors have fixed shapes, and no call waits for a GPU.
+    it runs, its tensors have fixed shapes, and no call waits for a GPU. Such a pattern says `chooses = True`, so that a
+    union plans it first, and `reselect`, how many steps one choice serves.
 """
 
 from __future__ import annotations

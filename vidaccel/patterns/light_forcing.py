@@ -7,8 +7,7 @@ Math: with the mean q_i of query block i, mean k_j of key block j and mean K_f o
 Cost: that of block top-k, and frames / blocks more.
 Source: Light Forcing, arXiv 2602.04789, section 3.3 (hierarchical sparse attention). Its chunk-aware growth belongs to
     autoregressive models; here, frames on both sides of the own one count, and density does not change.
-Limits: blocks are boxes within one frame. Its authors fine-tune; without that they report damage at density 0.12. Not
-    in a union.
+Limits: blocks are boxes within one frame. Its authors fine-tune; without that they report damage at density 0.12.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Report:
                 "recipe_hash": recipe.hash,
                 "summary": _summary(calls),
                 "plans": [_plan(plan) for plan in plans],
-                "calls": [_call(call, cached) for call in calls],
+                "calls": [_call(call, calls, cached) for call in calls],
                 "failed_calls": len(trace.calls) - len(calls),
                 "notes": list(trace.notes),
                 "quality": quality,
@@ -175,7 +175,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _call(call: CallRecord, cached: bool) -> dict[str, Any]:
+def _call(call: CallRecord, calls: list[CallRecord], cached: bool) -> dict[str, Any]:
     return {
         "step": call.step,
         "total": call.total,
@@ -188,21 +188,22 @@ def _call(call: CallRecord, cached: bool) -> dict[str, Any]:
         "kernels": sorted(set(call.kernels)),
         "kernels_ran": len(call.kernels),
         "ms": call.watch.ms if call.watch else None,
-        **_chosen_call(call),
+        **_chosen_call(call, calls),
         **(_cached_call(call) if cached else {}),
     }
 
 
-def _chosen_call(call: CallRecord) -> dict[str, Any]:
-    """What patterns that choose blocks did, where the trace looked at it."""
+def _chosen_call(call: CallRecord, calls: list[CallRecord]) -> dict[str, Any]:
+    """What patterns that choose blocks did: the same columns for all calls, those that any of them fills."""
     found: dict[str, Any] = {}
-    if call.held or call.drift:
-        found["held_layers"] = len(call.held)
-        found["drift"] = {name: float(share) for name, share in call.drift.items()}
-    if call.guided is not None:
+    if any(each.held or each.drift for each in calls):
+        drift = [float(share) for share in call.drift.values()]
+        found |= {"held_layers": len(call.held), "drift": sum(drift) / len(drift) if drift else None}
+    if any(each.measured for each in calls):
+        kept = [float(share) for share in call.measured.values()]
+        found["measured_density"] = sum(kept) / len(kept) if kept else None
+    if any(each.guided for each in calls):
         found["guided"] = call.guided
-    if call.measured:
-        found["measured_density"] = {name: float(share) for name, share in call.measured.items()}
     return found
 
 

@@ -212,6 +212,26 @@ def test_recipes_hold_their_parts():
     assert built.patterns[0].patterns == union.patterns
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        TopK(top_p=0.9, reselect=(0, 5)),
+        Pyramid((0.1, 0.1, 0.1, 0.1)),
+        SparseVideoGen(reselect=3),
+        FreeSwim((4, 4), guide=2, guide_gib=1.0, logit_scale=2.0),
+        PerHead((TopK(), Neighborhood(stride=(1, 2, 2))), (0, 1)),
+        Union((TopK(reselect=2), Neighborhood((3, 3, 3)))),
+        PerLayer({0: Union((Radial(), SlidingWindow(heads=((1, 1, 1), (3, 3, 3)))))}),
+    ],
+    ids=lambda pattern: pattern.name,
+)
+def test_patterns_survive_a_file(pattern):
+    recipe = Recipe(attention=pattern)
+    again = Recipe.from_text(recipe.to_yaml())
+    assert again == recipe
+    assert again.hash == recipe.hash
+
+
 def test_wrong_parts_name_right_ones():
     layout = TokenLayout.of(GRID, block=16)
     with pytest.raises(PatternError, match="union of no patterns"):
