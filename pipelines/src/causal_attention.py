@@ -16,7 +16,7 @@ import torch
 from ..errors import InstallError, UsageError
 from ..frontdoor import FrontDoor
 from ..grid import TokenLayout
-from ..reuse import LayerMemory, Methods, Turn
+from ..reuse import LayerMemory, Methods, Turn, remembered
 from ..reuse.cross import PromptChoice
 from ..reuse.plan import ChunkPlanner, PlannedChunk
 from ..reuse.tempcache import MergedKeys
@@ -73,7 +73,7 @@ class CausalAttnProcessor:
         """Attend; the arguments are those of diffusers' Wan processor."""
         assert self.memory is not None
         query, key, value = WAN.project(attn, self.layout, hidden_states, None, attention_mask, rotary_emb)
-        out = self.memory.attend(query, key, value)
+        out: torch.Tensor = remembered(query, key, value, self.memory.ticket)
         return WAN.output(attn, self.layout.to_model(out), hidden_states)
 
 

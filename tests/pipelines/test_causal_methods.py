@@ -293,3 +293,22 @@ def test_memory_is_flat_over_a_long_stream(transformer: Any) -> None:
 def test_what_does_not_go_together_is_said(transformer: Any, methods: Any, rollout: Any, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         build(transformer, *methods, **rollout)
+
+
+@pytest.mark.parametrize("methods", [(), (TempCache(frames=2, recent=2), LIGHT, FlashBlock(), AnnCross())], ids=len)
+def test_two_graphs_serve_all_layers_steps_and_chunks(transformer: Any, methods: Any) -> None:
+    """One that projects the prompt, one that has it; also while the window fills up and density falls."""
+    from torch._dynamo.testing import CompileCounter
+
+    expected = run(build(transformer, *methods))
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    try:
+        for block in transformer.blocks:
+            block.compile(backend=counter, fullgraph=True)
+        assert worst(run(build(transformer, *methods)), expected) < 1e-6
+    finally:
+        for block in transformer.blocks:
+            block._compiled_call_impl = None
+        torch._dynamo.reset()
+    assert counter.frame_count == 2

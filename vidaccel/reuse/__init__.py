@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .flashblock import FlashBlock
-from .memory import LayerMemory, Turn
+from .memory import LayerMemory, Turn, remembered
 from .methods import AnnCross, CausalAnn, CausalLightForcing, HybridMemory, Methods, TempCache
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "Methods",
     "TempCache",
     "Turn",
+    "remembered",
 ]

@@ -1,10 +1,16 @@
-"""What one layer attends to while a chunk is made: its past as the methods leave it, and its own chunk."""
+"""What one layer attends to while a chunk is made: its past as the methods leave it, and its own chunk.
+
+A compiled model sees `remembered`, one opaque op of tensors: what a layer remembers and which step it is on are looked
+up inside, at run time, so that all layers, steps and chunks of one size share one graph.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -58,6 +64,10 @@ class ChunkPlan(NamedTuple):
     ann_kept: int | None = None
 
 
+_numbers = itertools.count()
+_live: WeakValueDictionary[int, LayerMemory] = WeakValueDictionary()
+
+
 class LayerMemory:
     """One layer of one branch.
 
@@ -68,6 +78,9 @@ class LayerMemory:
         turn: where the stream is.
         dense: dense attention.
         merged: keys that stand for evicted frames.
+
+    Attributes:
+        ticket: int64 scalar in host memory, under which `remembered` finds it.
     """
 
     def __init__(
@@ -86,6 +99,9 @@ class LayerMemory:
         self.dense = dense
         self.merged = merged
         self.plan: ChunkPlan | None = None
+        number_of_all = next(_numbers)
+        _live[number_of_all] = self
+        self.ticket = torch.tensor(number_of_all)
         self._bias: torch.Tensor | None = None
         self._pooled: torch.Tensor | None = None
         self._sorted: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -314,6 +330,17 @@ class LayerMemory:
 
     def _folded_bias(self, slots: int) -> torch.Tensor | None:
         return None if self._bias is None else self._bias.flatten(0, 1)[None, :, :slots]
+
+
+@torch.library.custom_op("vidaccel::remembered", mutates_args=())
+def remembered(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ticket: torch.Tensor) -> torch.Tensor:
+    """`LayerMemory.attend` of the memory with this ticket; q, k, v and the result are (b, own slots, h, d)."""
+    return _live[int(ticket)].attend(query, key, value).contiguous()
+
+
+@remembered.register_fake
+def _(query: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    return query.new_empty(query.shape)
 
 
 def _either(
