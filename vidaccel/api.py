@@ -11,7 +11,9 @@ from torch import nn
 
 from .caching import Cache, CachePolicy
 from .caching.cache import Trajectories
+from .caching.calibration import calibrated
 from .errors import InstallError, VidaccelWarning
+from .family import unwrap
 from .frontdoor import Clock, FrontDoor
 from .install import Installation
 from .patterns import Pattern
@@ -93,7 +95,8 @@ def accelerate(
             LoRA, offload or compile enabled before or after.
         attention: a pattern's name ("radial") or a pattern.
         density: fraction of video-video pairs that sparse layers keep, in (0, 1].
-        cache: what is kept from step to step: a policy's name ("cg-taylor") or a policy (`vidaccel.caching`).
+        cache: what is kept from step to step: a policy's name ("cg-taylor"), a policy (`vidaccel.caching`), or a goal
+            ("auto:2.5x", "auto:psnr>=28") that `vidaccel calibrate` has measured on this model.
         schedule: which steps and layers stay dense. Without one, and without a recipe, the first quarter of the steps
             and the first layer do.
         recipe: a preset's name, a file, or a `Recipe`; the arguments above replace its values.
@@ -114,7 +117,8 @@ def accelerate(
     base = (
         recipe if isinstance(recipe, Recipe) else Recipe.load(recipe) if recipe else Recipe(schedule=DEFAULT_SCHEDULE)
     )
-    whole = base.merge(attention=pattern_from(attention), density=density, schedule=schedule, cache=policy_from(cache))
+    pattern, policy = pattern_from(attention), _policy(pipe, cache)
+    whole = base.merge(attention=pattern, density=density, schedule=schedule, cache=policy)
     if whole.attention is None and whole.cache is None:
         raise InstallError(
             "nothing to do was given: name an attention pattern (such as 'radial'), a cache (such as 'cg-taylor') or a "
@@ -198,6 +202,15 @@ def attn_processors(
         schedule=schedule or Schedule(),
         num_inference_steps=num_inference_steps,
     ).complete()
+
+
+def _policy(pipe: Any, cache: Any) -> CachePolicy | None:
+    """A policy from its name, from itself, or from a goal that was calibrated for the pipeline's transformer."""
+    transformer = getattr(pipe, "transformer", None)
+    if isinstance(transformer, nn.Module):
+        module: Any = unwrap(transformer)
+        cache = calibrated(cache, type(module).__name__, module.config)
+    return policy_from(cache)
 
 
 def remove(transformer: nn.Module) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import yaml
 
 from ..api import DEFAULT_SCHEDULE
+from ..caching.calibration import calibrated
 from ..errors import UsageError, VidaccelError
 from ..patterns import Pattern
 from ..recipe import Recipe, pattern_from, policy_from, presets
@@ -39,6 +40,7 @@ def build_recipe(
         RecipeError: an unknown pattern, preset or setting.
         PatternError: a density outside (0, 1].
     """
+    cache = calibrated(cache, model.index["transformer"][1], model.transformer)
     if attention == "dense":
         if recipe or density not in (None, 1) or settings or any((schedule or {}).values()):
             raise UsageError(
