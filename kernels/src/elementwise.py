@@ -93,7 +93,8 @@ def to_kernel(
         layout.order,
         layout.q_len,
         layout.block,
-        layout.video_blocks * layout.block,
+        # Without text, nothing here tells layouts of one size apart: compiled models need no graph for each.
+        layout.order.shape[0] if text is None else layout.video_blocks * layout.block,
         layout.text if layout.text_first else 0,
         0 if layout.text_first else layout.grid.tokens,
         norm.kind if norm else "none",
@@ -179,10 +180,10 @@ def _to_kernel(
             eps,
             *video[0].stride()[:2],
             *text[0].stride()[:2],
+            block,
             video_slots,
             video_start,
             text_start,
-            BLOCK=block,
             NORM=norm,
             ACROSS=norm == "rms" and weights[0].numel() > d,
             ROPE=bool(rope),
@@ -207,11 +208,11 @@ def _(
 
 @torch.library.custom_op("vidaccel::to_model", mutates_args=())
 def _to_model(x: torch.Tensor, slot_of: torch.Tensor) -> torch.Tensor:
-    b, slots, h, d = x.shape
+    b, _, h, d = x.shape
     x = x if x.stride(-1) == 1 else x.contiguous()
     out = x.new_empty((b, slot_of.shape[0], h, d))
     with torch.cuda.device_of(x):
-        _kernels().to_model[slot_of.shape[0], b](x, out, slot_of, slots, *x.stride()[:3], **_tile(h, d))
+        _kernels().to_model[slot_of.shape[0], b](x, out, slot_of, *x.stride()[:3], **_tile(h, d))
     return out
 
 

@@ -68,19 +68,21 @@ def _clear(OUT, H: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr):
 def to_kernel(
     Q, K, V, TEXT_Q, TEXT_K, TEXT_V, OUT_Q, OUT_K, OUT_V, COS, SIN,
     WEIGHT_Q, WEIGHT_K, BIAS_Q, BIAS_K, TEXT_WEIGHT_Q, TEXT_WEIGHT_K, TEXT_BIAS_Q, TEXT_BIAS_K,
-    ORDER, LENGTH, eps, x_b, x_l, text_b, text_l, video_slots, video_start, text_start,
-    H: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+    ORDER, LENGTH, eps, x_b, x_l, text_b, text_l, block, video_slots, video_start, text_start,
+    H: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr,
     NORM: tl.constexpr, ACROSS: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
     """q, k and v of one slot. Program (slot, sample)."""
     slot, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     out = (b * tl.num_programs(0) + slot) * (H * D)
-    if slot % BLOCK >= tl.load(LENGTH + slot // BLOCK):
+    # Both are on their way before either is looked at; holes have a token too, the first.
+    token, length = tl.load(ORDER + slot), tl.load(LENGTH + slot // block)
+    if slot % block >= length:
         _clear(OUT_Q + out, H, D, GROUP)
         _clear(OUT_K + out, H, D, GROUP)
         _clear(OUT_V + out, H, D, GROUP)
     elif slot < video_slots:
-        token = tl.load(ORDER + slot) - video_start
+        token -= video_start
         at = b * x_b + token * x_l
         cos = 1.0
         sin = 0.0
@@ -92,7 +94,7 @@ def to_kernel(
         _arrange(K + at, OUT_K + out, WEIGHT_K, BIAS_K, cos, sin, eps, H, D, GROUP, NORM, ACROSS, ROPE)
         _copy(V + at, OUT_V + out, H, D, GROUP)
     else:
-        at = b * text_b + (tl.load(ORDER + slot) - text_start) * text_l
+        at = b * text_b + (token - text_start) * text_l
         _arrange(
             TEXT_Q + at, OUT_Q + out, TEXT_WEIGHT_Q, TEXT_BIAS_Q, 1.0, 0.0, eps, H, D, GROUP, NORM, ACROSS, False
         )  # fmt: skip
@@ -103,9 +105,7 @@ def to_kernel(
 
 
 @triton.jit
-def to_model(
-    X, OUT, SLOT_OF, slots, x_b, x_l, x_h, H: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr
-):  # fmt: skip
+def to_model(X, OUT, SLOT_OF, x_b, x_l, x_h, H: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr):
     """One token taken back from its slot. Program (token, sample)."""
     token, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     source = X + b * x_b + tl.load(SLOT_OF + token) * x_l

@@ -60,12 +60,12 @@ def assert_same(found: BlockMask, expected: BlockMask) -> None:
 
 
 def numbers_of_blocks(n: int) -> list[int]:
-    return sorted({1, n // 3 + 1, n})
+    return sorted({n // 3 + 1, n})
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_means(layout: TokenLayout, dtype: torch.dtype, device: str) -> None:
-    for d, packed in ((16, False), (48, True), (128, False)):
+    for d, packed in ((48, True), (128, False)):
         x = noise(1, layout.slots, 2, d).to(dtype)
         x[:, ~layout.filled] = torch.nan
         n = layout.video_blocks
@@ -87,12 +87,12 @@ def test_best_blocks(layout: TokenLayout, device: str) -> None:
         assert_same(found, select.best_blocks(scores, own, kept, layout))
 
 
-@pytest.mark.parametrize("rounded", [False, True])
-def test_likeliest_blocks(layout: TokenLayout, rounded: bool, device: str) -> None:
+def test_likeliest_blocks(layout: TokenLayout, device: str) -> None:
     n = layout.video_blocks
     own, scores = torch.eye(n, dtype=torch.bool), 3 * noise(2, n, n)
-    # Rounded ones have many equals, within rows and across them.
-    scores = scores.round() if rounded else scores
+    # Half of the rows have many equals, in themselves and among each other.
+    scores[:, ::2] = scores[:, ::2].round().sort(-1).values
+    scores[:, ::4] = scores[:, :1].clone()
     likely = scores.softmax(-1)
     for kept in numbers_of_blocks(n):
         found = compact.likeliest_blocks(likely.to(device), own.to(device), kept, layout.to(device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -26,12 +27,18 @@ from vidaccel.kernels import canary, elementwise, fused
 GRID = (1, 2, 5)
 TEXT = 3
 LAYERS: dict[str, Callable[[], Any]] = {
-    "wan": lambda: tiny_pipelines.wan(layers=1).transformer,
-    "hunyuan, two streams": lambda: tiny_pipelines.hunyuan().transformer,
-    "hunyuan, one stream": lambda: tiny_pipelines.hunyuan().transformer,
-    "hunyuan15": lambda: tiny_pipelines.hunyuan15(layers=1).transformer,
-    "cogvideox": lambda: tiny_pipelines.cogvideox().transformer,
+    "wan": lambda: tiny_pipelines.wan(layers=1),
+    "hunyuan, two streams": lambda: tiny_pipelines.hunyuan(),
+    "hunyuan, one stream": lambda: tiny_pipelines.hunyuan(),
+    "hunyuan15": lambda: tiny_pipelines.hunyuan15(layers=1),
+    "cogvideox": lambda: tiny_pipelines.cogvideox(),
 }
+
+
+@cache
+def transformer_of(name: str) -> Any:
+    """Built once; who changes something takes a copy."""
+    return LAYERS[name]().transformer
 
 
 class Watch(TorchDispatchMode):
@@ -51,11 +58,11 @@ class Layer:
     """One attention layer with norms of random weights, and a call of it."""
 
     def __init__(self, name: str, device: str, dtype: torch.dtype = torch.bfloat16, batch: int = 1) -> None:
-        transformer = LAYERS[name]()
+        transformer = transformer_of(name)
         self.family = family_of(transformer)
         single = name == "hunyuan, one stream"
         place = next(s.name for s in self.family.sites(transformer) if ("single" in s.name) == single)
-        self.attn = transformer.get_submodule(place.removesuffix(".processor"))
+        self.attn = copy.deepcopy(transformer.get_submodule(place.removesuffix(".processor")))
         generator = torch.Generator().manual_seed(0)
         for part, module in self.attn.named_modules():
             if "norm" in part:
