@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import tune
 from .problem import Problem, Rows, Verdict
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -43,7 +44,7 @@ class Config(NamedTuple):
     stages: int
 
 
-# (head dim up to, block) -> config for 16-bit tensors.
+# (head dim up to, block) -> config for 16-bit tensors, as measured on the compute capability below; see `tune.py`.
 CONFIGS = {
     (64, 16): Config(16, 1, 3),
     (64, 32): Config(32, 2, 3),
@@ -54,15 +55,28 @@ CONFIGS = {
     (128, 64): Config(64, 4, 2),
     (128, 128): Config(64, 8, 2),
 }
+MEASURED = (9, 0)
 
 
-def config(d: int, block: int, dtype: torch.dtype, window: bool) -> Config:
-    """The launch parameters of a problem."""
+def config(d: int, block: int, dtype: torch.dtype, window: bool, device: torch.device | None = None) -> Config:
+    """The launch parameters of a problem: those of the table, on GPUs that it was not measured on tuned ones."""
     chosen = CONFIGS[64 if d <= 64 else 128, block]
     if dtype == torch.float32:
         return Config(min(chosen.keys, 32), 8 if block == 128 else 4, 1)
-    # Deciding pairs takes registers: with 4 warps, rows of 128 would spill.
-    return chosen._replace(warps=8) if window and block == 128 else chosen
+    if window and block == 128:
+        # Deciding pairs takes registers: with 4 warps, rows of 128 would spill.
+        chosen = chosen._replace(warps=8)
+    if device is None or device.type != "cuda" or measured_on(device):
+        return chosen
+    keys, warps = min(block, 64), max(1, block // 16)
+    others = (Config(keys, warps, 2), Config(keys, warps, 3), Config(keys, max(1, warps // 2), 2), Config(16, warps, 2))
+    candidates = tuple(dict.fromkeys((chosen, *others)))
+    return tune.config(candidates, run, tune.Key.of("portable", d, block, dtype, window, device), device)
+
+
+def measured_on(device: torch.device) -> bool:
+    """The table was measured on GPUs like this one."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) == MEASURED
 
 
 def interpreted() -> bool:
@@ -94,8 +108,9 @@ def run(
     rows: Rows | None,
     scale: float,
     key_bias: torch.Tensor | None,
+    chosen: Config | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `vidaccel.kernels.attention` for shapes."""
+    """See `vidaccel.kernels.attention` for shapes. `chosen` is for tuning."""
     b, lq, h, d = q.shape
     lk = k.shape[1]
     out = q.new_empty(q.shape)
@@ -109,7 +124,7 @@ def run(
     window = rows.lo is not None
     bias = lse if key_bias is None else key_bias
     bias_strides = (0, 0, 0) if key_bias is None else _broadcast_strides(key_bias)
-    chosen = config(d, rows.block, q.dtype, window)
+    chosen = chosen or config(d, rows.block, q.dtype, window, q.device)
     grid = (rows.q_blocks, h, b)
     # Programs are launched on the current device, which need not be the tensors' own.
     with torch.cuda.device_of(q):

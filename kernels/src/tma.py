@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from . import tune
 from .gluon import triton_version
-from .portable import Config, interpreted
+from .portable import Config, interpreted, measured_on
 from .problem import Problem, Rows, Verdict
 from .tensor_map import tensor_map
 
@@ -27,7 +28,7 @@ HEAD_DIMS = (64, 128)
 BLOCKS = (64, 128)
 OLDEST = (3, 6)
 
-# (head dim, block) -> config
+# (head dim, block) -> config, as measured on compute capability 9.0; see `tune.py`.
 CONFIGS = {
     (64, 64): Config(64, 4, 3),
     (64, 128): Config(128, 8, 2),
@@ -36,12 +37,16 @@ CONFIGS = {
 }
 
 
-def config(d: int, block: int, window: bool, capability: int = 9) -> Config:
-    """The launch parameters of a problem, on GPUs of a major compute capability."""
-    # Deciding pairs takes registers: tiles of 128 x 128 would spill. GPUs of sm_12x have 99 KiB of shared memory.
-    if window or capability > 10:
-        return CONFIGS[d, block]._replace(keys=64)
-    return CONFIGS[d, block]
+def config(d: int, block: int, dtype: torch.dtype, window: bool, device: torch.device | None = None) -> Config:
+    """The launch parameters of a problem: those of the table, on GPUs that it was not measured on tuned ones."""
+    # Deciding pairs takes registers: with tiles of 128 x 128, matrix instructions would wait for one another.
+    chosen = CONFIGS[d, block]._replace(keys=64) if window else CONFIGS[d, block]
+    if device is None or device.type != "cuda" or measured_on(device):
+        return chosen
+    warps = block // 16
+    # The first one fits the 99 KiB of shared memory that consumer GPUs have.
+    candidates = tuple(dict.fromkeys((Config(64, warps, 2), chosen, Config(64, warps, 3), Config(64, 4, 2))))
+    return tune.config(candidates, run, tune.Key.of("tma", d, block, dtype, window, device), device)
 
 
 def can_run(problem: Problem) -> Verdict:
@@ -91,8 +96,7 @@ def run(
     if key_bias is not None:
         # An axis of length 1 is read again and again.
         bias = tuple(stride * (n > 1) for n, stride in zip(key_bias.shape, key_bias.stride(), strict=True))
-    if chosen is None:
-        chosen = config(d, rows.block, window, 9 if interpreted() else torch.cuda.get_device_capability(q.device)[0])
+    chosen = chosen or config(d, rows.block, q.dtype, window, q.device)
     # Programs are launched on the current device, which need not be the tensors' own.
     with torch.cuda.device_of(q):
         _kernel()[(rows.q_blocks, h, b)](

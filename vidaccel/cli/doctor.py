@@ -8,6 +8,7 @@ from .output import Format, FormatOption, Screen
 
 _REMEDIES = {
     "portable": "needs a GPU and triton: pip install 'vidaccel[triton]'",
+    "tma": "needs an NVIDIA GPU of compute capability 9.0 or later, and triton: pip install 'vidaccel[triton]'",
     "flex": "needs a CUDA GPU",
     "_native_cudnn": "needs a CUDA GPU",
     "_native_efficient": "needs a CUDA GPU",
@@ -37,6 +38,8 @@ def doctor(format: FormatOption = Format.human) -> None:
         ("models", "sample models"),
     ):
         screen.table([row | {"ok": "yes" if row["ok"] else "no"} for row in data[key]], title=title)
+    if data["tuned"]:
+        screen.table(data["tuned"], title="launch parameters timed on this machine")
     if not any(row["ok"] for row in data["kernels"]):
         screen.warn("no sparse kernel can run here")
 
@@ -62,6 +65,7 @@ def examine() -> dict[str, Any]:
         **env.environment(),
         "ffmpeg": ffmpeg,
         "kernels": _kernels(device),
+        "tuned": _tuned(),
         "dense_backends": dense,
         "models": _models(),
     }
@@ -85,6 +89,16 @@ def _kernels(device: str) -> list[dict[str, Any]]:
             _row("kernel", name, place, None if verdict.ok else verdict.reason) for name, verdict in verdicts.items()
         ]
     return rows
+
+
+def _tuned() -> list[dict[str, Any]]:
+    """Launch parameters that were timed here. On GPUs that the kernels' own tables were measured on there are none."""
+    from ..kernels import tune
+
+    return [
+        key._asdict() | {"window": "yes" if key.window else "no", "chosen": " ".join(map(str, chosen))}
+        for key, chosen in tune.stored().items()
+    ]
 
 
 def _dense(device: str) -> list[dict[str, Any]]:
