@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for GPUs that are not here, and read what became of them.
+"""Compile the kernels for GPUs that are not here, and read what became of them.
 
     python kernels/bench/compile_health.py [sm_90 ...]          prints one JSON object a line
 
@@ -22,43 +22,113 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
 
-from vidaccel.kernels import portable
-from vidaccel.kernels.portable_kernel import block_sparse
+from vidaccel.kernels import gluon, gluon_kernel, portable, portable_kernel, tma, tma_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-INSTRUCTIONS = r"\b(HGMMA|HMMA|FFMA|LDGSTS|STL|LDL|WARPGROUP\.DEPBAR)\b"
+INSTRUCTIONS = r"\b(HGMMA|HMMA|FFMA|LDGSTS|UTMALDG|STL|LDL|WARPGROUP\.DEPBAR)\b"
 
 
-def health(capability: int, d: int, block: int, dtype: torch.dtype, *, window: bool, bias: bool) -> dict[str, Any]:
+def portable_health(
+    capability: int, d: int, block: int, dtype: torch.dtype, *, window: bool = False, bias: bool = False
+) -> dict[str, Any]:
     """Registers, stack, shared memory (bytes) and instruction counts of one configuration."""
     chosen = portable.config(d, block, dtype, window)
+    constants = {"D": d, "BLOCK": block, "KEYS": chosen.keys, "AXES": 3 if window else 0, "BIAS": bias, "UPCAST": False}
+    source = _source(ASTSource, portable_kernel.block_sparse, constants | {"bias_l": 1} if bias else constants, dtype)
+    options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
+    about = {"kernel": "portable", "d": d, "block": block, "dtype": NAMES[dtype], "window": window, "bias": bias}
+    return about | {"config": chosen._asdict()} | _compiled(capability, source, options)
+
+
+def tma_health(
+    capability: int, d: int, block: int, dtype: torch.dtype, *, window: bool = False, bias: bool = False
+) -> dict[str, Any]:
+    """The same of the kernel on tensor maps."""
+    chosen = tma.config(d, block, dtype, window)
+    constants = {"D": d, "BLOCK": block, "KEYS": chosen.keys, "AXES": 3 if window else 0, "BIAS": bias, "UPCAST": False}
+    maps = {
+        name: f"tensordesc<{NAMES[dtype]}[1, 1, {slots}, {d}]>"
+        for name, slots in {"Q": block, "K": chosen.keys, "V": chosen.keys, "OUT": block}.items()
+    }
+    source = _source(ASTSource, tma_kernel.block_sparse, constants | {"bias_l": 1} if bias else constants, dtype, maps)
+    options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
+    about = {"kernel": "tma", "d": d, "block": block, "dtype": NAMES[dtype], "window": window, "bias": bias}
+    return about | {"config": chosen._asdict()} | _compiled(capability, source, options)
+
+
+def gluon_health(d: int, block: int, dtype: torch.dtype, *, window: bool = False, bias: bool = False) -> dict[str, Any]:
+    """The same of the Gluon kernel, for Hopper."""
+    chosen = gluon.CONFIGS[d, block]
     constants = {
         "D": d,
-        "BLOCK": block,
-        "KEYS": chosen.keys,
+        "KEYS": block,
+        "STAGES": chosen.stages,
+        "CONSUMERS": chosen.units,
+        "SHARE": block // gluon.UNIT,
+        "PERSISTENT": chosen.persistent,
         "AXES": 3 if window else 0,
         "BIAS": bias,
-        "UPCAST": False,
-        "bias_l": 1 if bias else 0,
+        "POLYNOMIAL": chosen.polynomial,
+        "REGISTERS": chosen.registers,
     }
-    pointers = dict.fromkeys(("Q", "K", "V", "OUT"), f"*{NAMES[dtype]}") | {"LSE": "*fp32", "KEY_BIAS": "*fp32"}
-    pointers |= dict.fromkeys(("PTR", "IDX", "N_FULL", "Q_LEN", "K_LEN", "LO", "HI", "POS"), "*i32")
-    names = block_sparse.arg_names
-    types = {
-        name: "constexpr" if name in constants else "fp32" if name == "scale" else pointers.get(name, "i32")
-        for name in names
-    }
+    element = gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
+    maps = {}
+    for name, slots in {"q_tma": gluon.UNIT, "k_tma": block, "v_tma": block}.items():
+        box = [1, 1, slots, d]
+        maps[name] = f"tensordesc<{NAMES[dtype]}{box},{gl.NVMMASharedLayout.get_default_for(box, element)!r}>"
+    source = _source(GluonASTSource, gluon_kernel.block_sparse, constants, dtype, maps)
+    about = {"kernel": "gluon", "d": d, "block": block, "dtype": NAMES[dtype], "window": window, "bias": bias}
+    return about | {"config": chosen._asdict()} | _compiled(90, source, {"num_warps": 4})
+
+
+def table(capability: int) -> Iterator[dict[str, Any]]:
+    """Every bf16 configuration, and those of the largest blocks with each extra, and in fp16."""
+    bf16 = torch.bfloat16
+    for d in (64, 128):
+        for block in (16, 32, 64, 128):
+            yield portable_health(capability, d, block, bf16)
+        yield portable_health(capability, d, 128, bf16, window=True)
+        yield portable_health(capability, d, 128, bf16, window=True, bias=True)
+        yield portable_health(capability, d, 128, torch.float16)
+        if capability >= 90:
+            yield tma_health(capability, d, 64, bf16)
+            yield tma_health(capability, d, 128, bf16)
+            yield tma_health(capability, d, 128, torch.float16, window=True, bias=True)
+        if capability == 90:
+            yield gluon_health(d, 64, bf16)
+            yield gluon_health(d, 128, bf16)
+    if capability == 90:
+        yield gluon_health(64, 128, torch.float16, window=True, bias=True)
+
+
+def _source(
+    kind: Any,
+    kernel: Any,
+    constants: dict[str, Any],
+    dtype: torch.dtype,
+    maps: dict[str, str] | None = None,
+) -> Any:
+    """What Triton compiles: the kernel, and the types that a real call gives its arguments."""
+    types = dict.fromkeys(("Q", "K", "V", "OUT"), f"*{NAMES[dtype]}") | {"LSE": "*fp32", "KEY_BIAS": "*fp32"}
+    types |= dict.fromkeys(("TICKET", "PTR", "IDX", "N_FULL", "COUNT", "Q_LEN", "K_LEN", "LO", "HI", "POS"), "*i32")
+    types |= {"scale": "fp32"} | (maps or {}) | dict.fromkeys(constants, "constexpr")
+    names = kernel.arg_names
+    signature = {name: types.get(name, "i32") for name in names}
     # Pointers and strides that a real call has are multiples of 16, and Triton compiles for that.
-    even = [n for n, name in enumerate(names) if name in pointers or re.fullmatch(r"(q|k|v|out)_[blh]", name)]
-    source = ASTSource(
-        fn=block_sparse,
-        signature=types,
+    even = [n for n, name in enumerate(names) if signature[name][0] == "*" or re.fullmatch(r"(q|k|v|out)_[blh]", name)]
+    return kind(
+        fn=kernel,
+        signature=signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(n,): [["tt.divisibility", 16]] for n in even},
     )
-    options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
+
+
+def _compiled(capability: int, source: Any, options: dict[str, int]) -> dict[str, Any]:
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
@@ -66,29 +136,8 @@ def health(capability: int, d: int, block: int, dtype: torch.dtype, *, window: b
         usage = _tool("cuobjdump", "-res-usage", file.name)
         counts = Counter(re.findall(INSTRUCTIONS, _tool("nvdisasm", file.name)))
     registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0]
-    return {
-        "capability": capability,
-        "d": d,
-        "block": block,
-        "dtype": NAMES[dtype],
-        "window": window,
-        "bias": bias,
-        **chosen._asdict(),
-        "registers": int(registers),
-        "stack": int(stack),
-        "shared": built.metadata.shared,
-        **counts,
-    }
-
-
-def table(capability: int) -> Iterator[dict[str, Any]]:
-    """Every bf16 configuration, and those of the largest blocks with each extra, and in fp16."""
-    for d in (64, 128):
-        for block in (16, 32, 64, 128):
-            yield health(capability, d, block, torch.bfloat16, window=False, bias=False)
-        yield health(capability, d, 128, torch.bfloat16, window=True, bias=False)
-        yield health(capability, d, 128, torch.bfloat16, window=True, bias=True)
-        yield health(capability, d, 128, torch.float16, window=False, bias=False)
+    numbers = {"registers": int(registers), "stack": int(stack), "shared": built.metadata.shared}
+    return {"capability": capability, "triton": triton.__version__, **numbers, **counts}
 
 
 def _tool(name: str, *args: str) -> str:
