@@ -144,6 +144,7 @@ class CausalTransformer:
     Attributes:
         caches: one `KVCache` for each branch.
         turns: where each branch is.
+        memories: what each layer of each branch attends to.
         chunk: what was planned for the open chunk; None before the first.
 
     Raises:
@@ -212,7 +213,7 @@ class CausalTransformer:
         }
         self.prompts = {branch: [PromptMemory() for _ in self._blocks] for branch in branches}
         self.turns = {branch: Turn(torch.zeros(2, device=self.device)) for branch in branches}
-        self._memories: dict[str, list[LayerMemory]] = {}
+        self.memories: dict[str, list[LayerMemory]] = {}
         self._merged: dict[str, list[MergedKeys]] = {}
         cross = self.methods.cross
         self._choice = None if cross is None else PromptChoice.of(cross, config.attention_head_dim, self.device)
@@ -254,10 +255,10 @@ class CausalTransformer:
             for block in self._blocks
         ]
         for branch, cache in self.caches.items():
-            if branch not in self._memories or self._memories[branch][0].cache is not cache.layers[0]:
-                self._memories[branch] = self._remember(branch, cache)
+            if branch not in self.memories or self.memories[branch][0].cache is not cache.layers[0]:
+                self.memories[branch] = self._remember(branch, cache)
             self.turns[branch].calls = 0
-            for memory, block in zip(self._memories[branch], self._blocks, strict=True):
+            for memory, block in zip(self.memories[branch], self._blocks, strict=True):
                 memory.dense = partial(dense, stock=block.attn1.processor)
                 memory.open(self.chunk.plan)
 
@@ -322,7 +323,7 @@ class CausalTransformer:
         hook = self.transformer.rope.register_forward_hook(lambda *_: self._rotary)
         try:
             for number, (block, (own, cross)) in enumerate(zip(self._blocks, self._processors, strict=True)):
-                own.memory, cross.memory = self._memories[branch][number], self.prompts[branch][number]
+                own.memory, cross.memory = self.memories[branch][number], self.prompts[branch][number]
                 block.attn1.set_processor(own)
                 block.attn2.set_processor(cross)
             yield

@@ -15,7 +15,7 @@ import vidaccel
 ROOT = Path(__file__).parents[2]
 
 # Each part may import the parts named here (and itself). "below" may be imported by everybody.
-BELOW = {"errors", "grid", "trace", "env"}
+BELOW = {"errors", "files", "grid", "trace", "env"}
 ARROWS = {
     "errors": set(),
     "grid": {"errors"},
@@ -43,8 +43,8 @@ ARROWS = {
     "reuse": BELOW | {"blocks", "kernels", "streaming"},
     "streaming": BELOW,
     "lab": BELOW
-    | {"api", "blocks", "caching", "family", "files", "kernels", "patterns", "pipelines", "recipe", "render", "report"}
-    | {"schedule", "wrapping"},
+    | {"api", "blocks", "caching", "family", "kernels", "patterns", "pipelines", "recipe", "render", "report"}
+    | {"reuse", "schedule", "streaming", "wrapping"},
     "_samples": set(),
 }
 

@@ -11,6 +11,7 @@ import typer
 
 from ..errors import UsageError
 from ..files import replacing
+from .bench_causal import causal
 from .bench_model import model
 from .output import Format, FormatOption, Screen
 
@@ -18,6 +19,7 @@ app = typer.Typer(help="Measure kernels and models on this machine.", no_args_is
 app.command(
     epilog="Example: vidaccel bench model --model wan2.1-14b --attention radial --density 0.25 --compile -o wan.json"
 )(model)
+app.command(epilog="Example: vidaccel bench causal --size 480p,720p --compile -o causal.json")(causal)
 
 
 class Device(str, enum.Enum):

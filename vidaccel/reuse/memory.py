@@ -108,6 +108,7 @@ class LayerMemory:
         self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
         self._kept_probe: tuple[torch.Tensor, torch.Tensor] | None = None
         self._planes: HashPlanes | None = None
+        self._table: torch.Tensor | None = None
 
     def open(self, plan: ChunkPlan) -> None:
         """A new chunk: whatever was derived from the chunk before is worthless."""
@@ -189,7 +190,7 @@ class LayerMemory:
         elif self.plan.k_len is not None:
             mask = self._dense_mask(self.plan.layout, self._past_lengths())
         elif wanted is not None:
-            layout = row_layout(q.shape[1], _BLOCK).to(q.device)
+            layout = row_layout(q.shape[1], _BLOCK, q.device)
             mask = self._dense_mask(layout, _lengths(k.shape[1], _BLOCK, q.device))
         else:
             mask = None
@@ -209,8 +210,10 @@ class LayerMemory:
             out, lse = self._external(q, k, v)
             reuse = turn.calibration.see(turn.calls - 1, self.number, out, lse, old_out, old_lse)[0]
         elif flash.calibrated is not None:
-            table = torch.tensor(flash.calibrated[min(turn.calls, len(flash.calibrated)) - 1][self.number])
-            reuse = ~table.repeat(q.shape[2] // len(table)).to(q.device)
+            if self._table is None:
+                self._table = torch.tensor([step[self.number] for step in flash.calibrated], device=q.device)
+            table = self._table[min(turn.calls, len(self._table)) - 1]
+            reuse = ~table.repeat(q.shape[2] // len(table))
             out, lse = self._external(q, k, v, ~reuse)
         else:
             rows = self._probe_rows(q.device, min(flash.probe, q.shape[1]))
@@ -248,7 +251,7 @@ class LayerMemory:
         bias = self._folded_bias(k.shape[1])
         if self.plan.k_len is None:
             return attention(few, k, v, key_bias=bias)
-        layout = row_layout(few.shape[1], self.plan.layout.block).to(q.device)
+        layout = row_layout(few.shape[1], self.plan.layout.block, q.device)
         return attention(few, k, v, self._dense_mask(layout, self._past_lengths()), key_bias=bias)
 
     def _nearest(
@@ -270,7 +273,7 @@ class LayerMemory:
         q_order = q_code.argsort(dim=1, stable=True)
         scores = planes.counts(q_code.gather(1, q_order), select.block) @ planes.affinity @ k_count.transpose(1, 2)
         chosen = scores.topk(self.plan.ann_kept, dim=-1, sorted=False).indices.sort(-1).values
-        layout = row_layout(q.shape[1], select.block).to(q.device)
+        layout = row_layout(q.shape[1], select.block, q.device)
         mask = rectangle(chosen, layout, _lengths(k.shape[1], select.block, q.device))
         if wanted is not None:
             mask = only_heads(mask, wanted)

@@ -14,6 +14,7 @@ Limits: blocks never cross frames: whatever its size, a frame is cut into nearly
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -45,9 +46,10 @@ def frame_layout(frames: int, y: int, x: int, block: int) -> TokenLayout:
     return TokenLayout(VideoGrid(frames, y, x), 0, block, None, order, lengths, lengths, slot_of, False, identity)
 
 
-def row_layout(tokens: int, block: int) -> TokenLayout:
-    """Some tokens in raster order, in blocks."""
-    return TokenLayout.of(VideoGrid(1, 1, tokens), block=block)
+@lru_cache(maxsize=64)
+def row_layout(tokens: int, block: int, device: torch.device | str = "cpu") -> TokenLayout:
+    """Some tokens in raster order, in blocks. Kept, since a copy to the device would wait for it."""
+    return TokenLayout.of(VideoGrid(1, 1, tokens), block=block).to(device)
 
 
 def rectangle(chosen: torch.Tensor, layout: TokenLayout, k_len: torch.Tensor) -> BlockMask:

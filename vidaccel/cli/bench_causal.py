@@ -1,0 +1,83 @@
+"""`vidaccel bench causal`: frames a second of autoregressive Wan, each method beside dense."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .output import Format, FormatOption, Screen
+
+
+def causal(
+    size: Annotated[str, typer.Option(help="480p, 720p, or both as 480p,720p.")] = "480p",
+    frames: Annotated[int, typer.Option(min=4, help="Latent frames of the video.")] = 240,
+    window: Annotated[int, typer.Option(min=3, help="Latent frames that a chunk sees.")] = 12,
+    sink: Annotated[int, typer.Option(min=0, help="First frames that stay visible.")] = 3,
+    only: Annotated[str | None, typer.Option(help="Only rivals with this in their name, and dense.")] = None,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the model; 30 is Wan 2.1 1.3B.")] = 30,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
+    vae: Annotated[bool, typer.Option(help="Time the decoder too.")] = True,
+    tiny: Annotated[bool, typer.Option("--tiny", help="A model of nothing, to see that all of it runs.")] = False,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16 on GPUs, float32 on CPUs.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON record to this file.")] = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Time the chunks of a long video, dense and with each method in turn, on Wan 2.1 1.3B with random weights."""
+    import torch
+
+    from ..errors import UsageError
+    from ..kernels import bench
+    from ..lab import causal_bench
+    from ..render.job import DTYPES, check_device
+    from ..streaming import Rollout
+    from .output import prepare
+
+    screen = Screen(format)
+    sizes = size.split(",")
+    if unknown := [name for name in sizes if name not in causal_bench.SIZES]:
+        raise UsageError(f"--size {unknown[0]} was asked for; there are {', '.join(causal_bench.SIZES)}")
+    if output is not None and not output.parent.is_dir():
+        raise UsageError(f"-o {output}: there is no folder {output.parent}; make it first")
+    where = check_device(device)
+    kind = dtype or ("bfloat16" if where.startswith("cuda") else "float32")
+    if kind not in DTYPES:
+        raise UsageError(f"dtype {kind!r} is unknown; possible: {', '.join(DTYPES)}")
+    chosen = [r for r in causal_bench.rivals(frames) if r.name == "dense" or only is None or only in r.name]
+    rollout = Rollout(window=window, sink=sink)
+    prepare(screen)
+    record: dict[str, Any] = {"what": "causal", "device": where, "dtype": kind, **bench.about(), "rows": []}
+    for name in sizes:
+        height, width = causal_bench.SIZES[name]
+        shape: dict[str, Any] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": layers, "text_dim": 4096}
+        decoder: dict[str, Any] | None = {} if vae else None
+        if tiny:
+            name, height, width = f"{name} (tiny)", 64, 96
+            shape = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 32, "num_layers": 2, "text_dim": 16}
+            decoder = {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} if vae else None
+        case = causal_bench.Case(name, height, width, frames, rollout, shape, 16 if tiny else 512, decoder)
+        screen.say(f"{name}: {len(case.chunks())} chunks, {len(chosen)} rivals")
+        for row in causal_bench.run(case, chosen, torch.device(where), DTYPES[kind], compiled=compiled):
+            record["rows"].append(row)
+            screen.say(_line(row))
+            if output is not None:
+                output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if not screen.json(record) and not screen.names(row["rival"] for row in record["rows"] if row["ok"]):
+        screen.table([_cells(row) for row in record["rows"]], title="autoregressive video")
+    if not all(row["ok"] for row in record["rows"]):
+        raise typer.Exit(1)
+
+
+def _line(row: dict[str, Any]) -> str:
+    if not row["ok"]:
+        return f"{row['case']}, {row['rival']}: no figure: {row['reason']}"
+    return f"{row['case']}, {row['rival']}: {row['fps']:.1f} frames a second, {row['speedup']:.2f} x dense"
+
+
+def _cells(row: dict[str, Any]) -> dict[str, object]:
+    names: tuple[str, ...] = ("fps", "fps_with_vae", "chunk_ms", "speedup", "attention_speedup", "first_ms", "last_ms")
+    names += ("density", "reuse_rate", "cache_mib")
+    return {"size": row["case"], "rival": row["rival"]} | {name: row.get(name, row["reason"]) for name in names}
