@@ -55,7 +55,7 @@ def prepare(
         tensors = import_module("flash_attn.cute.block_sparsity").BlockSparseTensorsTorch
         options["block_sparse_tensors"] = tensors(*ruled, *whole, block_size=(rows.block, rows.block))
         if token is not None:
-            options |= {"mask_mod": _rule(), "aux_tensors": [token.int()]}
+            options |= {"mask_mod": _rule(), "aux_tensors": [token.int().expand(q.shape[0], -1).contiguous()]}
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if token is not None:
