@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
+from ..files import replacing
 
 SCHEMA = 1
 _GOAL = re.compile(r"auto:(?:(?P<speed>\d+(?:\.\d+)?)x|psnr>=(?P<psnr>\d+(?:\.\d+)?))")
@@ -58,12 +59,8 @@ class Calibration:
         """Write it where `load` finds it, replacing an older one of the model. Returns the file."""
         path = _path(self.model)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as temporary:
             temporary.write_text(json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return path
 
     @classmethod

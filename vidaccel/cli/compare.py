@@ -26,6 +26,7 @@ def compare(
 ) -> None:
     """Compare videos frame by frame, and write a page with players, wipe, difference and plots that opens anywhere."""
     from ..errors import UsageError
+    from ..files import replacing
     from ..render.video import check_writable
     from ..report import comparison
 
@@ -36,12 +37,8 @@ def compare(
     entries = [_entry(path, label) for path, label in zip(videos, _labels(videos), strict=True)]
     data = comparison.compare(entries)
     command = shlex.join(["vidaccel", "compare", *map(str, videos), "-o", str(output)])
-    temporary = output.with_name(f".{output.name}.tmp")
-    try:
+    with replacing(output) as temporary:
         temporary.write_text(comparison.html(entries, data, command), encoding="utf-8")
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
     if screen.json({**data, "page": str(output)}) or screen.names([output]):
         return
     screen.table(

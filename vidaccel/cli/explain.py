@@ -44,6 +44,7 @@ def explain(
     from dataclasses import replace
 
     from ..errors import UsageError, VidaccelWarning
+    from ..files import replacing
     from ..lab.explain import Atlas, AtSteps, Everything, finite
     from ..recipe import Recipe, pattern_from
     from ..render import RenderJob, find, open_pipeline, render
@@ -90,10 +91,11 @@ def explain(
     if not seen.rows:
         raise UsageError(f"steps {at} were asked for, but none of them ran")
     data: dict[str, Any] = {**seen.data(), "about": {"prompt": prompt, "model": model, "seed": seed, "steps": chosen}}
-    (output / "atlas.json").write_text(json.dumps(data) + "\n", encoding="utf-8")
-    (output / "atlas.html").write_text(pages.html(data), encoding="utf-8")
-    (output / "atlas.png").write_bytes(pages.png(data))
-    if screen.json(data) or screen.names(output / f"atlas.{kind}" for kind in ("json", "html", "png")):
+    files = {"json": json.dumps(data).encode(), "html": pages.html(data).encode(), "png": pages.png(data)}
+    for kind, content in files.items():
+        with replacing(output / f"atlas.{kind}") as temporary:
+            temporary.write_bytes(content)
+    if screen.json(data) or screen.names(output / f"atlas.{kind}" for kind in files):
         return
     screen.table([_cells(name, judged) for name, judged in data["patterns"].items()], title="attention mass kept")
     screen.line(f"atlas: {output / 'atlas.html'}")

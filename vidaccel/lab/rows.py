@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..files import replacing
 
 SCHEMA = 1
 
@@ -47,16 +47,12 @@ class Rows:
         return next((row for row in self.rows if row["key"] == key), None)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row and write the file: under another name first, then renamed."""
+        """Append a row and write the file."""
         self.rows.append(row | {"commit": self._about.get("commit")})
         if self._path is None:
             return
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(self._path) as temporary:
             temporary.write_text(json.dumps(self.data(), indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self._path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def data(self) -> dict[str, Any]:
         """Everything, as plain data."""

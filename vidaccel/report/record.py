@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite
@@ -12,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from ..env import environment
+from ..files import replacing
 from ..patterns import Plan
 from ..recipe import Recipe
 from ..trace import CallRecord, Trace
@@ -88,12 +88,8 @@ class Report:
             ("report.md", self.to_markdown()),
             ("report.html", self.to_html()),
         ):
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
-            try:
+            with replacing(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-                temporary.replace(folder / name)
-            finally:
-                temporary.unlink(missing_ok=True)
         return folder
 
 

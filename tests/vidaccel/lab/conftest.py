@@ -58,7 +58,14 @@ def small() -> Callable[[str], RealModel]:
 
 
 @pytest.fixture(params=sorted(SMALL))
+def small_model(request: pytest.FixtureRequest) -> RealModel:
+    """Every model."""
+    return shrink(request.param)
+
+
+@pytest.fixture(params=["wan2.1-14b", "hunyuan-video", "hunyuan-video-1.5", "cogvideox-1.5"])
 def any_model(request: pytest.FixtureRequest) -> RealModel:
+    """One model of each family."""
     return shrink(request.param)
 
 
