@@ -9,8 +9,9 @@ Math: a guided call carries two copies of every sample. In self-attention the fi
 Cost: a guided call is a dense and a sparse one. All others carry one copy: nothing linear is done twice for rows that
     are equal. Kept outputs are layers x tokens x width: 15.8 GB for Wan 1.3B at 1088x1920 and 81 frames.
 Source: FreeSwim, arXiv 2511.14712, sections 3.2 and 3.3. Its released code carries two copies through every call.
-Limits: families with cross-attention; no cache on the same transformer. Copies are equal before the first layer, which
-    projects them twice all the same.
+Limits: families with cross-attention; no cache on the same transformer; of Wan 2.2's two experts, a period of 1 only.
+    Copies are equal before the first layer, which projects them twice all the same. Where the number of steps is not
+    known, what is kept is freed at the next video or on removal.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Guide:
         processors: one a cross-attention layer, by name.
 
     Raises:
-        InstallError: the family has no cross-attention.
+        InstallError: the family has no cross-attention, or a period was asked of one of two experts.
     """
 
     def __init__(
@@ -124,6 +125,11 @@ class Guide:
             raise InstallError(
                 f"freeswim guide={pattern.guide} was asked for, but {type(door.transformer).__name__} has no "
                 "cross-attention to guide; use guide=0"
+            )
+        if door.expert is not None and pattern.guide > 1:
+            raise InstallError(
+                f"freeswim guide={pattern.guide} was asked of a model with two experts, where nobody tells one of them "
+                "when to free what it keeps; use guide=1, or guide=0"
             )
         self.processors = {name: CrossProcessor(originals[name]) for name in names}
         self._door = door

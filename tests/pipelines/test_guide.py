@@ -172,6 +172,18 @@ def test_compiles(wan: Any, render: Any) -> None:
     torch._dynamo.reset()
 
 
+def test_two_experts(make_wan: Any, render: Any) -> None:
+    pipe = make_wan(experts=True)
+    before = dict(pipe.transformer.attn_processors)
+    with pytest.raises(InstallError, match="use guide=1, or guide=0"):
+        vidaccel.accelerate(pipe, FreeSwim((4, 4), block=16, guide=2))
+    assert dict(pipe.transformer.attn_processors) == before
+    assert not pipe.transformer._forward_pre_hooks
+    with vidaccel.accelerate(pipe, FreeSwim((4, 4), block=16, guide=1), schedule=Schedule()) as run:
+        render(pipe)
+    assert {(call.expert, call.guided) for call in run.trace.calls} == {("high", "both"), ("low", "both")}
+
+
 def test_wrong_parameters_name_right_ones(wan: Any, render: Any) -> None:
     with pytest.raises(PatternError, match="give 1 for none, 2 as its authors"):
         FreeSwim(logit_scale=0.5)
