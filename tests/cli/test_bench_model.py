@@ -44,6 +44,7 @@ def test_json_on_stdout(invoke: Callable[..., Result]) -> None:
         ((*QUICK[2:], "--steps", 4), ("--whole",)),
         ((*QUICK[2:], "-o", "no/such/rows.json"), ("no/such",)),
         ((*QUICK[2:], "--dtype", "int8"), ("int8", "bfloat16")),
+        ((*QUICK[2:], "--dense", "flash9"), ("flash9", "torch's choice")),
     ],
 )
 def test_bad_usage(

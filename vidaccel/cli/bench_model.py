@@ -42,6 +42,10 @@ def model(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Also measure with compiled blocks.", rich_help_panel=_HOW)
     ] = False,
+    dense: Annotated[
+        str | None,
+        typer.Option(help="Dense backends to try: flash3,cudnn; all that are here without it.", rich_help_panel=_HOW),
+    ] = None,
     repeats: Annotated[
         int, typer.Option(min=1, help="Rounds of interleaved calls; the median counts.", rich_help_panel=_HOW)
     ] = 5,
@@ -82,7 +86,8 @@ def model(
     ]
     prepare(screen)
     size = height or found.size[0], width or found.size[1], frames or found.size[2]
-    job = Job(found, size, where, DTYPES[kind], layers, repeats, compiled, whole)
+    rivals = tuple(dense.split(",")) if dense else ()
+    job = Job(found, size, where, DTYPES[kind], layers, repeats, compiled, whole, rivals)
     rows = Rows(bench.about(), output)
     lab = ModelBench(job, rows, lambda row: screen.say(_line(row)))
     lab.run(patterns, policy_from(cache))
