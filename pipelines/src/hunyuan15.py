@@ -42,7 +42,7 @@ class Hunyuan15(Hunyuan):
         image_mask = (image != 0).any().expand(image.shape[:2])
         masks = given["encoder_attention_mask"], given["encoder_attention_mask_2"], image_mask
         slots = sum(mask.shape[1] for mask in masks)
-        valid = valid_text(*masks) or (slots,)
+        valid = valid_text(*masks)
         text = min(slots, -(-max(valid) // STEP) * STEP)
         pairs = len(latents) * (grid.tokens + slots) ** 2
         note = (

@@ -103,12 +103,10 @@ def of_text(attn: Any, encoder_hidden_states: torch.Tensor) -> Projected:
     return Projected(query, key, value, attn.norm_added_q, attn.norm_added_k)
 
 
-def valid_text(*masks: torch.Tensor) -> tuple[int, ...] | None:
-    """Valid tokens of each sample of padding masks (b, text), all masks together; None where no token is padding.
+def valid_text(*masks: torch.Tensor) -> tuple[int, ...]:
+    """Valid tokens of each sample of padding masks (b, text), all masks together. Waits for the device.
 
-    One number where all samples have as many. Waits for the device, as the clock does.
+    One number where all samples have as many; also where none is padding, so that compiled layers see one case.
     """
     counts = torch.stack([mask.sum(1, dtype=torch.int64) for mask in masks]).sum(0).tolist()
-    if min(counts) == sum(mask.shape[1] for mask in masks):
-        return None
     return tuple(counts) if len(set(counts)) > 1 else (counts[0],)

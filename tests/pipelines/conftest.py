@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from vidaccel.family import attn_processors_of, place_processors
 from vidaccel.frontdoor import FrontDoor
 from vidaccel.install import Installation
-from vidaccel.kernels import attention
+from vidaccel.kernels import reference
+from vidaccel.kernels.problem import Rows
 from vidaccel.patterns import Plan
 
 
@@ -35,7 +37,7 @@ class PlannedAttention(TorchFunctionMode):
         query, key, value, own = (given.get(name) for name in ("query", "key", "value", "attn_mask"))
         first, self.samples = self.samples, self.samples + len(query)
         if self.plan.mask is not None:
-            keep = fitted(self.plan.mask.to_dense(), query.shape[2])
+            keep = fitted(dense_mask(self.plan), query.shape[2])
             return function(query, key, value, attn_mask=keep if own is None else keep & own)
         samples = zip(*(x.split(1) for x in (query, key, value)), strict=True)
         return torch.cat([self.chosen(first + n, *sample) for n, sample in enumerate(samples)])
@@ -53,12 +55,18 @@ class PlannedAttention(TorchFunctionMode):
         selected = plan.select(query, key, value)
         order = None if selected.order is None else selected.order[..., None].expand(query.shape)
         moved = query if order is None else query.gather(1, order)
-        out, _ = attention(
-            moved, selected.k, selected.v, selected.mask, key_bias=selected.key_bias, backend="reference"
-        )
+        everything = torch.arange(query.shape[1]), torch.arange(query.shape[2])
+        rows, scale = Rows.of(selected.mask), query.shape[-1] ** -0.5
+        out, _ = reference.sampled(moved, selected.k, selected.v, rows, scale, selected.key_bias, *everything)
         out = out if order is None else torch.zeros_like(out).scatter(1, order, out)
         out = layout.to_model(out)
         return F.pad(out, (0, 0, 0, 0, 0, max(0, length - layout.tokens)))[:, :length].transpose(1, 2)
+
+
+@lru_cache(maxsize=64)
+def dense_mask(plan: Plan) -> torch.Tensor:
+    """(h, tokens, tokens) bool in model order; a plan serves many calls."""
+    return plan.static.to_dense()
 
 
 def fitted(mask: torch.Tensor, length: int) -> torch.Tensor:
