@@ -93,10 +93,10 @@ def block_means(x: torch.Tensor, length: torch.Tensor, block: int, weight: torch
     missing = length.shape[0] * block - x.shape[1]
     padded = torch.nn.functional.pad(x[0], (0, 0, 0, 0, 0, missing))
     filled = torch.arange(block, device=x.device) < length[:, None]
-    cells = padded.unflatten(0, (-1, block)).float()
+    # What stands in a hole may be no number, and 0 x NaN is NaN.
+    cells = torch.where(filled[..., None, None], padded.unflatten(0, (-1, block)).float(), 0)
     if weight is None:
-        sums = torch.where(filled[..., None, None], cells, 0).sum(1)
-        return (sums / length[:, None, None]).transpose(0, 1)
+        return (cells.sum(1) / length[:, None, None]).transpose(0, 1)
     share = torch.nn.functional.pad(weight, (0, missing)).unflatten(1, (-1, block)) * filled
     weighted: torch.Tensor = torch.einsum("nbhd,hnb->hnd", cells, share) / share.sum(-1).clamp(min=1e-6)[..., None]
     return weighted
