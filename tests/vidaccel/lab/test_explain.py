@@ -12,6 +12,8 @@ from vidaccel import wrapping
 from vidaccel.errors import BackendError
 from vidaccel.grid import Site, TokenLayout
 from vidaccel.lab.explain import Atlas, AtSteps, Everything, _kept, finite
+from vidaccel.lab.sides import Side
+from vidaccel.pipelines.zoo import RealModel, build
 from vidaccel.recipe import pattern_from
 from vidaccel.report import atlas as pages
 
@@ -61,6 +63,23 @@ def test_an_atlas_has_every_layer_of_the_steps_that_were_asked_for(seen: Any) ->
     judged = seen.data()["patterns"]
     assert "merges keys" in judged["pyramid"]["reason"]
     assert judged["topk"]["worst"]["kept"] <= judged["topk"]["kept"]
+
+
+def test_every_family_can_be_looked_at(any_model: RealModel, size_of: Any) -> None:
+    grid = any_model.grid(*size_of(any_model))
+    transformer = build(any_model, "cpu", torch.float32)
+    inputs = any_model.inputs(grid, "cpu", torch.float32)
+    side = Side(transformer, any_model, inputs, torch.no_grad, attention=Everything(16))
+    atlas = Atlas([p for n in ("radial", "topk") if (p := pattern_from({"name": n, "block": 16}))], 0.4, 16)
+    with atlas.watching(transformer):
+        side()
+    assert len(atlas.rows) == sum(any_model.layers.values())
+    share = any_model.joint_text / (grid.tokens + any_model.joint_text)
+    for row in atlas.rows:
+        # Random weights look about everywhere alike, on valid text too; with its padding that would be most of it.
+        assert row["text"] == pytest.approx([share] * 2, abs=0.7 * share + 1e-6)
+        for kept in row["kept"].values():
+            assert kept == pytest.approx([0.4 * (1 - share) + share] * 2, abs=0.12)
 
 
 def test_pages(seen: Any) -> None:
