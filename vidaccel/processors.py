@@ -24,6 +24,7 @@ from .patterns import (
     Radial,
     SlidingWindow,
     SparseVideoGen,
+    TempCache,
     TopK,
     Union,
 )
@@ -144,6 +145,12 @@ class PerLayerAttnProcessor(NamedAttnProcessor):
     """Another pattern from some layers on; see `patterns.PerLayer`."""
 
     pattern_type = PerLayer
+
+
+class TempCacheAttnProcessor(NamedAttnProcessor):
+    """Merging of keys that stay the same over time (arXiv 2602.01801) for all layers; see `patterns.TempCache`."""
+
+    pattern_type = TempCache
 
 
 class TopKAttnProcessor(NamedAttnProcessor):

@@ -36,6 +36,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], float | None]] = {
     "radial": ({}, 0.4),
     "sliding-window": ({}, 0.4),
     "svg": ({}, 0.4),
+    "tempcache": ({}, 0.4),
     "topk": ({}, 0.4),
     "union": (
         {"parts": ({"name": "radial", "block": 16}, {"name": "neighborhood", "window": [1, 3, 3], "block": 16})},

@@ -29,6 +29,7 @@ from vidaccel.patterns import (
     Radial,
     SlidingWindow,
     SparseVideoGen,
+    TempCache,
     TopK,
     Union,
 )
@@ -68,6 +69,7 @@ DYNAMIC: dict[str, tuple[Pattern, float]] = {
 # Their keys are no tokens, so that no mask of the stock pipeline says the same.
 MERGED: dict[str, tuple[Pattern, float]] = {
     "pyramid": (Pyramid(block=16), 0.45),
+    "tempcache": (TempCache(block=16), 0.45),
 }
 NAMED = {
     "ann": processors.AnnAttnProcessor,
@@ -80,6 +82,7 @@ NAMED = {
     "radial": processors.RadialAttnProcessor,
     "sliding-window": processors.SlidingWindowAttnProcessor,
     "svg": processors.SparseVideoGenAttnProcessor,
+    "tempcache": processors.TempCacheAttnProcessor,
     "topk": processors.TopKAttnProcessor,
     "union": processors.UnionAttnProcessor,
 }

@@ -15,6 +15,7 @@ from .pyramid import Pyramid
 from .radial import Radial
 from .sliding_window import SlidingWindow
 from .svg import SparseVideoGen
+from .tempcache import TempCache
 from .topk import TopK
 
 PATTERNS: dict[str, type[Pattern]] = {
@@ -29,6 +30,7 @@ PATTERNS: dict[str, type[Pattern]] = {
     "radial": Radial,
     "sliding-window": SlidingWindow,
     "svg": SparseVideoGen,
+    "tempcache": TempCache,
     "topk": TopK,
     "union": Union,
 }
@@ -51,6 +53,7 @@ __all__ = [
     "Selection",
     "SlidingWindow",
     "SparseVideoGen",
+    "TempCache",
     "TopK",
     "Union",
     "advice",
