@@ -55,7 +55,7 @@ class PlannedAttention(TorchFunctionMode):
         selected = plan.select(query, key, value)
         order = None if selected.order is None else selected.order[..., None].expand(query.shape)
         moved = query if order is None else query.gather(1, order)
-        everything = torch.arange(query.shape[1]), torch.arange(query.shape[2])
+        everything = [torch.arange(size, device=query.device) for size in query.shape[1:3]]
         rows, scale = Rows.of(selected.mask), query.shape[-1] ** -0.5
         out, _ = reference.sampled(moved, selected.k, selected.v, rows, scale, selected.key_bias, *everything)
         out = out if order is None else torch.zeros_like(out).scatter(1, order, out)
