@@ -71,7 +71,8 @@ class SameOverTime(EqualRows):
     def _by_place(self, x: torch.Tensor) -> torch.Tensor:
         """(1, slots, h, d) -> (places, frames, h, d)."""
         grid = self.layout.grid
-        return x[0, : grid.tokens].unflatten(0, (grid.t, grid.frame)).transpose(0, 1)
+        video: torch.Tensor = x[0, : grid.tokens].unflatten(0, (grid.t, grid.frame))
+        return video.transpose(0, 1)
 
     def _with_groups(
         self, x: torch.Tensor, start: torch.Tensor, end: torch.Tensor, size: torch.Tensor, given: int
@@ -136,8 +137,8 @@ class TempCache:
         groups = min(grid.tokens, round(wanted * grid.tokens))
         if groups < grid.frame:
             raise PatternError(
-                f"density {wanted} was asked of tempcache; on a {grid} grid it merges along {grid.t} frames, so ask for "
-                f"{1 / grid.t:.3f} or more"
+                f"density {wanted} was asked of tempcache; on a {grid} grid it merges along {grid.t} frames, so ask "
+                f"for {1 / grid.t:.3f} or more"
             )
         kept = -(-groups // self.block)
         length = (groups - torch.arange(kept) * self.block).clamp(max=self.block).int()

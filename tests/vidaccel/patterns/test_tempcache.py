@@ -77,5 +77,5 @@ def test_samples_merge_for_themselves() -> None:
 
 
 def test_fewer_groups_than_places_cannot_be() -> None:
-    with pytest.raises(PatternError, match="0.250 or more"):
+    with pytest.raises(PatternError, match=r"0\.250 or more"):
         TempCache(block=16).plan(TokenLayout.of((4, 4, 4), block=16), 0.2, SITE)
