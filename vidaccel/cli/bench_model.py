@@ -62,6 +62,7 @@ def model(
     """Time one call of a model at real size, with random weights, against stock diffusers at its fastest."""
     from ..errors import UsageError
     from ..kernels import bench
+    from ..lab import steps_bench
     from ..lab.estimate import spread
     from ..lab.model_bench import Job, ModelBench
     from ..lab.rows import Rows
@@ -84,18 +85,21 @@ def model(
     patterns = [
         (pattern, each) for text in attention.split(",") for each in densities if (pattern := pattern_from(text))
     ]
+    policy = policy_from(cache)
     prepare(screen)
     size = height or found.size[0], width or found.size[1], frames or found.size[2]
     rivals = tuple(dense.split(",")) if dense else ()
     job = Job(found, size, where, DTYPES[kind], layers, repeats, compiled, whole, rivals)
     rows = Rows(bench.about(), output)
     lab = ModelBench(job, rows, lambda row: screen.say(_line(row)))
-    lab.run(patterns, policy_from(cache))
+    lab.run(patterns)
+    if policy is not None:
+        steps_bench.cache(lab, policy)
     if steps is not None:
         chosen = spread(steps, computed or max(1, steps * 12 // 50))
-        lab.trajectory(steps, chosen)
+        steps_bench.trajectory(lab, steps, chosen)
         for pattern, each in patterns:
-            lab.trajectory(steps, chosen, pattern, each)
+            steps_bench.trajectory(lab, steps, chosen, pattern, each)
     if not screen.json(rows.data()) and not screen.names(row["key"] for row in rows.rows if row["ok"]):
         screen.table([_cells(row) for row in rows.rows], title=f"{name}, {size[0]}x{size[1]}, {size[2]} frames")
     if not any(row["ok"] for row in rows.rows):

@@ -21,35 +21,28 @@ and, where it is sparse,
     watched_layer_ms      one block in that pass: beside layer_ms, what the watches cost
     kernel_ms, kernel_alone_ms       attention in the layer, and the same call of it alone
     kernels               which ran
-A cache row has full_ms, skipped_ms (by branch), skipped_share (of a full call) and cache_bytes; a trajectory row has
-steps, computed_steps, seconds, dense_seconds (steps x calls x the dense call) and speedup.
+`steps_bench.py` adds cache rows, with full_ms, skipped_ms (by branch), skipped_share (of a full call) and cache_bytes,
+and trajectory rows, with steps, computed_steps, seconds, dense_seconds (steps x calls x the dense call) and speedup.
 """
 
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from statistics import mean, median
+from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import torch
 
-from ..api import DEFAULT_SCHEDULE
-from ..caching import CachePolicy, Replay
 from ..errors import UsageError, VidaccelError
 from ..patterns import Pattern
 from ..pipelines.zoo import RealModel, build, parameters
-from ..trace import CallRecord
 from . import pieces, timing
 from .estimate import kept_pairs
 from .rivals import Context, rivals
 from .rows import Rows
 from .sides import Planned, Shape, Side, shapes, twin
-
-_NEVER = 1e30
-_CACHED_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -119,6 +112,14 @@ class ModelBench:
         job: what to measure.
         rows: where to; what is there already is not measured again.
         say: told of every row.
+
+    Attributes:
+        job: what is measured.
+        rows: what was measured.
+        grid: video tokens.
+        device: where.
+        depths: how many blocks each list has, by name: `shapes`, and "whole" where the job is.
+        inputs: of calls, by whether padded text is trimmed.
     """
 
     def __init__(self, job: Job, rows: Rows, say: Callable[[dict[str, Any]], None] = lambda row: None) -> None:
@@ -126,21 +127,21 @@ class ModelBench:
         self.rows = rows
         self.grid = job.model.grid(*job.size)
         self._say = say
-        self._device = torch.device(job.device)
-        self._depths = shapes(job.model, job.layers)
+        self.device = torch.device(job.device)
+        self.depths = shapes(job.model, job.layers)
         if job.whole:
-            self._depths["whole"] = dict(job.model.layers)
+            self.depths["whole"] = dict(job.model.layers)
         self._rivals = self._dense_rivals()
-        deepest = {name: max(shape[name] for shape in self._depths.values()) for name in job.model.layers}
+        deepest = {name: max(shape[name] for shape in self.depths.values()) for name in job.model.layers}
         self._full = build(job.model.with_layers(deepest), job.device, job.dtype)
-        self._inputs = {
+        self.inputs = {
             trimmed: job.model.inputs(self.grid, job.device, job.dtype, trimmed=trimmed)
             for trimmed in ((False, True) if job.model.padded else (False,))
         }
         self._weights = parameters(job.model) * job.dtype.itemsize / 2**30
 
-    def run(self, patterns: Sequence[tuple[Pattern, float | None]], cache: CachePolicy | None = None) -> None:
-        """Measure the dense backends, then every pattern beside the fastest, then the cache."""
+    def run(self, patterns: Sequence[tuple[Pattern, float | None]]) -> None:
+        """Measure the dense backends, then every pattern beside the fastest."""
         kinds = (False, True) if self.job.compiled else (False,)
         if self.job.compiled:
             # Each list of blocks and each pattern is a graph of its own.
@@ -150,8 +151,6 @@ class ModelBench:
         for pattern, density in patterns:
             for compiled in kinds:
                 self.sparse(pattern, density, compiled)
-        if cache is not None:
-            self.cache(cache)
 
     def dense(self, compiled: bool) -> None:
         """One row for each dense backend; compiled, for the fastest of them that compiles."""
@@ -177,7 +176,7 @@ class ModelBench:
         """One row: a pattern beside the fastest dense backend."""
 
         def measure() -> dict[str, Any]:
-            best, planned = self._best(compiled)["variant"], Planned(pattern)
+            best, planned = self.best(compiled)["variant"], Planned(pattern)
             side = self._sides(best, compiled=compiled, attention=planned, density=density)
             dense = self._sides(best, compiled=compiled)
             found = self._first(side)
@@ -194,75 +193,9 @@ class ModelBench:
             return found | self._bound(mine, other, found["visited_pairs"]) | ({} if compiled else self._split(side))
 
         variant = pattern.name if density is None else f"{pattern.name} {density:g}"
-        self._measure("sparse", variant, compiled, measure)
+        self.measure("sparse", variant, compiled, measure)
 
-    def cache(self, policy: CachePolicy) -> None:
-        """One row: what a forecast step costs. Thresholds are lifted, so that every step after the warm-up is one."""
-
-        def measure() -> dict[str, Any]:
-            lifted: dict[str, Any] = {f.name: _NEVER for f in fields(policy) if f.name in ("threshold", "max_error")}
-            if isinstance(policy, Replay):
-                lifted = {"computed": tuple(range(6)), "total": None}
-            best = self._best(False)
-            # What a forecast costs does not depend on how many layers it leaves out.
-            deepest = next(reversed([depth for depth in self._depths if depth != "whole"]))
-            side = self._side(best["variant"], deepest, cache=replace(policy, **lifted), steps=_CACHED_STEPS)
-            self._video(side, _CACHED_STEPS)
-            calls = side.run.trace.calls if side.run else []
-            branches = dict.fromkeys(call.branch or "" for call in calls if call.forecast)
-            # The first forecast of a branch compiles its kernel.
-            skipped = {
-                name: _median([call for call in calls if call.forecast and call.branch == name][1:])
-                for name in branches
-            }
-            if not skipped or None in skipped.values():
-                return {"ok": False, "reason": f"of {_CACHED_STEPS} steps none was forecast, thresholds lifted"}
-            return {
-                "full_ms": best["call_ms"],
-                "skipped_ms": skipped,
-                "skipped_share": mean(ms for ms in skipped.values() if ms is not None) / best["call_ms"],
-                "cache_bytes": max(call.cache_bytes or 0 for call in calls),
-            }
-
-        self._measure("cache", policy.name, False, measure)
-
-    def trajectory(
-        self, steps: int, computed: Sequence[int], pattern: Pattern | None = None, density: float | None = None
-    ) -> None:
-        """One row: all steps of a video at full depth, some of them forecast. The job is a `whole` one.
-
-        Args:
-            steps: denoising steps.
-            computed: those that are computed; `spread` makes such lists.
-            pattern: also sparse, by the default schedule.
-            density: of the pattern.
-        """
-
-        def measure() -> dict[str, Any]:
-            best, policy = self._best(False), Replay(computed=tuple(computed), total=steps)
-            attention = None if pattern is None else Planned(pattern)
-            how: dict[str, Any] = {"attention": attention, "density": density, "cache": policy, "steps": steps}
-            side = self._side(best["variant"], "whole", schedule=DEFAULT_SCHEDULE, **how)
-            # Planning, compiling and checks come first and are not counted: one call of each kind.
-            for value in (1000.0, 500.0, 1.0):
-                side(timestep=self._timestep(value))
-            timing.synchronize(self._device)
-            start = time.perf_counter()
-            self._video(side, steps)
-            seconds = time.perf_counter() - start
-            dense = steps * len(self.job.model.contexts) * (best["whole_ms"] or best["call_ms"]) / 1e3
-            return {
-                "steps": steps,
-                "computed_steps": len(computed),
-                "seconds": seconds,
-                "dense_seconds": dense,
-                "speedup": dense / seconds,
-            }
-
-        how = "" if pattern is None else f", {pattern.name} {density:g}" if density else f", {pattern.name}"
-        self._measure("trajectory", f"{len(computed)} of {steps} steps{how}", False, measure)
-
-    def _measure(self, kind: str, variant: str, compiled: bool, measure: Callable[[], dict[str, Any]]) -> None:
+    def measure(self, kind: str, variant: str, compiled: bool, measure: Callable[[], dict[str, Any]]) -> None:
         """Add the row that `measure` makes, or one with the reason why there is none."""
         if self.rows.find(self._key(kind, variant, compiled)) is not None:
             return
@@ -276,44 +209,35 @@ class ModelBench:
         gc.collect()
         self._add(kind, variant, compiled, found)
 
-    def _video(self, side: Side, steps: int) -> None:
-        """All calls of a video."""
-        for step in range(steps):
-            for name in self.job.model.contexts:
-                side(name, timestep=self._timestep(1000.0 * (1 - step / steps)))
-        timing.synchronize(self._device)
-
-    def _timestep(self, value: float) -> torch.Tensor:
-        return torch.full_like(self._inputs[False]["timestep"], value)
-
     def _dense_rivals(self) -> dict[str, tuple[Context, bool]]:
         """Contexts by name, and whether the caller trims padded text."""
         model = self.job.model
-        found = {n: (c, False) for n, c in rivals(self._device, self.grid.tokens, model.padded).items()}
+        found = {n: (c, False) for n, c in rivals(self.device, self.grid.tokens, model.padded).items()}
         if model.padded:
-            trimmed = rivals(self._device, self.grid.tokens, False)
+            trimmed = rivals(self.device, self.grid.tokens, False)
             found |= {f"{name} (text trimmed)": (context, True) for name, context in trimmed.items()}
         asked = self.job.dense or tuple(found)
         if unknown := [name for name in asked if name not in found]:
             raise UsageError(f"dense backend {unknown[0]!r} is not here; here are {', '.join(found)}")
         return {name: found[name] for name in asked}
 
-    def _side(self, rival: str, depth: str, **how: Any) -> Side:
+    def side(self, rival: str, depth: str, **how: Any) -> Side:
+        """The model at one depth on one dense backend; `how` as `Side` takes it."""
         context, trimmed = self._rivals[rival]
         # Accelerated, a model gets what its pipeline passes: the text's padding is ours to deal with.
         accelerated = how.get("attention") is not None or how.get("cache") is not None
-        inputs = self._inputs[trimmed and not accelerated]
-        return Side(twin(self._full, self._depths[depth]), self.job.model, inputs, context, **how)
+        inputs = self.inputs[trimmed and not accelerated]
+        return Side(twin(self._full, self.depths[depth]), self.job.model, inputs, context, **how)
 
     def _sides(self, rival: str, **how: Any) -> dict[str, Side]:
-        return {depth: self._side(rival, depth, **how) for depth in self._depths}
+        return {depth: self.side(rival, depth, **how) for depth in self.depths}
 
     def _first(self, sides: dict[str, Side]) -> dict[str, Any]:
         """First calls at every depth: whether they work, how long the first of all took, most memory of the last."""
         seconds, held, found = 0.0, 0.0, timing.First(0.0, None, None)
         for side in sides.values():
-            held = torch.cuda.memory_allocated() / 2**30 if self._device.type == "cuda" else 0.0
-            found = timing.first(side, self._device)
+            held = torch.cuda.memory_allocated() / 2**30 if self.device.type == "cuda" else 0.0
+            found = timing.first(side, self.device)
             seconds += found.seconds
             if found.reason is not None:
                 break
@@ -327,9 +251,9 @@ class ModelBench:
 
     def _times(self, sides: Mapping[str, dict[str, Side]]) -> dict[str, Times]:
         calls = {f"{name}\n{depth}": side for name, found in sides.items() for depth, side in found.items()}
-        taken = timing.interleaved(calls, self.job.repeats, self._device)
+        taken = timing.interleaved(calls, self.job.repeats, self.device)
         return {
-            name: Times(self.job.model, self._depths, {depth: taken[f"{name}\n{depth}"] for depth in found})
+            name: Times(self.job.model, self.depths, {depth: taken[f"{name}\n{depth}"] for depth in found})
             for name, found in sides.items()
         }
 
@@ -347,7 +271,7 @@ class ModelBench:
                 kernel = found.kernel
                 with torch.no_grad(), side.context():
                     kernel()
-                    alone = timing.interleaved({"kernel": kernel}, self.job.repeats, self._device)["kernel"]
+                    alone = timing.interleaved({"kernel": kernel}, self.job.repeats, self.device)["kernel"]
         first = next(iter(split.values()))
         return {
             "split": split,
@@ -369,7 +293,7 @@ class ModelBench:
 
     def _bound(self, sparse: float, dense: float, visited: float) -> dict[str, Any]:
         """The dense call with its attention scaled by the visited pairs, and how near to it the sparse call comes."""
-        eager = self._best(False)
+        eager = self.best(False)
         attention = sum(
             count * (eager["split"][name]["attention"] or eager["kernel_alone_ms"] or 0.0)
             for name, count in self.job.model.layers.items()
@@ -387,7 +311,8 @@ class ModelBench:
         found = [self.rows.find(self._key("dense", name, compiled)) for name in self._rivals]
         return sorted((row for row in found if row is not None and row["ok"]), key=lambda row: float(row["call_ms"]))
 
-    def _best(self, compiled: bool) -> dict[str, Any]:
+    def best(self, compiled: bool) -> dict[str, Any]:
+        """The row of the fastest dense backend."""
         return self._dense_rows(compiled)[0]
 
     def _key(self, kind: str, variant: str, compiled: bool) -> str:
@@ -410,12 +335,7 @@ class ModelBench:
             "variant": variant,
             "compiled": compiled,
             **found,
-            "clock_mhz": timing.clock_mhz() if self._device.type == "cuda" else None,
+            "clock_mhz": timing.clock_mhz() if self.device.type == "cuda" else None,
         }
         self.rows.add(row)
         self._say(row)
-
-
-def _median(calls: Sequence[CallRecord]) -> float | None:
-    taken = [call.watch.ms for call in calls if call.watch is not None and call.watch.ms is not None]
-    return median(taken) if taken else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import NamedTuple
 
@@ -93,8 +93,3 @@ def clock_mhz() -> int | None:
         return int(done.stdout.split()[0])
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
         return None
-
-
-def total(times: Sequence[float | None]) -> float | None:
-    """Their sum; None where one is missing."""
-    return None if any(x is None for x in times) else sum(x for x in times if x is not None)

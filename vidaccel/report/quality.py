@@ -138,17 +138,5 @@ def measure(video: Any, against: Any) -> dict[str, Any]:
     return found
 
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of paired results over videos, and where it lies by bootstrap (2000 draws, the same in every run).
-
-    Returns:
-        Mean, lower and upper end.
-    """
-    given = np.asarray(values, np.float64)
-    draws = np.random.default_rng(0).integers(0, len(given), (2000, len(given)))
-    ends = np.quantile(given[draws].mean(1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(given.mean()), float(ends[0]), float(ends[1])
-
-
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from vidaccel.caching import CGTaylor
 from vidaccel.errors import BackendError, UsageError
 from vidaccel.kernels import bench
-from vidaccel.lab import pieces
+from vidaccel.lab import pieces, steps_bench
 from vidaccel.lab.estimate import spread
 from vidaccel.lab.model_bench import Job, ModelBench
 from vidaccel.lab.rivals import FlashAttention3
@@ -20,7 +21,6 @@ from vidaccel.lab.rows import Rows
 from vidaccel.lab.sides import Side, shapes, twin
 from vidaccel.patterns import Radial, TopK
 from vidaccel.pipelines.zoo import RealModel, build
-from vidaccel.recipe import policy_from
 
 RADIAL = Radial(block=16)
 
@@ -40,7 +40,8 @@ def by_kind(rows: Rows) -> dict[str, dict[str, Any]]:
 def test_every_model_has_figures_that_add_up(any_model: RealModel, job: Any) -> None:
     rows = Rows({"commit": "abc"})
     lab = ModelBench(job(any_model, whole=True), rows)
-    lab.run([(RADIAL, 0.4)], policy_from("cg-taylor"))
+    lab.run([(RADIAL, 0.4)])
+    steps_bench.cache(lab, CGTaylor())
     assert [row["reason"] for row in rows.rows] == [None] * len(rows.rows)
     dense, sparse, cached = (by_kind(rows)[kind] for kind in ("dense", "sparse", "cache"))
     layers = any_model.layers
@@ -126,8 +127,8 @@ def test_a_trajectory_computes_what_it_should(wan_model: RealModel, job: Any) ->
     rows = Rows({})
     lab = ModelBench(job(wan_model, whole=True), rows)
     lab.run([])
-    lab.trajectory(10, spread(10, 7))
-    lab.trajectory(10, spread(10, 7), RADIAL, 0.4)
+    steps_bench.trajectory(lab, 10, spread(10, 7))
+    steps_bench.trajectory(lab, 10, spread(10, 7), RADIAL, 0.4)
     alone, sparse = rows.rows[1:]
     assert alone["ok"], alone["reason"]
     assert sparse["ok"], sparse["reason"]
