@@ -6,7 +6,7 @@ Nothing of the model is copied or subclassed. Its attention processors are excha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from ..frontdoor import FrontDoor
 from ..grid import TokenLayout
 from ..reuse import LayerMemory, Methods, Turn, remembered
 from ..reuse.cross import PromptChoice
+from ..reuse.linear_state import LinearState
 from ..reuse.plan import ChunkPlanner, PlannedChunk
 from ..reuse.tempcache import MergedKeys
 from ..streaming import CacheShape, KVCache, Rollout, VideoRope
@@ -119,11 +120,11 @@ class ModelMoment(NamedTuple):
 
     Attributes:
         caches: of each branch.
-        merged: of each branch and layer.
+        evicted: what stands for evicted frames, of each branch and layer.
     """
 
     caches: dict[str, Snapshot]
-    merged: dict[str, list[tuple[torch.Tensor, ...]]]
+    evicted: dict[str, list[Any]]
 
 
 class CausalTransformer:
@@ -214,7 +215,7 @@ class CausalTransformer:
         self.prompts = {branch: [PromptMemory() for _ in self._blocks] for branch in branches}
         self.turns = {branch: Turn(torch.zeros(2, device=self.device)) for branch in branches}
         self.memories: dict[str, list[LayerMemory]] = {}
-        self._merged: dict[str, list[MergedKeys]] = {}
+        self._evicted: dict[str, list[Any]] = {}
         cross = self.methods.cross
         self._choice = None if cross is None else PromptChoice.of(cross, config.attention_head_dim, self.device)
         self._processors: list[tuple[CausalAttnProcessor, PromptAttnProcessor]] = []
@@ -239,7 +240,7 @@ class CausalTransformer:
     def begin(self, frames: int) -> None:
         """Open a chunk: make room for it, set its positions, plan what it attends to."""
         for branch, cache in self.caches.items():
-            cache.begin(frames, partial(self._absorb, branch) if self._planner.extra else None)
+            cache.begin(frames, partial(self._absorb, branch) if branch in self._evicted else None)
             if self.rollout.moves_sink:
                 cache.move_sink(self.rope.moved)
         rotary = self.rope.rotary(self.start, frames, *self.grid, device=self.device)
@@ -249,7 +250,9 @@ class CausalTransformer:
                 kept.copy_(new)
         else:
             self._rotary = rotary
-        self.chunk = self._planner.plan(self.start, frames, next(iter(self.caches.values())).frames)
+        planned = self._planner.plan(self.start, frames, next(iter(self.caches.values())).frames)
+        cos, sin = (planned.plan.layout.to_kernel(table) for table in self._rotary)
+        self.chunk = planned._replace(plan=planned.plan._replace(rotary=(cos, sin)))
         self._processors = [
             (CausalAttnProcessor(self.chunk.plan.layout), PromptAttnProcessor(block.attn2.processor, self._choice))
             for block in self._blocks
@@ -259,6 +262,8 @@ class CausalTransformer:
                 self.memories[branch] = self._remember(branch, cache)
             self.turns[branch].calls = 0
             for memory, block in zip(self.memories[branch], self._blocks, strict=True):
+                if memory.linear is not None:
+                    memory.linear.advance(self.start)
                 memory.dense = partial(dense, stock=block.attn1.processor)
                 memory.open(self.chunk.plan)
 
@@ -306,15 +311,15 @@ class CausalTransformer:
         """A copy of the memory, to come back to; taken between chunks."""
         return ModelMoment(
             {branch: cache.snapshot() for branch, cache in self.caches.items()},
-            {branch: [keys.snapshot() for keys in merged] for branch, merged in self._merged.items()},
+            {branch: [each.snapshot() for each in evicted] for branch, evicted in self._evicted.items()},
         )
 
     def restore(self, moment: ModelMoment) -> None:
         """Go back to a snapshot."""
         for branch, cache in self.caches.items():
             cache.restore(moment.caches[branch])
-            for keys, kept in zip(self._merged.get(branch, ()), moment.merged.get(branch, ()), strict=True):
-                keys.restore(kept)
+            for each, kept in zip(self._evicted.get(branch, ()), moment.evicted.get(branch, ()), strict=True):
+                each.restore(kept)
 
     @contextmanager
     def attached(self, branch: str = "cond") -> Iterator[None]:
@@ -334,20 +339,40 @@ class CausalTransformer:
                 block.attn2.set_processor(processors[1])
 
     def _absorb(self, branch: str, layer: int, frames: list[int], keys: torch.Tensor, values: torch.Tensor) -> None:
+        evicted = self._evicted[branch][layer]
         for place, frame in enumerate(frames):
-            self._merged[branch][layer].absorb(frame, keys[:, place], values[:, place])
+            k, v = keys[:, place], values[:, place]
+            if isinstance(evicted, MergedKeys):
+                evicted.absorb(frame, k, v)
+                continue
+            if self._planner.token_slots is not None:
+                k, v = (x.index_select(1, self._planner.token_slots) for x in (k, v))
+            rotary = self.rope.rotary(frame, 1, *self.grid, device=self.device)
+            evicted.absorb(k, self.rope.unrotated(k, rotary), v)
 
     def _remember(self, branch: str, cache: KVCache) -> list[LayerMemory]:
-        merge = self._planner.merge
+        merge, hybrid = self._planner.merge, self.methods.hybrid
         merged: list[MergedKeys | None] = [None] * len(cache.layers)
+        linear: list[LinearState | None] = [None] * len(cache.layers)
         if merge is not None:
             tokens, slots = self.grid[0] * self.grid[1], self._planner.token_slots
-            self._merged[branch] = [MergedKeys(layer, merge, self.rope, tokens, slots) for layer in cache.layers]
-            merged = list(self._merged[branch])
+            made = [MergedKeys(layer, merge, self.rope, tokens, slots) for layer in cache.layers]
+            self._evicted[branch], merged = made, list(made)
+        elif hybrid is not None and hybrid.linear is not None:
+            states = [LinearState(*self._projection(hybrid.linear, layer), self.rope) for layer in range(len(linear))]
+            self._evicted[branch], linear = states, list(states)
         return [
-            LayerMemory(number, layer, self.methods, self.turns[branch], _unset, keys)
-            for number, (layer, keys) in enumerate(zip(cache.layers, merged, strict=True))
+            LayerMemory(number, layer, self.methods, self.turns[branch], _unset, keys, state)
+            for number, (layer, keys, state) in enumerate(zip(cache.layers, merged, linear, strict=True))
         ]
+
+    def _projection(self, linear: Mapping[str, torch.Tensor], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        d = self.transformer.config.attention_head_dim
+        found = [linear.get(f"{layer}.{part}") for part in ("weight", "bias")]
+        if [None if x is None else tuple(x.shape) for x in found] != [(d, d), (d,)]:
+            raise UsageError(f"hybrid memory was given no projection of {d} x {d} with its bias for layer {layer}")
+        weight, bias = (x.to(self.device) for x in found if x is not None)
+        return weight, bias
 
 
 def _unset(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

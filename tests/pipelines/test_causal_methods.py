@@ -104,6 +104,20 @@ def test_hybrid_memory_keeps_the_window_and_remembers_what_left_it(transformer: 
     assert error(found, whole) < 0.2 * error(windowed, whole)
 
 
+def test_hybrid_memory_with_weights_adds_its_state_to_the_window(transformer: Any, dense: list[torch.Tensor]) -> None:
+    generator = torch.Generator().manual_seed(4)
+    nothing = {f"{n}.weight": torch.zeros(24, 24) for n in range(2)} | {f"{n}.bias": torch.zeros(24) for n in range(2)}
+    assert worst(run(build(transformer, HybridMemory(linear=nothing))), dense) < 2e-5
+    trained = nothing | {f"{n}.weight": 0.1 * torch.randn(24, 24, generator=generator) for n in range(2)}
+    found = run(build(transformer, HybridMemory(linear=trained), LIGHT, FlashBlock()))
+    plain = run(build(transformer, LIGHT, FlashBlock()))
+    # The window of 8 frames first loses frames when the fifth chunk begins.
+    assert worst(found[:16], plain[:16]) < 2e-5
+    assert worst(found[16:], plain[16:]) > 1e-4
+    with pytest.raises(UsageError, match="layer 1"):
+        run(build(transformer, HybridMemory(linear={"0.weight": torch.zeros(24, 24), "0.bias": torch.zeros(24)})))
+
+
 def test_frozen_queries_reuse_exactly(transformer: Any) -> None:
     """Every step of a chunk is given the same latents; only the timestep changes queries, and it is held too."""
     model, plain = build(transformer, FlashBlock(threshold=1e-2)), build(transformer)

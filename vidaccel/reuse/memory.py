@@ -19,7 +19,9 @@ from ..grid import TokenLayout
 from ..kernels.attention import attention
 from ..kernels.merge import merge
 from ..streaming.kvcache import LayerCache
+from ..streaming.rope import VideoRope
 from .flashblock import Calibration, predicted_error
+from .linear_state import LinearState
 from .methods import CausalAnn, CausalLightForcing, Methods
 from .selection import FrameRule, HashPlanes, block_means, only_heads, rectangle, row_layout
 from .tempcache import MergedKeys
@@ -55,6 +57,7 @@ class ChunkPlan(NamedTuple):
         tokens: (tokens,) int64, the filled slots of everything seen; None where there are no holes.
         rule: Light Forcing's choice; None where this chunk is dense.
         ann_kept: blocks of history in a row, for nearest neighbours; None where this chunk is dense.
+        rotary: cosines and sines of the own tokens, in the layout's order.
     """
 
     layout: TokenLayout
@@ -62,6 +65,7 @@ class ChunkPlan(NamedTuple):
     tokens: torch.Tensor | None = None
     rule: FrameRule | None = None
     ann_kept: int | None = None
+    rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 _numbers = itertools.count()
@@ -78,6 +82,7 @@ class LayerMemory:
         turn: where the stream is.
         dense: dense attention.
         merged: keys that stand for evicted frames.
+        linear: a state that stands for them.
 
     Attributes:
         ticket: int64 scalar in host memory, under which `remembered` finds it.
@@ -91,6 +96,7 @@ class LayerMemory:
         turn: Turn,
         dense: Dense,
         merged: MergedKeys | None = None,
+        linear: LinearState | None = None,
     ) -> None:
         self.number = number
         self.cache = cache
@@ -98,6 +104,7 @@ class LayerMemory:
         self.turn = turn
         self.dense = dense
         self.merged = merged
+        self.linear = linear
         self.plan: ChunkPlan | None = None
         number_of_all = next(_numbers)
         _live[number_of_all] = self
@@ -126,6 +133,15 @@ class LayerMemory:
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attention of the own chunk's q, k, v (b, own slots, h, d) in the plan's order."""
+        out = self._window(query, key, value)
+        if self.linear is None or not self.linear.tokens:
+            return out
+        assert self.plan is not None
+        assert self.plan.rotary is not None
+        return out + self.linear.attend(query, VideoRope.unrotated(query, self.plan.rotary))
+
+    def _window(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention to the cache and the own chunk."""
         assert self.plan is not None
         keys, values = self.cache.write(key, value)
         own = key.shape[1]

@@ -6,9 +6,11 @@ nearest neighbours), and what of the result is used again (FlashBlock). Each wor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from ..errors import UsageError
 from .flashblock import FlashBlock
@@ -48,14 +50,17 @@ class HybridMemory:
 
     Attributes:
         frames: room of the substitute, in frames' worth of tokens.
+        linear: trained projections, "<layer>.weight" (d, d) and "<layer>.bias" (d,), as `convert.load_checkpoint` gives
+            them; None takes the substitute.
     """
 
     frames: int = 1
+    linear: Mapping[str, torch.Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
-    def substitute(self) -> TempCache:
-        """What stands in without trained weights."""
-        return TempCache(frames=self.frames, recent=None)
+    def substitute(self) -> TempCache | None:
+        """What stands in without trained weights; None with them."""
+        return TempCache(frames=self.frames, recent=None) if self.linear is None else None
 
 
 @dataclass(frozen=True)
@@ -169,10 +174,6 @@ class Methods:
     def block(self) -> int | None:
         """Slots of a block where blocks of history are chosen in frames; None where tokens keep their order."""
         return self.select.block if isinstance(self.select, CausalLightForcing) else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for reports."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def _check(ok: bool, what: str) -> None:

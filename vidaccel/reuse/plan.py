@@ -64,12 +64,12 @@ class ChunkPlanner:
         self.merge = methods.hybrid.substitute if methods.hybrid is not None else methods.merge
         self.extra = 0 if self.merge is None else self.merge.frames * self.slots
         self.window = rollout.window
-        if self.merge is not None:
-            if self.merge.recent is None and rollout.window is None:
-                raise UsageError("merged keys of evicted frames were asked for, but without a window none is evicted")
-            if self.merge.recent is not None:
-                wanted = rollout.sink + self.merge.recent + rollout.chunk
-                self.window = wanted if rollout.window is None else min(wanted, rollout.window)
+        keeps_window = methods.hybrid is not None or (self.merge is not None and self.merge.recent is None)
+        if keeps_window and rollout.window is None:
+            raise UsageError("a memory of evicted frames was asked for, but without a window none is evicted")
+        if self.merge is not None and self.merge.recent is not None:
+            wanted = rollout.sink + self.merge.recent + rollout.chunk
+            self.window = wanted if rollout.window is None else min(wanted, rollout.window)
 
     def layout(self, frames: int) -> TokenLayout:
         """Order of the tokens of some frames."""

@@ -43,6 +43,14 @@ class VideoRope:
         first, second = (table.to(device) for table in tables)
         return first, second
 
+    @staticmethod
+    def unrotated(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Rotated queries or keys (b, l, h, d) as they were before `rotary` turned them."""
+        cos, sin = rotary
+        high = torch.promote_types(x.dtype, torch.float32)
+        swapped = torch.stack([x[..., 1::2], -x[..., 0::2]], -1).flatten(-2)
+        return (x.to(high) * cos + swapped.to(high) * sin).to(x.dtype)
+
     def moved(self, k: torch.Tensor, by: int) -> torch.Tensor:
         """Rotated keys (..., d) as if they stood `by` frames later."""
         channels = self.channels[0]
