@@ -277,6 +277,7 @@ def estimate_bytes(
         expert: "high" or "low" for one of two experts, which are never remembered together.
     """
     door, grid = FrontDoor.of(transformer), VideoGrid(*grid)
-    kind = dtype or next(transformer.parameters()).dtype
+    # Its own `dtype` passes over what a model keeps in fp32, such as Wan's norms and tables.
+    kind = dtype or door.transformer.dtype
     parts = policy.parts(door.family.stack(door.transformer).model, trait_of(grid, expert))
     return parts.estimate(sizes_of(door, grid, batch, kind), branches)

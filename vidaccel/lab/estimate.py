@@ -184,8 +184,7 @@ def estimate(
         }
     per_step = [parts.call - share * (parts.call - found["sparse_ms"]) if attention else parts.call for share in shares]
     if cache is not None:
-        transformer, kind = build(model, "meta", torch.bfloat16), torch.bfloat16
-        kept = estimate_bytes(cache, transformer, grid, batch=model.batch, branches=calls, dtype=kind)
+        kept = estimate_bytes(cache, build(model, "meta", torch.bfloat16), grid, batch=model.batch, branches=calls)
         found |= {"cache": cache.name, "cache_gib": kept / GIB, "computed_steps": computed}
     found["peak_gib"] = weights + held + found.get("cache_gib", 0.0) + (0.0 if attention else found["mask_gib"])
     found["fits"] = found["peak_gib"] < rates.gib
