@@ -209,7 +209,7 @@ def _policy(pipe: Any, cache: Any) -> CachePolicy | None:
     transformer = getattr(pipe, "transformer", None)
     if isinstance(transformer, nn.Module):
         module: Any = unwrap(transformer)
-        cache = calibrated(cache, type(module).__name__, module.config)
+        cache = calibrated(cache, type(module).__name__, getattr(module, "config", {}))
     return policy_from(cache)
 
 
