@@ -44,14 +44,14 @@ def latents(pipe: CausalWanPipeline, **changes: Any) -> torch.Tensor:
 def test_a_video_of_every_kind_of_output(pipe: CausalWanPipeline) -> None:
     expected = latents(pipe)
     assert expected.shape == (1, 16, 7, 4, 6)
-    pixels = pipe(**settings(output_type="np")).frames
-    assert pixels.shape == (1, 25, 32, 48, 3)
     assert torch.equal(latents(pipe), expected), "the same seed made another video"
-    as_torch = pipe(**settings(output_type="pt"), return_dict=False)[0]
-    assert as_torch.shape == (1, 25, 3, 32, 48)
+    pixels = pipe(**settings(num_frames=9, output_type="np")).frames
+    assert pixels.shape == (1, 9, 32, 48, 3)
+    as_torch = pipe(**settings(num_frames=9, output_type="pt"), return_dict=False)[0]
+    assert as_torch.shape == (1, 9, 3, 32, 48)
     np.testing.assert_array_equal(as_torch.permute(0, 1, 3, 4, 2).numpy(), pixels)
-    pictures = pipe(**settings(output_type="pil")).frames
-    assert len(pictures[0]) == 25
+    pictures = pipe(**settings(num_frames=9, output_type="pil")).frames
+    assert len(pictures[0]) == 9
     assert pictures[0][0].size == (48, 32)
 
 
@@ -181,12 +181,12 @@ def test_a_prompt_changes_late_in_a_stream_with_first_frames(pipe: CausalWanPipe
 
 def test_going_back_makes_the_same_again_and_another_prompt_another(pipe: CausalWanPipeline) -> None:
     stream = pipe.stream(**settings(num_frames=None, output_type="np"))
-    for _ in range(4):
+    for _ in range(3):
         next(stream)
     moment = stream.snapshot()
-    first = [next(stream).frames for _ in range(3)]
+    first = [next(stream).frames for _ in range(2)]
     stream.restore(moment)
-    np.testing.assert_array_equal([next(stream).frames for _ in range(3)], first)
+    np.testing.assert_array_equal([next(stream).frames for _ in range(2)], first)
     stream.restore(moment)
     stream.switch_prompt("a dog")
     assert np.abs(next(stream).frames - first[0]).max() > 1e-4
