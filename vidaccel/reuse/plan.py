@@ -57,6 +57,7 @@ class ChunkPlanner:
         self.rollout = rollout
         self.grid = grid
         self._device = device
+        self._layouts: dict[int, TokenLayout] = {}
         block = methods.block
         self._frame = None if block is None else frame_layout(1, *grid, block)
         self.slots = grid[0] * grid[1] if self._frame is None else self._frame.slots
@@ -72,10 +73,12 @@ class ChunkPlanner:
             self.window = wanted if rollout.window is None else min(wanted, rollout.window)
 
     def layout(self, frames: int) -> TokenLayout:
-        """Order of the tokens of some frames."""
-        if self.methods.block is None:
-            return TokenLayout.of(VideoGrid(frames, *self.grid)).to(self._device)
-        return frame_layout(frames, *self.grid, self.methods.block).to(self._device)
+        """Order of the tokens of some frames; the same object for every chunk of so many."""
+        if frames not in self._layouts:
+            block, grid = self.methods.block, VideoGrid(frames, *self.grid)
+            made = TokenLayout.of(grid) if block is None else frame_layout(*grid, block)
+            self._layouts[frames] = made.to(self._device)
+        return self._layouts[frames]
 
     def plan(self, start: int, own: int, history: list[int]) -> PlannedChunk:
         """Plan a chunk of `own` frames from frame `start` on; `history` numbers the frames in the cache, by place."""
