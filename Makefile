@@ -21,8 +21,9 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/vidaccel demo --output out/demo
 
+# One process a core, each with one thread: most tests are too small for more.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -114,7 +114,7 @@ def _source(
 ) -> Any:
     """What Triton compiles: the kernel, and the types that a real call gives its arguments."""
     types = dict.fromkeys(("Q", "K", "V", "OUT"), f"*{NAMES[dtype]}") | {"LSE": "*fp32", "KEY_BIAS": "*fp32"}
-    types |= dict.fromkeys(("TICKET", "PTR", "IDX", "N_FULL", "COUNT", "Q_LEN", "K_LEN", "LO", "HI", "POS"), "*i32")
+    types |= dict.fromkeys(("TICKET", "PTR", "IDX", "N_FULL", "COUNTS", "Q_LEN", "K_LEN", "LO", "HI", "POS"), "*i32")
     types |= {"scale": "fp32"} | (maps or {}) | dict.fromkeys(constants, "constexpr")
     names = kernel.arg_names
     signature = {name: types.get(name, "i32") for name in names}

@@ -24,10 +24,14 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = {
     "cpu": ".cpu",
+    "fa3": ".fa3",
+    "fa4": ".fa4",
+    "flashinfer": ".flashinfer",
     "flex": ".flex",
     "gluon": ".gluon",
     "portable": ".portable",
     "reference": ".reference",
+    "tma": ".tma",
 }
 # What `auto` tries, in this order. The reference runs anything and comes last.
 PREFERRED = {"cpu": ("cpu", "reference"), "cuda": ("gluon", "portable", "reference")}

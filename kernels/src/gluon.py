@@ -1,14 +1,14 @@
 """Block-sparse flash attention for Hopper, warp-specialised, in Gluon: the fastest kernel here.
 
 Idea: one warp group fetches by TMA, two or three multiply, with 64 queries each. Scores of the next tile of keys are
-    multiplied while the values of the last one are added, and the next tile of queries is fetched before this one is done.
-    Where warp groups belong to different rows of the mask, they share one stream of keys: the union of the rows' lists, in
-    which each entry says who needs it (`joined.py`). Tiles with text in them, which keep everything, are begun first.
+    multiplied while the values of the last one are added, and the next tile of queries is fetched ahead. Where warp
+    groups belong to different rows of the mask, they share one stream of keys: the union of the rows' lists, in which
+    each entry says who needs it (`joined.py`). Tiles with text in them, which keep everything, are begun first.
 Math: that of `portable.py`. For head dim 64 a quarter of the exponentials is a polynomial.
 Cost: 4 d flops a kept pair; a tile of 128 queries reads each key it keeps once.
 Source: FlashAttention-3 (arXiv 2407.08608): warp specialisation, sections 3.1 and 3.2; FlashAttention-4's split of
     exponentials between two units.
-Limits: fp16, bf16; head dim 64, 128; blocks of 64, 128; sm_90; Triton 3.6 to 3.8, whose Gluon these few calls agree on.
+Limits: fp16, bf16; head dim 64, 128; blocks of 64, 128; sm_90; Triton 3.6 to 3.9, whose Gluon these few calls agree on.
 Reads strided tensors as they are (through 4-D tensor maps), if their strides are multiples of 16 bytes; else it copies.
 """
 
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .problem import Problem, Rows, Verdict, padded_window
+from .tensor_map import tensor_map
 
 DTYPES = (torch.float16, torch.bfloat16)
 HEAD_DIMS = (64, 128)
@@ -28,7 +29,7 @@ BLOCKS = (64, 128)
 # Queries of one warp group.
 UNIT = 64
 # Where Gluon has the calls that are used here.
-VERSIONS = ((3, 6), (3, 9))
+VERSIONS = ((3, 6), (3, 10))
 
 
 class Config(NamedTuple):
@@ -53,7 +54,7 @@ class Config(NamedTuple):
 CONFIGS = {
     (64, 64): Config(6, units=3, registers=160),
     (64, 128): Config(4),
-    (128, 64): Config(4),
+    (128, 64): Config(4, units=3, registers=160),
     (128, 128): Config(2),
 }
 
@@ -65,15 +66,15 @@ def can_run(problem: Problem) -> Verdict:
     found = triton_version()
     if found is None or not VERSIONS[0] <= found < VERSIONS[1]:
         have = "none is installed" if found is None else f"{found[0]}.{found[1]} is installed"
-        return Verdict(False, f"it needs Triton 3.6 to 3.8, {have}")
-    if (capability := torch.cuda.get_device_capability(problem.device)) != (9, 0):
-        return Verdict(False, f"it needs compute capability 9.0, this GPU has {capability[0]}.{capability[1]}")
+        return Verdict(False, f"it needs Triton 3.6 to 3.9, {have}")
     if problem.dtype not in DTYPES:
         return Verdict(False, f"it computes in float16 and bfloat16, not {problem.dtype}")
     if problem.d not in HEAD_DIMS:
         return Verdict(False, f"it has head dims {', '.join(map(str, HEAD_DIMS))}, not {problem.d}")
     if problem.block not in (0, *BLOCKS):
         return Verdict(False, f"it has blocks of {', '.join(map(str, BLOCKS))}, not {problem.block}")
+    if (capability := torch.cuda.get_device_capability(problem.device)) != (9, 0):
+        return Verdict(False, f"it needs compute capability 9.0, this GPU has {capability[0]}.{capability[1]}")
     return Verdict(True)
 
 
@@ -111,7 +112,7 @@ def run(
     chosen = chosen or CONFIGS[d, block]
     share = block // UNIT
     tile = chosen.units * UNIT
-    q_tiles = -(-lq // tile)
+    q_tiles = -(-rows.q_blocks * share // chosen.units)
     text_tiles = q_tiles - (rows.q_blocks - rows.text) * block // tile
     total = q_tiles * h * b
     window = padded_window(rows, q_tiles * tile, rows.k_blocks * block)
@@ -170,21 +171,8 @@ def _tensor_map(x: torch.Tensor, slots: int) -> Any:
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    if not _fits(x):
-        x = x.contiguous()
-    x = x.transpose(1, 2)
-    # The stride of an axis of length 1 is never used, and may be anything; 16 bytes divide this one.
-    strides = [stride if n > 1 else x.shape[-1] for n, stride in zip(x.shape, x.stride(), strict=True)]
-    box = [1, 1, slots, x.shape[-1]]
     dtype = gl.float16 if x.dtype == torch.float16 else gl.bfloat16
-    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], box, _layout(slots, x.shape[-1], dtype))
-
-
-def _fits(x: torch.Tensor) -> bool:
-    """TMA can read it: the last axis is dense, everything else a multiple of 16 bytes (8 numbers), nothing repeats."""
-    far = [stride for n, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if n > 1]
-    dense = x.stride(-1) == 1 and x.data_ptr() % 16 == 0
-    return dense and all(stride > 0 and stride % 8 == 0 for stride in far)
+    return TensorDescriptor(*tensor_map(x, slots), _layout(slots, x.shape[-1], dtype))
 
 
 @lru_cache(maxsize=16)

@@ -1,10 +1,10 @@
 """Neighbouring rows of a mask as one list, for a kernel whose warp groups share one stream of keys.
 
-Idea: few queries cannot use a key often enough to pay for fetching it; more can, if they look at the same keys. The union
-    of neighbouring rows names each block once and says which row needs it, and how.
+Idea: few queries cannot use a key often enough to pay for fetching it; more can, if they look at the same keys. The
+    union of neighbouring rows names each block once and says which row needs it, and how.
 Math: entry = block << 8 | kind of the third row << 4 | kind of the second << 2 | kind of the first; kind 0: dropped,
-    1: partial, 2: full. Rows stand next to each other in `idx`, and their union is no longer than all of them, so it takes
-    their place; where a row belongs to two tiles, every other tile takes its place in a second copy.
+    1: partial, 2: full. Rows stand next to each other in `idx`, and their union is no longer than all of them, so it
+    takes their place; where a row belongs to two tiles, every other tile takes its place in a second copy.
 Cost: one program for each tile; microseconds, against milliseconds of attention. So it is made again at every call.
 """
 
@@ -41,8 +41,8 @@ def join_rows(rows: Rows, units: int, share: int) -> tuple[torch.Tensor, torch.T
     size = triton.next_power_of_2(rows.k_blocks)
     kinds = torch.empty(count.shape[0], size, dtype=torch.int8, device=rows.ptr.device)
     _join[(tiles, rows.heads)](
-        rows.ptr, rows.idx, rows.n_full, kinds, entries, count, rows.q_blocks, spread, UNITS=units, SHARE=share, SIZE=size,
-        CHUNK=128, num_warps=4,
+        rows.ptr, rows.idx, rows.n_full, kinds, entries, count, rows.q_blocks, spread, UNITS=units, SHARE=share,
+        SIZE=size, CHUNK=128, num_warps=4,
     )  # fmt: skip
     return entries, count, spread
 

@@ -111,7 +111,9 @@ class Rows(NamedTuple):
         """Take a mask apart."""
         layout, window = mask.layout, mask.window
         lo, hi, pos = (None, None, None) if window is None else window
-        return cls(mask.ptr, mask.idx, mask.n_full, layout.q_len, mask.lengths, lo, hi, pos, layout.block, layout.text_blocks)
+        return cls(
+            mask.ptr, mask.idx, mask.n_full, layout.q_len, mask.lengths, lo, hi, pos, layout.block, layout.text_blocks
+        )
 
     @classmethod
     def dense(cls, lq: int, lk: int, block: int, device: torch.device) -> Rows:

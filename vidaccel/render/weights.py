@@ -38,9 +38,7 @@ def load_as(cls: Any, model: Model, dtype: torch.dtype, **settings: Any) -> Any:
     wan = model.vae.get("_class_name") == "AutoencoderKLWan"
     dtypes = {"vae": torch.float32 if wan else dtype, "default": dtype}
     try:
-        pipe = cls.from_pretrained(
-            str(folder), dtype=dtypes, use_safetensors=True, local_files_only=True, **settings
-        )
+        pipe = cls.from_pretrained(str(folder), dtype=dtypes, use_safetensors=True, local_files_only=True, **settings)
     except Exception as error:
         raise ModelError(f"{model.reference} could not be loaded: {one_line(error)}") from error
     if not wan:

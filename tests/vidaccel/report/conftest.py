@@ -34,12 +34,12 @@ def entry(tmp_path: Path) -> Callable[..., Entry]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A real one. Where CI has none, that is a failure."""
+    """A real one. `.ci/run` says whether there must be one; elsewhere its tests are skipped."""
     from playwright.sync_api import sync_playwright
 
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up = pytest.fail if os.environ.get("VIDACCEL_BROWSER") else pytest.skip
         give_up("no Chromium is installed; on Debian: apt-get install chromium")
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])

@@ -1,0 +1,140 @@
+"""A consumer of the Gluon kernel whose warp groups belong to different rows of the mask and share one stream of keys.
+
+Each entry of the stream says which rows keep it (see `joined.py`); a consumer lets pass what its row does not keep.
+Whole tiles that follow one another do so without a stop: scores of the next one while this one's values are added.
+"""
+
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
+
+from .gluon_parts import AHEAD, FLOOR, ROWS, SHIFT, clear, facts_of, place_of, scores, softmax, write
+
+
+@gluon.jit
+def _entry(IDX, lengths, first, word, place, n, own, lk, KEYS: gl.constexpr):
+    """An entry, whose word was loaded one entry ago.
+
+    Returns:
+        The next word (the last again beyond the end), and of this entry the block, how many tokens it holds, and how
+        the consumer keeps it: 0 not at all, 1 decided token by token, 2 whole.
+    """
+    inside = place < n
+    ahead = gl.load(IDX + first + gl.minimum(place + 1, n - 1), mask=inside, other=0)
+    block = word >> SHIFT
+    length = gl.load(lengths + block, mask=inside, other=0)
+    return ahead, block, gl.minimum(length, lk - block * KEYS), (word >> (2 * own)) & 3
+
+
+@gluon.jit
+def consumer(
+    OUT,
+    LSE,
+    shared,
+    given,
+    strides,
+    KEYS: gl.constexpr,
+    D: gl.constexpr,
+    STAGES: gl.constexpr,
+    CONSUMERS: gl.constexpr,
+    SHARE: gl.constexpr,
+    AXES: gl.constexpr,
+    BIAS: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    W: gl.constexpr,
+):
+    """Attend with 64 queries of each tile."""
+    q_s, k_s, v_s, facts_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = shared
+    IDX, Q_LEN, K_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk, k_len_stride = given
+    out_b, out_l, out_h, bias_b, bias_h = strides
+    DT: gl.constexpr = k_s.dtype
+    S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    O_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    P_L: gl.constexpr = gl.DotOperandLayout(0, O_L, 2)
+    R_L: gl.constexpr = gl.SliceLayout(1, S_L)
+    RO_L: gl.constexpr = gl.SliceLayout(1, O_L)
+    # With a bias the logits are spelled out; without one, the scale is folded into the exponent.
+    factor = 1.0 if BIAS else scale
+    # Padded lengths of the window's tables.
+    queries = q_tiles * (ROWS * CONSUMERS)
+    keys = (lk + KEYS - 1) // KEYS * KEYS
+    done = 0
+    step = 0
+    tile, first, n, _full, word, length = facts_of(facts_s, facts_ready, done)
+    while tile < total:
+        slot = done % AHEAD
+        mbarrier.arrive(facts_free.index(slot), count=1)
+        sample, head, i = place_of(tile, q_tiles, heads)
+        # The row that these queries belong to, counted from the first of this tile.
+        own = (i * CONSUMERS + W) // SHARE - i * CONSUMERS // SHARE
+        query = (i * CONSUMERS + W) * ROWS + gl.arange(0, ROWS, R_L)
+        bias = KEY_BIAS + sample.to(gl.int64) * bias_b + head.to(gl.int64) * bias_h
+        lengths = K_LEN + sample * k_len_stride
+        q = q_s.index(slot * CONSUMERS + W).reshape([ROWS, D])
+        m = gl.full([ROWS], FLOOR, gl.float32, R_L)
+        mass = gl.zeros([ROWS], gl.float32, R_L)
+        acc = gl.zeros([ROWS, D], gl.float32, O_L)
+        mbarrier.wait(q_ready.index(slot * CONSUMERS + W), done // AHEAD & 1)
+        place = 0
+        ahead, block, length, kind = _entry(IDX, lengths, first, word, 0, n, own, lk, KEYS)
+        while place < n:
+            ring = step % STAGES
+            turn = step // STAGES & 1
+            mbarrier.wait(k_ready.index(ring), turn)
+            if kind == 0:
+                mbarrier.arrive(k_free.index(ring), count=1)
+                mbarrier.wait(v_ready.index(ring), turn)
+                place += 1
+                ahead, block, length, kind = _entry(IDX, lengths, first, ahead, place, n, own, lk, KEYS)
+            else:
+                k = k_s.index(ring).reshape([KEYS, D]).permute((1, 0))
+                running = warpgroup_mma(q, k, gl.zeros([ROWS, KEYS], gl.float32, S_L), use_acc=False, is_async=True)
+                s = warpgroup_mma_wait(0, deps=(running,))
+                mbarrier.arrive(k_free.index(ring), count=1)
+                if length < KEYS:
+                    mbarrier.wait(v_ready.index(ring), turn)
+                    clear(v_s.index(ring).reshape([KEYS, D]), length, KEYS, D)
+                if BIAS or length < KEYS or kind == 1:
+                    s = scores(s, block, length, kind, query, bias, scale, queries, keys, LO, HI, POS, AXES, BIAS, KEYS)
+                p, m, mass, shrink = softmax(s, m, mass, factor, POLYNOMIAL)
+                acc = acc * gl.expand_dims(gl.convert_layout(shrink, RO_L), 1)
+                weights = gl.convert_layout(p.to(DT), P_L)
+                place += 1
+                ahead, block, length, kind = _entry(IDX, lengths, first, ahead, place, n, own, lk, KEYS)
+                while place < n and kind == 2 and length == KEYS:
+                    ring = (step + 1) % STAGES
+                    mbarrier.wait(k_ready.index(ring), (step + 1) // STAGES & 1)
+                    k = k_s.index(ring).reshape([KEYS, D]).permute((1, 0))
+                    running = warpgroup_mma(q, k, gl.zeros([ROWS, KEYS], gl.float32, S_L), use_acc=False, is_async=True)
+                    last = step % STAGES
+                    mbarrier.wait(v_ready.index(last), step // STAGES & 1)
+                    adding = warpgroup_mma(weights, v_s.index(last).reshape([KEYS, D]), acc, is_async=True)
+                    s = warpgroup_mma_wait(1, deps=(running,))
+                    mbarrier.arrive(k_free.index(ring), count=1)
+                    if BIAS:
+                        s = scores(s, block, KEYS, 2, query, bias, scale, queries, keys, LO, HI, POS, 0, True, KEYS)
+                    p, m, mass, shrink = softmax(s, m, mass, factor, POLYNOMIAL)
+                    acc = warpgroup_mma_wait(0, deps=(adding,))
+                    mbarrier.arrive(v_free.index(last), count=1)
+                    acc = acc * gl.expand_dims(gl.convert_layout(shrink, RO_L), 1)
+                    weights = gl.convert_layout(p.to(DT), P_L)
+                    step += 1
+                    place += 1
+                    ahead, block, length, kind = _entry(IDX, lengths, first, ahead, place, n, own, lk, KEYS)
+                ring = step % STAGES
+                mbarrier.wait(v_ready.index(ring), step // STAGES & 1)
+                adding = warpgroup_mma(weights, v_s.index(ring).reshape([KEYS, D]), acc, is_async=True)
+                acc = warpgroup_mma_wait(0, deps=(adding,))
+            mbarrier.arrive(v_free.index(ring), count=1)
+            step += 1
+        mbarrier.arrive(q_free.index(slot * CONSUMERS + W), count=1)
+        write(
+            OUT, LSE, Q_LEN, acc, m, mass, tile, (q_tiles, heads, q_blocks, lq), (out_b, out_l, out_h), W, D, CONSUMERS,
+            SHARE, DT,
+        )  # fmt: skip
+        done += 1
+        tile, first, n, _full, word, length = facts_of(facts_s, facts_ready, done)

@@ -1,0 +1,121 @@
+"""A consumer of the Gluon kernel whose warp groups all belong to the same row of the mask.
+
+The tiles of keys of a row follow one another without a stop: scores of the next one are multiplied while the values of
+this one are added.
+"""
+
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
+
+from .gluon_parts import AHEAD, FLOOR, ROWS, clear, facts_of, place_of, scores, softmax, write
+
+
+@gluon.jit
+def consumer(
+    OUT,
+    LSE,
+    shared,
+    given,
+    strides,
+    KEYS: gl.constexpr,
+    D: gl.constexpr,
+    STAGES: gl.constexpr,
+    CONSUMERS: gl.constexpr,
+    SHARE: gl.constexpr,
+    AXES: gl.constexpr,
+    BIAS: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    W: gl.constexpr,
+):
+    """Attend with 64 queries of each tile."""
+    q_s, k_s, v_s, facts_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = shared
+    IDX, Q_LEN, K_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk, k_len_stride = given
+    out_b, out_l, out_h, bias_b, bias_h = strides
+    DT: gl.constexpr = k_s.dtype
+    S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    O_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    P_L: gl.constexpr = gl.DotOperandLayout(0, O_L, 2)
+    R_L: gl.constexpr = gl.SliceLayout(1, S_L)
+    RO_L: gl.constexpr = gl.SliceLayout(1, O_L)
+    # With a bias the logits are spelled out; without one, the scale is folded into the exponent.
+    factor = 1.0 if BIAS else scale
+    # Padded lengths of the window's tables.
+    queries = q_tiles * (ROWS * CONSUMERS)
+    keys = (lk + KEYS - 1) // KEYS * KEYS
+    done = 0
+    step = 0
+    tile, first, n, full, block, length = facts_of(facts_s, facts_ready, done)
+    while tile < total:
+        slot = done % AHEAD
+        mbarrier.arrive(facts_free.index(slot), count=1)
+        sample, head, i = place_of(tile, q_tiles, heads)
+        query = (i * CONSUMERS + W) * ROWS + gl.arange(0, ROWS, R_L)
+        bias = KEY_BIAS + sample.to(gl.int64) * bias_b + head.to(gl.int64) * bias_h
+        lengths = K_LEN + sample * k_len_stride
+        q = q_s.index(slot * CONSUMERS + W).reshape([ROWS, D])
+        m = gl.full([ROWS], FLOOR, gl.float32, R_L)
+        mass = gl.zeros([ROWS], gl.float32, R_L)
+        acc = gl.zeros([ROWS, D], gl.float32, O_L)
+        mbarrier.wait(q_ready.index(slot * CONSUMERS + W), done // AHEAD & 1)
+        if n > 0:
+            ahead = gl.load(IDX + first + gl.minimum(1, n - 1))
+            ring = step % STAGES
+            mbarrier.wait(k_ready.index(ring), step // STAGES & 1)
+            k = k_s.index(ring).reshape([KEYS, D]).permute((1, 0))
+            running = warpgroup_mma(q, k, gl.zeros([ROWS, KEYS], gl.float32, S_L), use_acc=False, is_async=True)
+            s = warpgroup_mma_wait(0, deps=(running,))
+            mbarrier.arrive(k_free.index(ring), count=1)
+            kind = gl.where(full > 0, 2, 1)
+            if BIAS or length < KEYS or kind == 1:
+                s = scores(s, block, length, kind, query, bias, scale, queries, keys, LO, HI, POS, AXES, BIAS, KEYS)
+            p, m, mass, shrink = softmax(s, m, mass, factor, POLYNOMIAL)
+            weights = gl.convert_layout(p.to(DT), P_L)
+            place = 1
+            while place < n:
+                last_length = length
+                block = ahead
+                ahead = gl.load(IDX + first + gl.minimum(place + 1, n - 1))
+                length = gl.minimum(gl.load(lengths + block), lk - block * KEYS)
+                ring = (step + 1) % STAGES
+                mbarrier.wait(k_ready.index(ring), (step + 1) // STAGES & 1)
+                k = k_s.index(ring).reshape([KEYS, D]).permute((1, 0))
+                running = warpgroup_mma(q, k, gl.zeros([ROWS, KEYS], gl.float32, S_L), use_acc=False, is_async=True)
+                last = step % STAGES
+                mbarrier.wait(v_ready.index(last), step // STAGES & 1)
+                v = v_s.index(last).reshape([KEYS, D])
+                if last_length < KEYS:
+                    clear(v, last_length, KEYS, D)
+                adding = warpgroup_mma(weights, v, acc, is_async=True)
+                s = warpgroup_mma_wait(1, deps=(running,))
+                mbarrier.arrive(k_free.index(ring), count=1)
+                kind = gl.where(place < full, 2, 1)
+                if BIAS or length < KEYS or kind == 1:
+                    s = scores(s, block, length, kind, query, bias, scale, queries, keys, LO, HI, POS, AXES, BIAS, KEYS)
+                p, m, mass, shrink = softmax(s, m, mass, factor, POLYNOMIAL)
+                acc = warpgroup_mma_wait(0, deps=(adding,))
+                mbarrier.arrive(v_free.index(last), count=1)
+                acc = acc * gl.expand_dims(gl.convert_layout(shrink, RO_L), 1)
+                weights = gl.convert_layout(p.to(DT), P_L)
+                step += 1
+                place += 1
+            last = step % STAGES
+            mbarrier.wait(v_ready.index(last), step // STAGES & 1)
+            v = v_s.index(last).reshape([KEYS, D])
+            if length < KEYS:
+                clear(v, length, KEYS, D)
+            adding = warpgroup_mma(weights, v, acc, is_async=True)
+            acc = warpgroup_mma_wait(0, deps=(adding,))
+            mbarrier.arrive(v_free.index(last), count=1)
+            step += 1
+        mbarrier.arrive(q_free.index(slot * CONSUMERS + W), count=1)
+        write(
+            OUT, LSE, Q_LEN, acc, m, mass, tile, (q_tiles, heads, q_blocks, lq), (out_b, out_l, out_h), W, D, CONSUMERS,
+            SHARE, DT,
+        )  # fmt: skip
+        done += 1
+        tile, first, n, full, block, length = facts_of(facts_s, facts_ready, done)
