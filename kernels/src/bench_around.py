@@ -212,13 +212,15 @@ def _selection(layout: TokenLayout, heads: Heads) -> list[Work]:
 
     lists = 4 * kept * video * len(scores)
     best, likeliest = choice_error(scores, True), choice_error(likely, False)
-    return [
+    works = [
         Work("block means of q", lambda: compact.block_means(q, lengths, layout.block), q.nbytes, means_error),
         Work("best blocks", lambda: compact.best_blocks(scores, own, kept, layout), scores.nbytes + lists, best),
-        Work("likeliest blocks", lambda: compact.likeliest_blocks(likely, own, kept, layout), scores.nbytes + lists,
-             likeliest),
         Work("mask from q and k", lambda: _best(layout, heads), q.nbytes + k.nbytes, best),
-    ]  # fmt: skip
+    ]
+    if likely.numel() <= compact.MOST_RANKED:
+        rank = lambda: compact.likeliest_blocks(likely, own, kept, layout)  # noqa: E731
+        works.append(Work("likeliest blocks", rank, scores.nbytes + lists, likeliest))
+    return works
 
 
 def _reorder(layout: TokenLayout, video: Stream, text: Stream | None, rope: Tables, heads: Heads) -> list[Work]:

@@ -79,7 +79,7 @@ def likeliest_blocks(scores: torch.Tensor, forced: torch.Tensor, kept: int, layo
     heads, video, _ = scores.shape
     blocks, device = layout.blocks, scores.device
     likely = scores.softmax(-1)
-    if compact.can_run(scores, video):
+    if compact.can_run(scores, video) and scores.numel() <= compact.MOST_RANKED:
         return compact.likeliest_blocks(likely, forced, kept, layout)
     ranked = likely.masked_fill(forced, torch.inf).flatten().sort(descending=True, stable=True).indices
     chosen = ranked[: kept * video * heads].sort().values
