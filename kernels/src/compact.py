@@ -23,8 +23,8 @@ from ..grid import TokenLayout
 from . import fused
 
 MOST_BLOCKS = 4096
-# Blocks of all heads that are ranked together. With 23.5 million (24 heads of 990 x 990) an H200 gave a mask that failed
-# its check, with 15.9 million none did; why is not known.
+# Blocks of all heads that are ranked together. With 23.5 million (24 heads of 990 x 990) an H200 gave a mask that
+# failed its check, with 15.9 million none did; why is not known.
 MOST_RANKED = 2**24
 
 
