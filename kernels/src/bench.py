@@ -28,7 +28,7 @@ from .problem import Problem, Rows
 
 REPEATS = 9
 # Sparse backends that are timed on a GPU, besides FlexAttention.
-SPARSE = ("gluon", "portable")
+SPARSE = ("gluon", "tma", "portable")
 # A kernel that has run for so long in all runs no more, if it has run three times.
 ENOUGH_MS = 400.0
 
