@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import mean
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from .. import wrapping
 from ..family import family_of
 from ..trace import Stopwatch
+from . import rivals
 
 PARTS = ("selection", "norm, RoPE, reorder", "attention", "rest")
 
@@ -117,17 +119,22 @@ def watched(transformer: Any, tokens: int) -> Iterator[Pieces]:
             undo.callback(module.register_forward_pre_hook(before).remove)
             undo.callback(module.register_forward_hook(after, always_call=True).remove)
 
-        def timed(name: str, label: str) -> None:
-            own = getattr(wrapping, name)
+        def over_video(query: torch.Tensor, key: torch.Tensor) -> bool:
+            return min(query.shape[2], key.shape[2]) >= tokens
+
+        def timed(where: ModuleType, name: str, label: str) -> None:
+            own = getattr(where, name)
 
             def call(*args: Any, **kwargs: Any) -> Any:
+                if where is rivals and not over_video(*args[1:3]):
+                    return own(*args, **kwargs)
                 if label == "kernel":
                     pieces.kernel = lambda: own(*args, **kwargs)
                 with pieces.watch(label, device):
                     return own(*args, **kwargs)
 
-            setattr(wrapping, name, call)
-            undo.callback(setattr, wrapping, name, own)
+            setattr(where, name, call)
+            undo.callback(setattr, where, name, own)
 
         for name in family.stack(transformer).lists:
             for block in getattr(transformer, name):
@@ -147,7 +154,8 @@ def watched(transformer: Any, tokens: int) -> Iterator[Pieces]:
             for module in attn.modules():
                 if isinstance(module, nn.Linear):
                     around(module, "linear")
-        timed("attend", "attend")
-        timed("attention", "kernel")
+        timed(wrapping, "attend", "attend")
+        timed(wrapping, "attention", "kernel")
+        timed(rivals, "flash3_attention", "kernel")
         undo.enter_context(_Dense(pieces, tokens))
         yield pieces

@@ -82,7 +82,13 @@ class FlashAttention3(TorchFunctionMode):
             return func(*args, **kwargs)
         if mask is not None and self._padded:
             raise BackendError("FlashAttention 3 takes no mask, and this model masks padded text")
-        out = self._flash(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), softmax_scale=kwargs.get("scale")
-        )
-        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+        return flash3_attention(self._flash, query, key, value, kwargs.get("scale"))
+
+
+def flash3_attention(
+    flash: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+) -> torch.Tensor:
+    """FlashAttention 3 on (b, h, l, d) tensors. A function of its own, so that `pieces` can watch it."""
+    out = flash(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), softmax_scale=scale)
+    result: torch.Tensor = out[0] if isinstance(out, tuple) else out
+    return result.transpose(1, 2)

@@ -182,6 +182,13 @@ def test_flash3_serves_the_video_and_refuses_masks(wan_model: RealModel, size_of
     other = Side(model, wan_model, inputs, lambda: FlashAttention3(flash, grid.tokens, False))()[0]
     torch.testing.assert_close(stock, other)
     assert served == [grid.tokens] * 6  # Self- and cross-attention of three layers.
+    side = Side(model, wan_model, inputs, lambda: FlashAttention3(flash, grid.tokens, False))
+    with pieces.watched(side.transformer, grid.tokens) as found:
+        side()
+    assert (
+        sum(len(watches) for (_, label), watches in found.times.items() if label == "kernel") == 6
+    )  # So little video that the text is longer, and counts as well.
+    assert all(found.split(name)["attention"] > 0 for name in wan_model.layers)
     query = torch.randn(1, 2, 64, 32)
     with FlashAttention3(flash, 64, True), pytest.raises(BackendError, match="no mask"):
         torch.nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=torch.ones(64, 64))
