@@ -98,10 +98,9 @@ def table(capability: int) -> Iterator[dict[str, Any]]:
             yield tma_health(capability, d, 64, bf16)
             yield tma_health(capability, d, 128, bf16)
             yield tma_health(capability, d, 128, torch.float16, window=True, bias=True)
-        if capability == 90:
-            yield gluon_health(d, 64, bf16)
-            yield gluon_health(d, 128, bf16)
     if capability == 90:
+        for d, block in gluon.CONFIGS:
+            yield gluon_health(d, block, bf16)
         yield gluon_health(64, 128, torch.float16, window=True, bias=True)
 
 

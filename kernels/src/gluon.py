@@ -8,7 +8,8 @@ Math: that of `portable.py`. For head dim 64 a quarter of the exponentials is a 
 Cost: 4 d flops a kept pair; a tile of 128 queries reads each key it keeps once.
 Source: FlashAttention-3 (arXiv 2407.08608): warp specialisation, sections 3.1 and 3.2; FlashAttention-4's split of
     exponentials between two units.
-Limits: fp16, bf16; head dim 64, 128; blocks of 64, 128; sm_90; Triton 3.6 to 3.9, whose Gluon these few calls agree on.
+Limits: fp16, bf16; head dim 128 with blocks of 64 and 128, head dim 64 with blocks of 128 (blocks of 64 are faster in
+    `portable.py`); sm_90; Triton 3.6 to 3.9, on whose Gluon these few calls agree.
 Reads strided tensors as they are (through 4-D tensor maps), if their strides are multiples of 16 bytes; else it copies.
 """
 
@@ -24,8 +25,8 @@ from .problem import Problem, Rows, Verdict, padded_window
 from .tensor_map import tensor_map
 
 DTYPES = (torch.float16, torch.bfloat16)
-HEAD_DIMS = (64, 128)
-BLOCKS = (64, 128)
+# Slots of a block where the call has no mask, and therefore no block size of its own.
+WHOLE = 128
 # Queries of one warp group.
 UNIT = 64
 # Where Gluon has the calls that are used here.
@@ -52,7 +53,6 @@ class Config(NamedTuple):
 
 # (head dim, block) -> config
 CONFIGS = {
-    (64, 64): Config(6, units=3, registers=160),
     (64, 128): Config(4),
     (128, 64): Config(4, units=3, registers=160),
     (128, 128): Config(2),
@@ -60,7 +60,7 @@ CONFIGS = {
 
 
 def can_run(problem: Problem) -> Verdict:
-    """16-bit floats, head dims and blocks of 64 and 128, a Hopper GPU, and the Gluon that it was written for."""
+    """16-bit floats, the head dims and blocks that it is fast at, a Hopper GPU, and the Gluon that it knows."""
     if problem.device.type != "cuda" or torch.version.hip is not None:
         return Verdict(False, f"it needs a Hopper GPU, the tensors are on {problem.device}")
     found = triton_version()
@@ -69,10 +69,9 @@ def can_run(problem: Problem) -> Verdict:
         return Verdict(False, f"it needs Triton 3.6 to 3.9, {have}")
     if problem.dtype not in DTYPES:
         return Verdict(False, f"it computes in float16 and bfloat16, not {problem.dtype}")
-    if problem.d not in HEAD_DIMS:
-        return Verdict(False, f"it has head dims {', '.join(map(str, HEAD_DIMS))}, not {problem.d}")
-    if problem.block not in (0, *BLOCKS):
-        return Verdict(False, f"it has blocks of {', '.join(map(str, BLOCKS))}, not {problem.block}")
+    if (problem.d, problem.block or WHOLE) not in CONFIGS:
+        have = ", ".join(f"{d} with blocks of {block}" for d, block in CONFIGS)
+        return Verdict(False, f"it has head dims {have}, not {problem.d} with blocks of {problem.block or WHOLE}")
     if (capability := torch.cuda.get_device_capability(problem.device)) != (9, 0):
         return Verdict(False, f"it needs compute capability 9.0, this GPU has {capability[0]}.{capability[1]}")
     return Verdict(True)
@@ -107,7 +106,7 @@ def run(
     if not lk:
         return out.zero_(), lse.fill_(-torch.inf)
     if rows is None:
-        rows = Rows.dense(lq, lk, BLOCKS[-1], q.device)
+        rows = Rows.dense(lq, lk, WHOLE, q.device)
     block = rows.block
     chosen = chosen or CONFIGS[d, block]
     share = block // UNIT

@@ -126,8 +126,7 @@ def test_gpu(make_case: Callable[..., Any], kind: dict[str, Any], dtype: torch.d
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("block", [64, 128])
-@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize(("d", "block"), [(64, 128), (128, 64), (128, 128)])
 def test_gpu_gluon(make_case: Callable[..., Any], kind: dict[str, Any], d: int, block: int) -> None:
     needs_hopper()
     dtype = torch.bfloat16 if d == block else torch.float16
@@ -144,7 +143,8 @@ def test_gpu_gluon_on_anything(make_case: Callable[..., Any], block: int, seed: 
     generator = torch.Generator().manual_seed(seed)
     t, y, x = (int(n) for n in torch.randint(5, 15, (3,), generator=generator))
     case = make_case(
-        grid=(2 * t, y, 2 * x), text=7 * seed, block=block, d=64 << seed % 2, heads=5, batch=1 + seed % 2,
+        grid=(2 * t, y, 2 * x), text=7 * seed, block=block, d=128 if block == 64 else 64 << seed % 2, heads=5,
+        batch=1 + seed % 2,
         density=0.15 * (seed + 1), shared=seed == 4, lengths=seed % 3 == 1, window=seed % 3 == 2,
         bias=(1, 5) if seed == 3 else None, dtype=torch.bfloat16, device="cuda", seed=seed,
     )  # fmt: skip
@@ -155,7 +155,7 @@ def test_gpu_gluon_on_anything(make_case: Callable[..., Any], block: int, seed: 
 @pytest.mark.parametrize("block", [64, 128])
 def test_gpu_gluon_large_logits(make_case: Callable[..., Any], block: int) -> None:
     needs_hopper()
-    case = make_case(grid=(6, 16, 16), block=block, d=64, dtype=torch.float16, device="cuda")
+    case = make_case(grid=(6, 16, 16), block=block, d=128, dtype=torch.float16, device="cuda")
     case = dataclasses.replace(case, q=case.q * 50)
     case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("gluon")))
 
@@ -193,7 +193,7 @@ def test_gpu_flex(make_case: Callable[..., Any], kind: dict[str, Any]) -> None:
 @pytest.mark.parametrize("backend", ["gluon", "portable"])
 def test_gpu_beyond_32_bit_offsets(make_case: Callable[..., Any], backend: str) -> None:
     """q, k and v are views into one buffer, 2^31 elements and more from its start."""
-    case = make_case(grid=(4, 8, 8), block=64, d=64, batch=2, dtype=torch.bfloat16, device="cuda")
+    case = make_case(grid=(4, 8, 8), block=64, d=128, batch=2, dtype=torch.bfloat16, device="cuda")
     far = []
     for x in (case.q, case.k, case.v):
         apart = torch.empty(2, 2**31 + 2**20, dtype=x.dtype, device="cuda")
@@ -206,7 +206,7 @@ def test_gpu_beyond_32_bit_offsets(make_case: Callable[..., Any], backend: str) 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["gluon", "portable"])
 def test_gpu_needs_no_synchronisation(make_case: Callable[..., Any], backend: str) -> None:
-    case = make_case(grid=(4, 8, 8), block=64, d=64, window=True, dtype=torch.bfloat16, device="cuda")
+    case = make_case(grid=(4, 8, 8), block=64, d=128, window=True, dtype=torch.bfloat16, device="cuda")
     call = lambda: attention(case.q, case.k, case.v, **case.kwargs(backend))  # noqa: E731
     call()
     torch.cuda.set_sync_debug_mode("error")
