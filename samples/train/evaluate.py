@@ -34,6 +34,7 @@ from samples.train.record import Record
 from samples.train.sheet import contact_sheet
 
 log = get_logger("evaluate")
+CAUSAL = "CausalWanPipeline"
 ASPECTS = ("colour", "shape", "direction", "right", "speed", "texture", "camera")
 
 
@@ -42,7 +43,12 @@ def main(words: list[str] | None = None) -> None:
     args = _arguments(words)
     diffusers_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = path(args.model) if args.model in MODELS else Path(args.model)
+    folder = located(args.model)
+    if pipeline_of(folder) == CAUSAL:
+        raise SystemExit(
+            f"{folder} is a {CAUSAL}, which draws chunk by chunk; measure it with "
+            f"`python -m samples.train.evaluate_causal --model {args.model}`"
+        )
     pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
     settings = json.loads((folder / "defaults.json").read_text())
@@ -69,6 +75,26 @@ def main(words: list[str] | None = None) -> None:
         if cell is cells.DENSE and args.sheet:
             contact_sheet(clips[: args.rows], args.sheet)
         longest = max(longest, time.monotonic() - begun)
+
+
+def located(model: str) -> Path:
+    """Return the folder of a sample's name, or the folder itself.
+
+    Raises:
+        SystemExit: neither has a `model_index.json`.
+    """
+    folder = path(model) if model in MODELS else Path(model)
+    if not (folder / "model_index.json").is_file():
+        raise SystemExit(
+            f"{model} is neither a folder with a model_index.json nor a sample that is here ({', '.join(MODELS)}); "
+            "samples/train/README.md says how to make one"
+        )
+    return folder
+
+
+def pipeline_of(folder: Path) -> str:
+    """Return the name of the pipeline that a folder is for."""
+    return str(json.loads((folder / "model_index.json").read_text())["_class_name"])
 
 
 class Dense:

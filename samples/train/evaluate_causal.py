@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samples.models import MODELS, checker, path
+from samples.models import checker
 from samples.models.world import Scene
 from samples.train import fidelity
 from samples.train.budget import get_logger
-from samples.train.evaluate import mean, rounded, score, unseen
+from samples.train.evaluate import CAUSAL, located, mean, pipeline_of, rounded, score, unseen
 from samples.train.record import Record
 from samples.train.sheet import contact_sheet
 from vidaccel.pipelines.causal_wan import CausalWanPipeline
@@ -79,7 +79,12 @@ def main(words: list[str] | None = None) -> None:
     """Generate, check, report."""
     args = _arguments(words)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = path(args.model) if args.model in MODELS else Path(args.model)
+    folder = located(args.model)
+    if pipeline_of(folder) != CAUSAL:
+        raise SystemExit(
+            f"{folder} is a {pipeline_of(folder)}, not a {CAUSAL}; measure it with "
+            f"`python -m samples.train.evaluate --model {args.model}`"
+        )
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     pipe = CausalWanPipeline.from_pretrained(folder, dtype=dtype).to(device)
     settings = json.loads((folder / "defaults.json").read_text())

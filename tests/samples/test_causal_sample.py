@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from samples.models import path
-from samples.train import causal, evaluate_causal
+from samples.train import causal, evaluate, evaluate_causal
 from vidaccel.pipelines.causal_attention import CausalTransformer
 from vidaccel.pipelines.causal_wan import CausalWanPipeline
 from vidaccel.streaming import Rollout
@@ -54,6 +54,19 @@ def test_the_export_streams_and_is_measured(tmp_path: Path) -> None:
     assert len(cells["dense"]["stretches"]) == 1
     assert cells["no history"]["stretches"][0]["psnr_to_dense"] < 100
     assert cells["no history"]["density"] <= cells["dense"]["density"]
+
+
+def test_each_evaluation_names_the_other_for_a_model_that_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "CausalWanPipeline"}))
+    with pytest.raises(SystemExit, match=r"draws chunk by chunk.*samples\.train\.evaluate_causal"):
+        evaluate.main(["--model", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"is a WanPipeline.*samples\.train\.evaluate --model wan-tiny"):
+        evaluate_causal.main(["--model", "wan-tiny"])
+
+
+def test_a_sample_that_is_not_here_is_named() -> None:
+    with pytest.raises(SystemExit, match=r"no-such-model is neither a folder.*wan-tiny"):
+        evaluate_causal.main(["--model", "no-such-model"])
 
 
 def test_every_way_is_taken_by_the_stream() -> None:
