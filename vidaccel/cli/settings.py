@@ -13,7 +13,7 @@ import yaml
 
 from ..api import DEFAULT_SCHEDULE
 from ..caching.calibration import calibrated
-from ..errors import UsageError, VidaccelError
+from ..errors import RecipeError, UsageError, VidaccelError
 from ..patterns import Pattern
 from ..recipe import Recipe, pattern_from, policy_from, presets
 from ..render import DENSE, Model
@@ -130,7 +130,7 @@ def _override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     rest = {key: value for key, value in values.items() if key not in mine}
     try:
         pattern_from(pattern.name)
-    except Exception:
+    except RecipeError:
         # A pattern of the user's own has no place in the table of names, so its fields are set here.
         names = {f"attention.{f.name}" for f in fields(cast(Any, pattern))}
         if unknown := sorted(set(mine) - names):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..files import replacing
 
 _TABLE = re.compile(r"(<!-- table (?P<spec>[^\n]*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -187,7 +188,8 @@ def main(arguments: Sequence[str]) -> int:
         if made != text:
             stale.append(name)
             if not check:
-                path.write_text(made, encoding="utf-8")
+                with replacing(path) as temporary:
+                    temporary.write_text(made, encoding="utf-8")
     for name in stale:
         print(f"{name} {'is out of date' if check else 'rewritten'}")
     return 1 if check and stale else 0
