@@ -49,8 +49,8 @@ class Gpu:
 
 
 # Fitted to one layer of Wan2.1-14B at 720p on one H100 and one H200 (284 and 275 ms with FlashAttention 3; attention by
-# subtraction, about 173 and 171); the sparse rate is radial attention's there. Head dim 64 is FlashAttention 3 alone on an
-# H100, less 10 %.
+# subtraction, about 173 and 171); the sparse rate is radial attention's there. Head dim 64 is FlashAttention 3 alone on
+# an H100, less 10 %.
 GPUS: dict[str, Gpu] = {
     "h100": Gpu({128: 675e12, 64: 470e12}, 0.88, 760e12, 2.9e12, 79.6),
     "h200": Gpu({128: 675e12, 64: 470e12}, 0.88, 760e12, 3.3e12, 140.4),
