@@ -15,11 +15,12 @@ import vidaccel
 ROOT = Path(__file__).parents[2]
 
 # Each part may import the parts named here (and itself). "below" may be imported by everybody.
-BELOW = {"errors", "files", "grid", "trace", "env"}
+BELOW = {"encode", "errors", "files", "grid", "trace", "env"}
 ARROWS = {
     "errors": set(),
     "grid": {"errors"},
     "trace": {"grid"},
+    "encode": {"errors"},
     "env": set(),
     "files": set(),
     "blocks": BELOW,
@@ -44,7 +45,7 @@ ARROWS = {
     "streaming": BELOW,
     "lab": BELOW
     | {"api", "blocks", "caching", "family", "kernels", "patterns", "pipelines", "recipe", "render", "report"}
-    | {"reuse", "schedule", "streaming", "wrapping"},
+    | {"_samples", "reuse", "schedule", "streaming", "wrapping"},
     "_samples": set(),
 }
 

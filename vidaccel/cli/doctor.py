@@ -49,21 +49,21 @@ def examine() -> dict[str, Any]:
     import warnings
 
     from .. import env
+    from ..encode import ffmpeg
     from ..errors import VidaccelError
-    from ..render import video
     from ..render.job import check_device
 
     device = check_device(None)
     try:
-        ffmpeg = video.ffmpeg().replace("\\", "/").rpartition("/")[2]
+        encoder = ffmpeg().replace("\\", "/").rpartition("/")[2]
     except VidaccelError as error:
-        ffmpeg = f"missing: {error}"
+        encoder = f"missing: {error}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dense = _dense(device)
     return {
         **env.environment(),
-        "ffmpeg": ffmpeg,
+        "ffmpeg": encoder,
         "kernels": _kernels(device),
         "tuned": _tuned(),
         "dense_backends": dense,

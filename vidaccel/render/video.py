@@ -1,15 +1,9 @@
-"""Video files: frames to mp4 with a record in its `comment` tag, and back; and a look at what was rendered.
-
-ffmpeg comes with imageio-ffmpeg. It is called directly: imageio's writer does not look at its exit status, so a disk
-that fills up at the end would pass for success.
-"""
+"""Video files: frames to mp4 with a record in its `comment` tag, and back; and a look at what was rendered."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 import subprocess
 import tempfile
@@ -20,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..encode import ffmpeg, write_mp4
 from ..errors import VideoError
 
 Frames = npt.NDArray[np.uint8]
@@ -100,48 +95,7 @@ def write(path: Path, frames: Frames, fps: float, record: Mapping[str, Any]) -> 
         raise VideoError(
             f"the record of {path.name} has {len(comment)} bytes, an mp4 gets at most {MOST_BYTES}; shorten the prompt"
         )
-    height, width = frames.shape[1:3]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    command = [
-        ffmpeg(),
-        "-nostdin",
-        "-v",
-        "error",
-        "-y",
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-s",
-        f"{width}x{height}",
-    ]
-    command += ["-r", f"{fps:g}", "-i", "pipe:0", "-an", "-c:v", "libx264", "-preset", "medium", "-crf", "16"]
-    command += ["-pix_fmt", "yuv420p", "-threads", "4", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
-    command += ["-metadata", f"comment={comment}", "-movflags", "+faststart", "-f", "mp4", f"file:{temporary}"]
-    try:
-        done = subprocess.run(
-            command, input=np.ascontiguousarray(frames).data.cast("B"), capture_output=True, check=False
-        )
-        if done.returncode:
-            raise VideoError(f"{path} could not be written: {_reason(done)}; nothing was left behind")
-        temporary.replace(path)
-    except OSError as error:
-        raise VideoError(f"{path} could not be written: {error.strerror or error}; nothing was left behind") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
-    for line in lines:
-        if "No space left" in line:
-            return "the disk is full"
-        if "File too large" in line:
-            return "the file would pass the size limit set for this process"
-    if done.returncode < 0:
-        return f"ffmpeg was ended by signal {-done.returncode}"
-    return lines[-1][:200] if lines else f"ffmpeg ended with status {done.returncode}"
+    write_mp4(path, frames, fps, comment)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -199,17 +153,3 @@ def read_frames(path: Path, count: int) -> Frames:
     except (OSError, RuntimeError, StopIteration, KeyError, ValueError):
         raise VideoError(f"{path} is not a video that ffmpeg can read") from None
     return np.stack(found) if found else np.empty((0, height, width, 3), np.uint8)
-
-
-def ffmpeg() -> str:
-    """Path of the ffmpeg program.
-
-    Raises:
-        VideoError: there is none.
-    """
-    try:
-        import imageio_ffmpeg
-
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError):
-        raise VideoError("no ffmpeg was found; `pip install imageio-ffmpeg` brings one") from None

@@ -12,8 +12,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..encode import ffmpeg
 from ..errors import VideoError
-from .video import MOST_BYTES, Frames, ffmpeg
+from .video import MOST_BYTES, Frames
 
 # Frames of a fragment: about one latent frame, so that even the first chunk is on disk as soon as it is made.
 _FRAGMENT = 4
