@@ -1,6 +1,8 @@
 """Small trained models that ship with the package, and the world they were trained on.
 
-`path("wan-tiny")` is a diffusers folder: `WanPipeline.from_pretrained(path("wan-tiny"), dtype=torch.float32)`.
+`path("wan-tiny")` is a diffusers folder: `WanPipeline.from_pretrained(path("wan-tiny"), dtype=torch.float32)`. A folder
+without `model_index.json` is a causal transformer alone, which shares all other parts with wan-tiny: no file is there
+twice, and no link can break in a wheel. `vidaccel.render.stream.open_stream` puts them together.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _NAMES = {
     "sample-hunyuan": "hunyuan-tiny",
     "sample-cogvideox": "cogvideox-tiny",
 }
-MODELS = {name: folder for name, folder in _NAMES.items() if (_HERE / folder / "model_index.json").is_file()}
+MODELS = {name: folder for name, folder in _NAMES.items() if (_HERE / folder / "transformer" / "config.json").is_file()}
 """Every name of a model that is here, and its folder."""
 
 

@@ -36,17 +36,20 @@ ABOUT = {
     "wan-causal-tiny": (
         "A small autoregressive text-to-video model in the format of Wan 2.x: chunks of three latent frames, each "
         "drawn in a few steps beside the keys and values of the nine frames before it, for as long as one likes. "
-        "The transformer is its own; autoencoder, words and text encoder are those of `wan-tiny`, to which the "
-        "folder links.",
+        "Here is the transformer alone; autoencoder, words and text encoder are those of `wan-tiny`. "
+        "`vidaccel render --model sample-causal --frames 241` streams a video of it.",
         "CausalWanPipeline",
         "5 layers, 3 heads of 64, one token a latent place: 768 queries, at most 3,072 keys",
     ),
 }
-IMPORTS = {
-    "HunyuanVideoPipeline": "from diffusers import HunyuanVideoPipeline",
-    "CogVideoXPipeline": "from diffusers import CogVideoXPipeline",
-    "CausalWanPipeline": "from vidaccel.pipelines.causal_wan import CausalWanPipeline",
-}
+_STOCK = """import torch
+from diffusers import {pipeline}
+from vidaccel._samples import path
+
+pipe = {pipeline}.from_pretrained(path("{name}"), dtype=torch.float32)"""
+_CAUSAL = """from vidaccel.render.stream import StreamJob, open_stream
+
+pipe, _ = open_stream(StreamJob("", "{name}"))"""
 
 
 def main(words: list[str] | None = None) -> None:
@@ -62,6 +65,9 @@ def card(folder: Path, trainings: list[dict[str, Any]]) -> str:
     """Return the text of a card."""
     name = folder.resolve().name
     about, pipeline, shape = ABOUT[name]
+    is_causal = pipeline == "CausalWanPipeline"
+    opening = (_CAUSAL if is_causal else _STOCK).format(pipeline=pipeline, name=name)
+    script = "samples/train/evaluate_causal.py" if is_causal else "samples/train/evaluate.py"
     settings = json.loads((folder / "defaults.json").read_text())
     call = "".join(f"    {key}={value!r},\n" for key, value in settings.items() if key != "fps")
     size = sum(file.stat().st_size for file in (folder / "transformer").iterdir()) / 2**20
@@ -75,11 +81,7 @@ def card(folder: Path, trainings: list[dict[str, Any]]) -> str:
 knows one toy world and nothing else: what it can be asked for is in the card of `wan-tiny`.
 
 ```python
-import torch
-{IMPORTS[pipeline]}
-from vidaccel._samples import path
-
-pipe = {pipeline}.from_pretrained(path("{name}"), dtype=torch.float32)
+{opening}
 video = pipe(
     "a large striped red circle moves up-left quickly, cloudy grey background",
 {call}).frames[0]
@@ -90,7 +92,7 @@ Transformer: {shape}; {size:.2f} MiB. Autoencoder: that of `wan-tiny`.
 
 ## How good it is
 
-`samples/train/evaluate.py` asks for triples of colour, shape and direction that training never showed ({world_size()}),
+`{script}` asks for triples of colour, shape and direction that training never showed ({world_size()}),
 and `samples/models/checker.py` reads the answers off the frames. Intervals are of 95 %: Wilson's of a share, Agresti
 and Min's of a paired difference. `reports/` holds every number, with settings, versions and hardware.
 

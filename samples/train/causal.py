@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import UMT5EncoderModel
@@ -263,25 +262,16 @@ def untrained() -> CausalDenoiser:
 
 
 def export(weights: Path, folder: Path) -> None:
-    """Write the transformer in bf16 as a stock one, a pipeline around it, and the settings that suit it.
+    """Write the transformer in bf16 as a stock one, how it rolls out, and the settings that suit it.
 
-    All other parts are links to those of wan-tiny.
+    Without a `model_index.json` it shares all other parts with wan-tiny; see `vidaccel.render.stream.open_stream`.
     """
-    from vidaccel.pipelines.causal_wan import CausalWanPipeline
-
     model = untrained()
     loop.load(model, weights)
     layers = len(model.transformer.blocks)
     plain = Denoiser(model.text_encoder.config.vocab_size, layers=layers).transformer
     plain.load_state_dict({k: v for k, v in model.transformer.state_dict().items() if "rope" not in k}, strict=False)
     plain.to(torch.bfloat16).save_pretrained(folder / "transformer")
-    shared = WanPipeline.from_pretrained(path("wan-tiny"), transformer=plain).components
-    shared.pop("transformer_2")
-    CausalWanPipeline(**shared, rollout=ROLLOUT).save_config(folder)
-    for part in sorted(shared.keys() - {"transformer"}):
-        link = folder / part
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(path("wan-tiny") / part, folder.resolve()))
     (folder / "defaults.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
     (folder / "rollout.json").write_text(json.dumps(ROLLOUT, indent=2) + "\n")
     (folder / "LICENSE-DATA").write_text((path("wan-tiny") / "LICENSE-DATA").read_text())

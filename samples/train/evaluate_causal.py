@@ -1,19 +1,20 @@
 """Measures the causal sample: does a long clip stay on its prompt, and do the methods that speed it up keep it there?
 
-    python -m samples.train.evaluate_causal --report causal.json --sheet causal.png --budget-seconds 200
+    python -m samples.train.evaluate_causal --report causal.json --sheets sheets --budget-seconds 200
     python -m samples.train.evaluate_causal --only dense --steps 20 --guidance 3     # many steps, with guidance
 
 Each prompt is rendered 60 latent frames long, and the checker looks at stretches of 40 pixel frames, one after the
 other: motion wraps around the frame, so a prompt stays true for ever. Controls: no history at all (each chunk sees
-itself alone), and of the history the first frame alone.
+itself alone), of the history the first frame alone, windows as short as the room that merged keys have, and as many
+blocks as Light Forcing keeps, drawn at random. All clips of a way are one batch.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ from samples.models import checker
 from samples.models.world import Scene
 from samples.train import fidelity
 from samples.train.budget import get_logger
-from samples.train.evaluate import CAUSAL, located, mean, pipeline_of, rounded, score, unseen
+from samples.train.evaluate import located, mean, pipeline_of, rounded, score, unseen
 from samples.train.record import Record
 from samples.train.sheet import contact_sheet
+from vidaccel.errors import VidaccelError
 from vidaccel.pipelines.causal_wan import CausalWanPipeline
-from vidaccel.reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, TempCache
+from vidaccel.render.stream import StreamJob, is_causal, open_stream
+from vidaccel.reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, HybridMemory, TempCache
+from vidaccel.reuse.selection import FrameRule
 from vidaccel.streaming import Rollout
 
 log = get_logger("evaluate")
@@ -43,14 +47,16 @@ class Way:
     Attributes:
         methods: For the stream.
         changes: Of the rollout.
+        lots: Blocks are drawn at random instead of chosen.
     """
 
     methods: tuple[Any, ...] = ()
     changes: dict[str, Any] = field(default_factory=dict)
+    lots: bool = False
 
 
 def ways(frames: int, chunk: int) -> dict[str, Way]:
-    """Return the methods at two budgets each, together, and the controls, by name.
+    """Return dense, each method and all together at two budgets, and the controls, by name.
 
     Args:
         frames: Latent frames of a clip.
@@ -60,41 +66,47 @@ def ways(frames: int, chunk: int) -> dict[str, Way]:
     def light(density: float, **settings: Any) -> CausalLightForcing:
         return CausalLightForcing(density, density / 2, frames=frames, **settings)
 
-    found = {"dense": Way()}
-    for threshold in (0.1, 0.3):
-        found[f"flashblock {threshold}"] = Way((FlashBlock(threshold),))
-    for room in (3, 1):
-        found[f"tempcache {room}"] = Way((TempCache(frames=room),))
+    found = {"dense": Way(), "no history": Way(changes={"window": chunk})}
     for density in (0.5, 0.3):
         found[f"light-forcing {density}"] = Way((light(density),))
+        found[f"random blocks {density}"] = Way((light(density),), lots=True)
+    for room in (3, 1):
+        found[f"tempcache {room}"] = Way((TempCache(frames=room),))
+        # As many frames as the method has room for, of those just before the chunk.
+        found[f"window {chunk + room}"] = Way(changes={"window": chunk + room})
+    for threshold in (0.1, 0.3):
+        found[f"flashblock {threshold}"] = Way((FlashBlock(threshold),))
+    for density in (0.5, 0.3):
         found[f"ann {density}"] = Way((CausalAnn(density),))
         found[f"ann-cross {density}"] = Way((AnnCross(density),))
-        found[f"light-forcing {density}, flashblock, ann-cross"] = Way((light(density), FlashBlock(0.1), AnnCross(0.5)))
-        found[f"first frame alone {density}"] = Way((light(density, keep_frames=1, near=0, sink=1),))
-    found["no history"] = Way(changes={"window": chunk})
+    for room in (2, 1):
+        found[f"hybrid {room}, window 6"] = Way((HybridMemory(frames=room),), {"window": 6})
+    for density, threshold in ((0.5, 0.1), (0.3, 0.3)):
+        methods = (TempCache(frames=2, recent=6), light(density), FlashBlock(threshold), AnnCross(0.5))
+        found[f"all {density}"] = Way(methods)
+        found[f"all {density}, random blocks"] = Way(methods, lots=True)
+    found["first frame alone"] = Way((light(0.3, keep_frames=1, near=0, sink=1),))
     return found
 
 
 def main(words: list[str] | None = None) -> None:
     """Generate, check, report."""
     args = _arguments(words)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = located(args.model)
-    if pipeline_of(folder) != CAUSAL:
+    if not is_causal(args.model):
+        kind = pipeline_of(located(args.model))
         raise SystemExit(
-            f"{folder} is a {pipeline_of(folder)}, not a {CAUSAL}; measure it with "
+            f"{args.model} is a {kind}, which sees all frames at once; measure it with "
             f"`python -m samples.train.evaluate --model {args.model}`"
         )
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    pipe = CausalWanPipeline.from_pretrained(folder, dtype=dtype).to(device)
-    settings = json.loads((folder / "defaults.json").read_text())
-    settings.pop("fps")
-    settings |= {"num_frames": 4 * args.frames - 3}
-    settings |= {"num_inference_steps": args.steps} if args.steps else {}
-    settings |= {"guidance_scale": args.guidance} if args.guidance is not None else {}
+    try:
+        pipe, job = open_stream(StreamJob("", args.model, num_frames=4 * args.frames - 3, guidance=args.guidance))
+    except VidaccelError as error:
+        raise SystemExit(f"{error}; samples/train/README.md says how the sample is made") from error
+    settings = {name: getattr(job, name) for name in ("height", "width", "num_frames", "max_sequence_length")}
+    settings |= {"guidance_scale": job.guidance} | ({"num_inference_steps": args.steps} if args.steps else {})
     scenes = unseen(args.prompts)
-    shared = {"model": folder.name, "seed": args.seed, "prompts": args.prompts, "latent_frames": args.frames}
-    record = Record(args.report, shared | {"rollout": pipe.rollout.to_dict(), "dtype": str(dtype), **settings})
+    shared = {"model": Path(args.model).name, "seed": args.seed, "prompts": args.prompts, "latent_frames": args.frames}
+    record = Record(args.report, shared | {"rollout": pipe.rollout.to_dict(), "dtype": job.dtype, **settings})
 
     chosen = ways(args.frames, pipe.rollout.chunk)
     names = [name for name in chosen if name == "dense" or not args.only or any(part in name for part in args.only)]
@@ -112,13 +124,35 @@ def main(words: list[str] | None = None) -> None:
         answers = judged(clips, scenes, result)
         if name == "dense":
             dense, right = clips.half(), answers
-            if args.sheet:
-                contact_sheet(list(clips[: args.rows]), args.sheet)
         else:
             compared(clips, dense, answers, right, result)
-        log.info("%s: %s", name, {key: value for key, value in result.items() if key != "answers"})
+        if args.sheets:
+            contact_sheet(list(clips[: args.rows]), args.sheets / f"{name}.png")
+        result["judged_seconds"] = round(time.monotonic() - begun - result["seconds"], 2)
+        shown = {key: value for key, value in result.items() if key not in ("answers", "stretches")}
+        log.info("%s: %s of %d in each stretch; %s", name, [sum(row) for row in answers], len(scenes), shown)
         record.add(name, result | {"answers": ["".join("01"[a] for a in row) for row in answers]})
         longest = max(longest, time.monotonic() - begun)
+
+
+@contextmanager
+def drawing_lots(wanted: bool) -> Iterator[None]:
+    """Within this block, where wanted, blocks of history are drawn at random: as many, all as likely."""
+    choose = FrameRule.choose
+
+    def draw(rule: FrameRule, query: Tensor, key: Tensor, length: Tensor, empty: Tensor | None = None) -> Tensor:
+        lots = generators.setdefault(query.device, torch.Generator(query.device).manual_seed(0))
+        score = torch.rand(*query.shape[:2], key.shape[1], device=query.device, generator=lots)
+        if empty is not None:
+            score[..., : rule.before] = score[..., : rule.before].masked_fill(empty[:, None], -1)
+        return score.topk(rule.kept, dim=-1).indices.sort(-1).values
+
+    generators: dict[torch.device, torch.Generator] = {}
+    FrameRule.choose = draw if wanted else choose
+    try:
+        yield
+    finally:
+        FrameRule.choose = choose
 
 
 @torch.no_grad()
@@ -127,18 +161,25 @@ def generate(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Render all scenes in one batch; return clips (b, f, h, w, 3) in [0, 1] and what the stream says of itself."""
     stock: Rollout = pipe.rollout
+    windows = (stock.window, replace(stock, **way.changes).window)
     pipe.register_to_config(rollout=replace(stock, **way.changes).to_dict())
     noise = [torch.Generator().manual_seed(seed * 1000 + number) for number in range(len(scenes))]
     begun = time.monotonic()
     try:
         prompts = [scene.caption() for scene in scenes]
         stream = pipe.stream(prompts, generator=noise, output_type="pt", methods=way.methods, **settings)
-        chunks = list(stream)
+        with drawing_lots(way.lots):
+            chunks = list(stream)
     finally:
         pipe.register_to_config(rollout=stock.to_dict())
     clips = torch.cat([chunk.frames for chunk in chunks], 1).permute(0, 1, 3, 4, 2).float()
+    if clips.is_cuda:
+        torch.cuda.synchronize()
     result: dict[str, Any] = {"seconds": round(time.monotonic() - begun, 2)}
-    result["density"] = round(sum(chunk.density for chunk in chunks) / len(chunks), 4)
+    # A shorter window is a part of what the dense way sees.
+    seen = [[min(chunk.start + stock.chunk, window or 10**9) for chunk in chunks] for window in windows]
+    shares = [chunk.density * own / all_of_it for chunk, all_of_it, own in zip(chunks, *seen, strict=True)]
+    result["density"] = round(sum(shares) / len(shares), 4)
     result["cache_bytes"] = max(chunk.cache_bytes for chunk in chunks)
     if stream.model.reuse_rate is not None:
         result["reuse_rate"] = round(stream.model.reuse_rate, 4)
@@ -184,7 +225,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget-seconds", type=float, default=1e9, help="no way begins that would not end by then")
     parser.add_argument("--report", type=Path, default=Path("build/causal.json"))
-    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--sheets", type=Path, help="folder for a contact sheet of each way")
     parser.add_argument("--rows", type=int, default=12)
     return parser.parse_args(words)
 

@@ -45,6 +45,38 @@ def test_a_saved_causal_pipeline_knows_its_rollout(model: Path, tmp_path: Path) 
     assert other.rollout.window == 12
 
 
+def test_a_folder_that_is_dropped_in_is_the_sample(
+    model: Path, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ships is a transformer and two settings files; words, text encoder and VAE are wan-tiny's, without links."""
+    monkeypatch.setitem(stream._samples.MODELS, "sample-causal", str(model))
+    done = run("-m", "sample-causal", "-p", "a red circle", "--frames", 5, "-o", tmp_path / "a.mp4", "--format", "json")
+    assert done.exit_code == 0, done.output
+    assert video.read_frames(tmp_path / "a.mp4", 9).shape == (5, 64, 64, 3)
+    stream.check_weights("sample-causal")
+    from diffusers import WanTransformer3DModel
+
+    from vidaccel.pipelines.causal_wan import CausalWanPipeline
+
+    # The same by hand, as its card says.
+    pipe = CausalWanPipeline.from_pretrained(
+        stream._samples.path("wan-tiny"),
+        transformer=WanTransformer3DModel.from_pretrained(model / "transformer"),
+        rollout=json.loads((model / "rollout.json").read_text()),
+        dtype=torch.float32,
+    )
+    assert pipe.rollout.window == 6
+    assert pipe("a red circle", height=64, width=64, num_frames=5).frames.shape == (1, 5, 64, 64, 3)
+
+
+def test_weights_are_checked_before_they_are_opened(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text((model / "transformer" / "config.json").read_text())
+    (tmp_path / "transformer" / "diffusion_pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(UsageError, match="no safetensors"):
+        stream.check_weights(str(tmp_path))
+
+
 @pytest.fixture
 def run() -> Callable[..., Any]:
     def call(*arguments: object) -> Any:

@@ -127,13 +127,12 @@ def _row(kind: str, name: str, device: str, reason: str | None) -> dict[str, Any
 def _models() -> list[dict[str, Any]]:
     from .. import _samples
     from ..errors import VidaccelError
-    from ..render import find, weights
+    from ..render.stream import check_weights
 
     rows = []
     for name in _samples.MODELS:
         try:
-            found = find(name)
-            weights.check_weights(found, found.folder)
+            check_weights(name)
             reason = ""
         except VidaccelError as error:
             reason = str(error)

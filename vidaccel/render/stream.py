@@ -24,6 +24,8 @@ from .video_stream import VideoStream
 
 SAMPLE = "sample-causal"
 _CLASS = "CausalWanPipeline"
+# Whose parts a folder shares that holds a causal transformer alone.
+_BASE = "wan-tiny"
 METHODS: dict[str, type[Any]] = {
     "ann": CausalAnn,
     "ann-cross": AnnCross,
@@ -136,7 +138,7 @@ def open_stream(job: StreamJob) -> tuple[Any, StreamJob]:
     folder = _folder(job.model)
     rollout: Rollout | None = None if job.rollout is None else Rollout.of(job.rollout)
     if _is_bare(folder):
-        base = find("wan-tiny")
+        base = find(_BASE)
         rollout = rollout or Rollout.of(_optional(folder / "rollout.json"))
         defaults = base.defaults() | _optional(folder / "defaults.json")
         pipe = _bare(CausalWanPipeline, folder, base, rollout, DTYPES[dtype])
@@ -236,6 +238,21 @@ def record(pipe: Any, job: StreamJob) -> dict[str, Any]:
     }
 
 
+def check_weights(reference: str) -> None:
+    """Refuse a model whose weights are missing or pickled, before anything opens them.
+
+    Raises:
+        UsageError: there is no such model, or its weights are no safetensors.
+    """
+    folder = _folder(reference)
+    if _is_bare(folder):
+        if not any((folder / "transformer").glob("*.safetensors")):
+            raise UsageError(f"{folder}/transformer has no safetensors; save it again with save_pretrained")
+        reference = _BASE
+    model = find(reference)
+    weights.check_weights(model, model.folder)
+
+
 def _folder(reference: str) -> Path:
     return _samples.path(reference) if reference in _samples.MODELS else Path(reference).expanduser()
 
@@ -251,8 +268,7 @@ def _optional(path: Path) -> dict[str, Any]:
 def _bare(cls: Any, folder: Path, base: Model, rollout: Rollout, dtype: torch.dtype) -> Any:
     from diffusers import WanTransformer3DModel
 
-    if not any((folder / "transformer").glob("*.safetensors")):
-        raise UsageError(f"{folder}/transformer has no safetensors; save it again with save_pretrained")
+    check_weights(str(folder))
     shared = weights.load(base, dtype).components
     transformer = WanTransformer3DModel.from_pretrained(
         str(folder / "transformer"), dtype=dtype, use_safetensors=True, local_files_only=True
