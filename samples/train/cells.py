@@ -25,14 +25,21 @@ DENSITIES = (0.35, 0.15, 0.25, 0.5)
 SINGLE = ("ann", "freeswim", "light-forcing", "neighborhood", "pyramid", "radial", "sliding-window", "svg", "topk")
 BLOCK = 64
 """Tokens a block: the smallest of the GPU kernels, for a small grid."""
-THRESHOLDS: dict[str, tuple[type[CachePolicy], str, tuple[float, ...]]] = {
-    "cg-taylor": (CGTaylor, "threshold", (0.1, 0.4, 0.02, 0.2, 0.05, 0.8)),
-    "taylorseer": (TaylorSeer, "interval", (4, 8, 2, 6, 3)),
-    "first-block": (FirstBlock, "threshold", (0.1, 0.4, 0.02, 0.2, 0.05)),
-    "teacache": (TeaCache, "threshold", (0.1, 0.4, 0.02, 0.2, 0.05)),
-    "magcache": (MagCache, "threshold", (0.12, 0.5, 0.03, 0.24, 0.06)),
-    "easycache": (EasyCache, "threshold", (0.05, 0.2, 0.01, 0.1, 0.025)),
+CURVES: dict[str, tuple[CachePolicy, str, tuple[float, ...]]] = {
+    "cg-taylor": (CGTaylor(), "threshold", (0.36, 0.1, 0.18, 0.8, 0.05, 0.02)),
+    "taylorseer": (TaylorSeer(), "interval", (5, 3, 8, 2, 6)),
+    "first-block": (FirstBlock(), "threshold", (0.1, 0.05, 0.2, 0.02, 0.4)),
+    "teacache": (TeaCache(), "threshold", (0.1, 0.05, 0.2, 0.02, 0.4)),
+    "magcache": (MagCache(), "threshold", (0.12, 0.06, 0.24, 0.03, 0.5)),
+    "easycache": (EasyCache(), "threshold", (0.05, 0.1, 0.025, 0.2, 0.01)),
+    "cg-taylor, 3 steps of warm-up": (CGTaylor(warmup=3), "threshold", (0.36, 0.1)),
+    # What the forecast is made of. At order 1 both forms of it are the same line, and only the gate's differ.
+    "cg-taylor in sigma": (CGTaylor(axis="sigma"), "threshold", (0.36, 0.1)),
+    "cg-taylor of order 2": (CGTaylor(order=2), "threshold", (0.36, 0.1)),
+    "cg-taylor of order 2, Taylor's form": (CGTaylor(order=2, form="taylor"), "threshold", (0.36, 0.1)),
+    "cg-taylor, Taylor's form": (CGTaylor(form="taylor"), "threshold", (0.36, 0.1)),
 }
+"""Policies, what is varied of each, and its values, in the order in which a budget that runs out matters least."""
 KEPT = (0.25, 0.12, 0.5, 0.35)
 """Shares of the steps that the controls compute."""
 
@@ -45,7 +52,7 @@ class Cell:
         name: Unique in its record.
         about: The same as plain data.
         installed: Enters the state in which the pipeline renders this way; gives the acceleration where it is ours.
-        rehearse: Render one clip first, from which the method learns.
+        rehearse: Render one clip first, from which the method learns, or in which kernels are built.
     """
 
     name: str
@@ -60,7 +67,7 @@ def as_it_is(pipe: Any) -> Iterator[None]:
     yield
 
 
-DENSE = Cell("dense", {}, as_it_is)
+DENSE = Cell("dense", {}, as_it_is, rehearse=True)
 
 
 def attention_cells(dense_steps: float) -> list[Cell]:
@@ -96,26 +103,27 @@ def cache_cells(steps: int) -> list[Cell]:
     Args:
         steps: Denoising steps of a clip.
     """
-    longest = max(len(values) for _, _, values in THRESHOLDS.values())
+    longest = max(len(values) for _, _, values in CURVES.values())
     cells: list[Cell] = []
     for place in range(longest):
-        for name, (policy, parameter, values) in THRESHOLDS.items():
+        for name, (policy, parameter, values) in CURVES.items():
             if place < len(values):
-                cells.append(_cached(name, policy(**{parameter: values[place]}), {parameter: values[place]}))
+                about = {parameter: values[place]}
+                cells.append(_cached(name, replace(policy, **about), about, first=place == 0))
         if place < len(KEPT):
             computed = max(1, round(KEPT[place] * steps))
             drawn = random.Random(0).sample(range(1, steps), computed - 1)
             for name, order, chosen in (("random steps", 1, (0, *sorted(drawn))), ("reuse", 0, tuple(range(computed)))):
                 cells.append(_cached(name, Replay(computed=chosen, order=order), {"computed": computed}))
-        cells += [Cell(name, about, install) for name, about, install in rivals.cells(place, steps)]
+        cells += [Cell(name, about, install, place == 0) for name, about, install in rivals.cells(place, steps)]
     return cells
 
 
-def _cached(name: str, policy: CachePolicy, about: dict[str, Any]) -> Cell:
+def _cached(name: str, policy: CachePolicy, about: dict[str, Any], first: bool = False) -> Cell:
     ((parameter, value),) = about.items()
     return Cell(
         f"{name} {parameter} {value}",
         {"cache": name} | about,
         lambda pipe: vidaccel.accelerate(pipe, cache=policy),
-        rehearse=isinstance(policy, MagCache),
+        rehearse=first or isinstance(policy, MagCache),
     )

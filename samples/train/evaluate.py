@@ -32,9 +32,10 @@ from samples.train.budget import get_logger
 from samples.train.cells import Cell
 from samples.train.record import Record
 from samples.train.sheet import contact_sheet
+from vidaccel.render.stream import is_causal
+from vidaccel.trace import Stopwatch
 
 log = get_logger("evaluate")
-CAUSAL = "CausalWanPipeline"
 ASPECTS = ("colour", "shape", "direction", "right", "speed", "texture", "camera")
 
 
@@ -43,12 +44,12 @@ def main(words: list[str] | None = None) -> None:
     args = _arguments(words)
     diffusers_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = located(args.model)
-    if pipeline_of(folder) == CAUSAL:
+    if is_causal(args.model):
         raise SystemExit(
-            f"{folder} is a {CAUSAL}, which draws chunk by chunk; measure it with "
+            f"{args.model} is a causal model, which draws chunk by chunk; measure it with "
             f"`python -m samples.train.evaluate_causal --model {args.model}`"
         )
+    folder = located(args.model)
     pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
     settings = json.loads((folder / "defaults.json").read_text())
@@ -136,7 +137,8 @@ def measured(
         return [], cell.about | {"failed": f"{type(error).__name__}: {error}"[:300]}
     verdicts = [checker.check(clip, scene) for clip, scene in zip(clips, scenes, strict=True)]
     right = [verdict.right for verdict in verdicts]
-    result = cell.about | {"clips": len(clips), "seconds": round(seconds, 2), "computed": meter.computed}
+    result = cell.about | {"clips": len(clips), "seconds": round(seconds, 2), "transformer_seconds": meter.seconds}
+    result["computed"] = meter.computed
     result |= score(verdicts) | {"right_interval": rounded(fidelity.wilson(sum(right), len(right)))}
     if summary is not None:
         kept = ("delivered_density", "effective_density", "kernels")
@@ -154,19 +156,21 @@ def measured(
 
 
 class Meter:
-    """Counts the transformer's calls, and those in which the last layer attends: not where a cache stands in."""
+    """Times the transformer's calls, and counts those in which the last layer attends: not where a cache stands in."""
 
     def __init__(self, transformer: Any) -> None:
         lists = ("single_transformer_blocks", "transformer_blocks", "blocks")
         last = next(blocks[-1] for name in lists if (blocks := getattr(transformer, name, None)))
         self._parts = (transformer, (getattr(last, "attn1", None) or last.attn).to_q)
         self._attended: list[bool] = []
+        self._watches: list[Stopwatch] = []
 
     def __enter__(self) -> Meter:
         transformer, query = self._parts
         self._hooks = [
-            transformer.register_forward_pre_hook(lambda *_: self._attended.append(False)),
+            transformer.register_forward_pre_hook(self._begin, prepend=True),
             query.register_forward_pre_hook(lambda *_: self._attended.__setitem__(-1, True)),
+            transformer.register_forward_hook(lambda *_: self._watches[-1].stop()),
         ]
         return self
 
@@ -174,10 +178,19 @@ class Meter:
         for hook in self._hooks:
             hook.remove()
 
+    def _begin(self, transformer: Any, _: object) -> None:
+        self._attended.append(False)
+        self._watches.append(Stopwatch(transformer.device))
+
     @property
     def computed(self) -> float:
         """Share of the calls in which the last layer attended."""
         return round(sum(self._attended) / max(1, len(self._attended)), 4)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in the transformer, with whatever works around its calls."""
+        return round(sum(watch.ms or 0.0 for watch in self._watches) / 1000, 3)
 
 
 @torch.no_grad()
@@ -242,7 +255,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--text-length", type=int)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget-seconds", type=float, default=1e9, help="no cell begins that would not end by then")
     parser.add_argument("--report", type=Path, default=Path("build/report.json"))

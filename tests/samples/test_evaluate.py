@@ -46,6 +46,7 @@ def pipe(request: pytest.FixtureRequest) -> Any:
 def run(pipe: Any, cell: Cell, **sizes: int) -> tuple[torch.Tensor, float]:
     with cell.installed(pipe), evaluate.Meter(pipe.transformer) as meter:
         (clip,) = evaluate.generate(pipe, world.unseen()[:1], SETTINGS | sizes, 1, seed=0)
+    assert 0 < meter.seconds < 60
     return clip, meter.computed
 
 
@@ -110,6 +111,15 @@ def test_fidelity_of_known_pictures() -> None:
     noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(1))
     scores = [float(fidelity.ssim(clip, clip + width * noise).mean()) for width in (0.02, 0.1, 0.5)]
     assert scores == sorted(scores, reverse=True)
+    # One window of 11x11 alone: the weighted moments written out, (Wang et al., 2004, eq. 13).
+    one, other = (torch.rand(1, 11, 11, 3, generator=torch.Generator().manual_seed(n)).double() for n in (2, 3))
+    bell = torch.exp(-torch.arange(-5.0, 6).double().square() / 4.5)
+    weight = (bell[:, None] * bell / bell.sum() ** 2)[None, :, :, None]
+    x, y = ((clip * weight).sum((1, 2)) for clip in (one, other))
+    xx, yy, xy = ((a * b * weight).sum((1, 2)) for a, b in ((one, one), (other, other), (one, other)))
+    wanted = (2 * x * y + 1e-4) * (2 * (xy - x * y) + 9e-4)
+    wanted /= (x * x + y * y + 1e-4) * (xx - x * x + yy - y * y + 9e-4)
+    assert fidelity.ssim(one, other).item() == pytest.approx(wanted.mean().item(), abs=1e-9)
     # Two flat pictures: structure is equal, and only the brightness term is left.
     one, other = torch.full((1, 16, 16, 3), 0.2), torch.full((1, 16, 16, 3), 0.6)
     assert fidelity.ssim(one, other).item() == pytest.approx((2 * 0.12 + 1e-4) / (0.04 + 0.36 + 1e-4), abs=1e-5)
