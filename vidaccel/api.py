@@ -19,7 +19,7 @@ from .install import Installation
 from .patterns import Pattern
 from .recipe import Recipe, pattern_from, policy_from
 from .report import Report
-from .report.quality import measure
+from .report.quality import frames_of, measure
 from .schedule import DENSE, Schedule
 from .trace import Trace
 
@@ -46,19 +46,23 @@ class Acceleration:
         self._caches = caches
         self._active = True
 
-    def report(self, frames: Any = None, *, against: Any = None) -> Report:
+    def report(self, frames: Any = None, *, against: Any = None, fps: float = 16) -> Report:
         """What ran so far: densities, kernels, forecast steps and times of every call, settings, environment.
 
         Args:
             frames: the video that was made: (f, h, w, 3) in [0, 1], bytes, a tensor (f, 3, h, w), or a list of images.
-            against: the same prompt and seed without acceleration; both together add what was lost.
+            against: the same prompt and seed without acceleration; both together add what was lost, and the page shows
+                both videos side by side.
+            fps: frames in a second, of the players.
 
         Raises:
             VideoError: one of the two is missing, or their sizes differ.
         """
         plans = [plan for installation in self._installations for plan in installation.plans.values()]
+        sites = [site.name for installation in self._installations[:1] for site in installation.sites]
         lost = None if frames is None and against is None else measure(frames, against)
-        return Report.of(self.trace, self.recipe, plans, self._pipeline, lost)
+        videos = {} if lost is None else {"reference": frames_of(against), "accelerated": frames_of(frames)}
+        return Report.of(self.trace, self.recipe, plans, self._pipeline, lost, sites=sites, videos=videos, fps=fps)
 
     def remove(self) -> None:
         """Give the pipeline its own processors back. A second call does nothing."""

@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import numpy as np
 import pytest
 
 import vidaccel
-from vidaccel.patterns import Radial
+from vidaccel.patterns import Radial, TopK
 from vidaccel.schedule import Schedule
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -29,6 +33,9 @@ def test_summary_adds_up(report: Any) -> None:
     assert summary["dense_layer_calls"] == 8 * 3 - 8
     assert sum(summary["kernels"].values()) == 8
     delivered = report.data["plans"][0]["delivered"]
+    assert report.data["sites"] == [f"blocks.{n}.attn1.processor" for n in range(3)]
+    layers = [call["layer_density"] for call in report.data["calls"]]
+    assert layers == [[1.0] * 3] * 4 + [[1.0, round(delivered, 4), round(delivered, 4)]] * 4
     assert summary["delivered_density"] == pytest.approx(delivered)
     assert summary["effective_density"] == pytest.approx((8 * delivered + 16) / 24)
     assert summary["transformer_ms"] == pytest.approx(sum(call["ms"] for call in report.data["calls"]))
@@ -46,6 +53,27 @@ def test_pages_hold_the_same(report: Any, tmp_path: Path) -> None:
         assert data["recipe_hash"] in text
         assert "7x8x8" in text
         assert data["plans"][0]["rule"] in text
+
+
+def test_reports_fit_their_schema(report: Any, wan: Any, render: Any) -> None:
+    schema = json.loads((ROOT / "vidaccel" / "report" / "report.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    cached = vidaccel.accelerate(wan, TopK(block=16), density=0.5, cache="taylorseer", schedule=Schedule())
+    with cached:
+        render(wan, steps=12)
+    video = np.zeros((5, 16, 16, 3))
+    reports = [
+        report,
+        report.with_seconds({"denoise": 2.0, "decode": 1.0, "total": 4.0}),
+        cached.report(video, against=video),
+    ]
+    for each in reports:
+        jsonschema.validate(json.loads(each.to_json()), schema)
+    assert any(None in call["layer_density"] for call in reports[2].data["calls"] if call["forecast"])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**report.data, "schema": 2}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**report.data, "unheard_of": 0}, schema)
 
 
 def test_html_escapes(report: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,14 +21,22 @@ _MOST_FRAMES = 100_000
 
 def compare(
     videos: Annotated[
-        list[Path], typer.Argument(help="Two or more videos of one size and length; the first is the reference.")
+        list[Path],
+        typer.Argument(
+            help="Two or more videos of one size and length, or folders of them; the first is the reference."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("compare.html"),
     format: FormatOption = Format.human,
 ) -> None:
-    """Compare videos frame by frame, and write a page with players, wipe, difference and plots that opens anywhere."""
+    """Compare videos frame by frame, and write a page with players, wipe, difference and plots that opens anywhere.
+
+    Folders are runs of the same prompts: their videos are paired by prompt and seed (by file name, where a video does
+    not say), and figures are means over the pairs, with 95 % intervals.
+    """
     from ..errors import UsageError
     from ..files import replacing
+    from ..lab.shown import shows
     from ..render.video import check_writable
     from ..report import comparison
 
@@ -34,34 +44,77 @@ def compare(
     if len(videos) < 2:
         raise UsageError("one video was given; two or more are compared, the first is the reference")
     check_writable(output)
-    entries = [_entry(path, label) for path, label in zip(videos, _labels(videos), strict=True)]
-    data = comparison.compare(entries)
+    entries = _entries(screen, videos)
+    data = comparison.compare(entries, shows)
     command = shlex.join(["vidaccel", "compare", *map(str, videos), "-o", str(output)])
     with replacing(output) as temporary:
         temporary.write_text(comparison.html(entries, data, command), encoding="utf-8")
     if screen.json({**data, "page": str(output)}) or screen.names([output]):
         return
     screen.table(
-        [{"video": label, **found["mean"]} for label, found in data["videos"].items()],
+        [{"video": label, **_cells(found)} for label, found in data["videos"].items()],
         title=f"against {data['reference']}",
     )
+    for label, run in data["runs"].items():
+        if run["right"]:
+            screen.line(f"{label}: {run['right']['right']} of {run['right']['of']} show what their prompt says")
     screen.line(f"page: {output}")
 
 
-def _labels(paths: list[Path]) -> list[str]:
+def _cells(found: dict[str, Any]) -> dict[str, object]:
+    """Means, and how far they can be trusted."""
+    cells: dict[str, object] = {}
+    for key, value in found["mean"].items():
+        around = found["interval"].get(key)
+        cells[key] = f"{value:.4g} ± {(around[1] - around[0]) / 2:.2g}" if around and value is not None else value
+    return cells
+
+
+def _entries(screen: Screen, paths: Sequence[Path]) -> list[Entry]:
+    """Every video to compare, the reference's first."""
+    from ..errors import UsageError, VideoError
+
+    labels = _labels(paths)
+    folders = [path for path in paths if path.is_dir()]
+    if not folders:
+        return [_entry(path, label) for path, label in zip(paths, labels, strict=True)]
+    if len(folders) < len(paths):
+        other = next(path for path in paths if not path.is_dir())
+        raise UsageError(f"{folders[0]} is a folder and {other} is not; compare videos, or folders of videos")
+    runs = [list(_run(folder, label)) for folder, label in zip(paths, labels, strict=True)]
+    for folder, run in zip(paths, runs, strict=True):
+        if not run:
+            raise VideoError(f"{folder} holds no .mp4 file")
+        scene, count = Counter(entry.scene for entry in run).most_common(1)[0]
+        if count > 1:
+            raise VideoError(f"{folder} holds {count} videos of {scene!r}; a run has one for each prompt and seed")
+    common = set.intersection(*({entry.scene for entry in run} for run in runs))
+    if not common:
+        raise VideoError(f"no prompt and seed is in all of {', '.join(map(str, paths))}; there is nothing to pair")
+    if left := len({entry.scene for run in runs for entry in run} - common):
+        screen.warn(f"left out, because not in every folder: {left} of {left + len(common)} prompts and seeds")
+    return [entry for run in runs for entry in run if entry.scene in common]
+
+
+def _run(folder: Path, label: str) -> Iterator[Entry]:
+    for path in sorted(folder.glob("*.mp4")):
+        yield _entry(path, label, in_run=True)
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
     """File names where they differ, paths where they do not."""
-    names = [path.stem for path in paths]
+    names = [path.stem if path.is_file() else path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path.with_suffix("")) for path in paths]
 
 
-def _entry(path: Path, label: str) -> Entry:
+def _entry(path: Path, label: str, in_run: bool = False) -> Entry:
     import imageio_ffmpeg
 
     from ..errors import VideoError
     from ..render.video import read_frames, read_record
     from ..report.comparison import Entry
 
-    frames = read_frames(path, _MOST_FRAMES)
+    read_frames(path, 1)  # Says what is wrong with it, if anything is.
     reader = imageio_ffmpeg.read_frames(f"file:{path}")
     fps = float(next(reader)["fps"])
     reader.close()
@@ -70,16 +123,48 @@ def _entry(path: Path, label: str) -> Entry:
     except VideoError:  # Somebody else's video: it is compared all the same.
         record = None
     command = shlex.join(["vidaccel", "rerun", str(path), "-o", f"{path.stem}-again.mp4"]) if record else None
-    return Entry(label, frames, path.read_bytes(), fps, command, record, _report(path))
+    scene = _scene(record, path) if in_run else ""
+    return Entry(
+        label,
+        lambda: read_frames(path, _MOST_FRAMES),
+        path.read_bytes(),
+        fps,
+        scene,
+        command,
+        record,
+        _report(path, in_run),
+    )
 
 
-def _report(path: Path) -> dict[str, Any] | None:
+def _scene(record: dict[str, Any] | None, path: Path) -> str:
+    """Prompt and seed."""
+    job = record.get("job") if record else None
+    if isinstance(job, dict) and "prompt" in job and "seed" in job:
+        return f"{job['prompt']}, seed {job['seed']}"
+    return path.stem
+
+
+def _report(path: Path, in_run: bool) -> dict[str, Any] | None:
     """The report that `vidaccel demo` and `render --report` leave beside a video."""
-    for folder in (path.with_name(f"{path.stem}-report"), path.parent):
+    own = (path.with_name(f"{path.stem}-report"), path.with_suffix(""))
+    for folder in own if in_run else (*own, path.parent):
         try:
             found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(found, dict) and found.get("schema") == 1 and isinstance(found.get("calls"), list):
+        if isinstance(found, dict) and found.get("schema") == 1 and _usable(found):
             return found
     return None
+
+
+def _usable(report: dict[str, Any]) -> bool:
+    """It has what the page draws: reports may come from anybody."""
+    calls, summary = report.get("calls"), report.get("summary")
+    keys = {"step", "sparse_layers", "dense_layers", "ms"}
+    return (
+        isinstance(calls, list)
+        and all(isinstance(call, dict) and keys <= call.keys() for call in calls)
+        and len({len(call.get("layer_density", ())) for call in calls}) <= 1
+        and isinstance(summary, dict)
+        and isinstance(summary.get("transformer_ms"), (int, float))
+    )

@@ -126,7 +126,7 @@ def _run(
             f"{broken} of {len(found)} frames hold NaN, so no video was written; "
             "try dtype float32 or bfloat16, attention dense, or another dense backend, to see where it comes from"
         )
-    return found, seconds, run.report()
+    return found, seconds, run.report().with_seconds(seconds)
 
 
 def record(rendering: Rendering, job: ReadyJob, model: Model, fingerprint: str) -> dict[str, Any]:

@@ -1,21 +1,23 @@
-"""Videos side by side: one page that holds them, their differences, how they were made, and how to make them again."""
+"""Videos side by side: what each lost against the first, over pairs of prompt and seed, and the page that shows it."""
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from statistics import fmean
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from ..errors import VideoError
 from . import plots, quality
+from .intervals import mean_interval, share_interval
+from .over_steps import over_steps
+from .page import Page, Rows, Scene
+from .scene_plots import scene_plots
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,42 +25,80 @@ class Entry:
     """One video.
 
     Attributes:
-        label: what the page calls it.
-        frames: (f, h, w, 3) bytes.
+        label: what the page calls the run that made it.
+        load: gives its frames, (f, h, w, 3) bytes; called once, so that not all videos are in memory together.
         mp4: the file, as it is played.
         fps: frames in a second.
+        scene: prompt and seed in words; videos of one scene are compared.
         command: what makes it again; None where it does not say.
         record: how it was made: what an mp4 of vidaccel's carries.
         report: `report.json` of its run.
     """
 
     label: str
-    frames: quality.Frames
+    load: Callable[[], quality.Frames]
     mp4: bytes
     fps: float
+    scene: str = ""
     command: str | None = None
     record: dict[str, Any] | None = None
     report: dict[str, Any] | None = None
 
+    @property
+    def prompt(self) -> str | None:
+        """What it should show, where that is known."""
+        job = (self.record or {}).get("job")
+        prompt = job.get("prompt") if isinstance(job, dict) else None
+        return prompt if isinstance(prompt, str) else None
 
-def compare(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Quality of every video against the first, as plain data.
+
+Judge = Callable[[str, quality.Frames], bool | None]
+"""Whether frames show what a prompt says; None where that cannot be told."""
+
+
+def compare(entries: Sequence[Entry], judge: Judge | None = None) -> dict[str, Any]:
+    """Quality of every video against the first one of its scene, as plain data.
+
+    Args:
+        entries: the videos; the first one's label is the reference in every scene.
+        judge: looks at every video alone.
+
+    Returns:
+        "reference", the name of the first run; "scenes", a list of {"name", "fps", "frames", "videos"} with
+        `quality.measure` of each other run; "videos", over all scenes, for each run its "mean" values, their 95 %
+        "interval" (None for one scene), how many "scenes" and "broken_frames"; "runs", for each run, the "ms" of its
+        transformer and how many videos are "right", where that is known; "notes".
 
     Raises:
-        VideoError: fewer than two videos, two of one name, or sizes that differ.
+        VideoError: fewer than two videos, two of one name, a scene without its reference, or sizes that differ.
     """
-    if len(entries) < 2:
-        raise VideoError(f"{len(entries)} video was given; two or more are compared, the first is the reference")
-    if len({entry.label for entry in entries}) < len(entries):
-        raise VideoError("two videos have the same name; give them names of their own")
-    first, *others = entries
+    scenes = _scenes(entries)
+    labels = list(dict.fromkeys(entry.label for entry in entries))
+    reference, *others = labels
+    measured: list[dict[str, Any]] = []
+    told: dict[str, list[bool]] = {label: [] for label in labels}
+    for name, (first, *rest) in scenes.items():
+        against = first.load()
+        videos = {}
+        for entry in (first, *rest):
+            frames = against if entry is first else entry.load()
+            if entry is not first:
+                videos[entry.label] = quality.measure(frames, against)
+            if judge and entry.prompt and (right := judge(entry.prompt, frames)) is not None:
+                told[entry.label].append(right)
+        measured.append({"name": name, "fps": first.fps, "frames": len(against), "videos": videos})
+    notes = dict.fromkeys(note for scene in measured for each in scene["videos"].values() for note in each["notes"])
+    if len(scenes) == 1:
+        notes["One prompt and seed: how far these figures would be off for others cannot be told"] = None
+    else:
+        notes["After ±: half the width of the 95 % interval of the mean over prompts and seeds"] = None
     return {
         "schema": SCHEMA,
-        "reference": first.label,
-        "fps": first.fps,
-        "frames": len(first.frames),
-        "videos": {entry.label: quality.measure(entry.frames, first.frames) for entry in others},
-        "notes": ["LPIPS was not computed: its network's weights come with no package"],
+        "reference": reference,
+        "scenes": measured,
+        "videos": {label: _over([s["videos"][label] for s in measured if label in s["videos"]]) for label in others},
+        "runs": {label: {"ms": _ms(entries, label), "right": _share(told[label])} for label in labels},
+        "notes": list(notes),
     }
 
 
@@ -70,63 +110,119 @@ def html(entries: Sequence[Entry], data: dict[str, Any], command: str) -> str:
         data: from `compare`.
         command: what makes this page again.
     """
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        (resources.files(__package__) / "compare.html").read_text(encoding="utf-8")
-    )
-    videos = [
-        {"label": e.label, "source": f"data:video/mp4;base64,{base64.b64encode(e.mp4).decode()}"} for e in entries
+    scenes = [
+        _shown(found, each, data["reference"])
+        for found, each in zip(_scenes(entries).values(), data["scenes"], strict=True)
     ]
-    strips = {label: found["psnr"] for label, found in data["videos"].items()}
-    script = {"fps": data["fps"], "frames": data["frames"], "labels": [e.label for e in entries], "psnr": strips}
-    return template.render(
-        videos=videos,
-        reference=data["reference"],
-        summary=[_summary(label, found) for label, found in data["videos"].items()],
-        plots=_frame_plots(data) + plots.steps({e.label: e.report["calls"] for e in entries if e.report}),
-        made=[_made(entry) for entry in entries],
-        commands=[command, *(entry.command for entry in entries if entry.command)],
-        notes=data["notes"],
-        # `<` would end the script that holds it.
-        script=Markup(json.dumps(script).replace("<", "\\u003c")),
+    table = [_summary(label, found, data["runs"]) for label, found in data["videos"].items()]
+    several = len(data["scenes"]) > 1
+    reports = {f"{e.label}, {e.scene}" if several else e.label: e.report for e in entries if e.report}
+    details: dict[str, str | Rows] = {}
+    for entry in entries:
+        details[f"How {entry.label}{f', {entry.scene},' if several else ''} was made"] = _made(entry)
+    # Runs of many prompts take the same time step by step; one of each is enough to see.
+    first = {entry.label: entry.report for entry in reversed(entries) if entry.report}
+    page = Page(
+        " · ".join(data["runs"]),
+        scenes,
+        {f"Against {data['reference']}": table},
+        [*_pareto(data), *over_steps(first if several else reports)],
+        data["notes"],
+        details,
+        [command, *(entry.command for entry in entries if entry.command)],
     )
+    return page.html()
 
 
-def _summary(label: str, found: dict[str, Any]) -> dict[str, Any]:
-    mean = found["mean"]
+def _scenes(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Videos by scene, the reference of each first."""
+    if len(entries) < 2:
+        raise VideoError(f"{len(entries)} video was given; two or more are compared, the first is the reference")
+    if len({(entry.scene, entry.label) for entry in entries}) < len(entries):
+        raise VideoError("two videos have the same name; give them names of their own")
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.scene, []).append(entry)
+    for name, each in found.items():
+        each.sort(key=lambda entry: entry.label != entries[0].label)
+        if each[0].label != entries[0].label or len(each) < 2:
+            raise VideoError(
+                f"{name!r} has no video of {entries[0].label} and of another run; both are needed to compare"
+            )
+    return found
 
-    def short(value: float | None, digits: int = 2) -> str:
-        return "" if value is None else f"{value:.{digits}f}"
 
+def _over(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over scenes, and how far they can be trusted."""
+    values = {key: [m["mean"][key] for m in measured if m["mean"][key] is not None] for key in measured[0]["mean"]}
+    worst = values["psnr_db_worst"]
+    mean = {key: fmean(each) if each else None for key, each in values.items()}
+    return {
+        "scenes": len(measured),
+        "mean": {**mean, "psnr_db_worst": min(worst)},
+        "interval": {key: mean_interval(each) for key, each in values.items() if key != "psnr_db_worst"},
+        "broken_frames": sum(len(each["broken_frames"]) for each in measured),
+    }
+
+
+def _ms(entries: Sequence[Entry], label: str) -> float | None:
+    """What the transformer took for a video, the mean over those with a report."""
+    times = [e.report["summary"]["transformer_ms"] for e in entries if e.label == label and e.report]
+    return fmean(times) if times else None
+
+
+def _share(told: Sequence[bool]) -> dict[str, Any] | None:
+    return {"right": sum(told), "of": len(told), "interval": share_interval(sum(told), len(told))} if told else None
+
+
+def _shown(entries: Sequence[Entry], data: Mapping[str, Any], reference: str) -> Scene:
+    psnr = {label: found["psnr"] for label, found in data["videos"].items()}
+    files = {entry.label: entry.mp4 for entry in entries}
+    drawn = scene_plots(reference, data["videos"])
+    return Scene(data["name"], data["fps"], data["frames"], files, psnr, drawn)
+
+
+def _pareto(data: Mapping[str, Any]) -> list[Markup]:
+    """Speed and quality of every run that was timed, where the reference was."""
+    base = data["runs"][data["reference"]]["ms"]
+    points = {
+        label: (base / ms, found["mean"]["psnr_db"])
+        for label, found in data["videos"].items()
+        if base and (ms := data["runs"][label]["ms"])
+    }
+    title = f"Speed and quality against {data['reference']}; nothing beats what stands on the line"
+    found = plots.scatter(title, points, "times faster, transformer", "PSNR, dB")
+    return [found] if found else []
+
+
+def _summary(label: str, found: Mapping[str, Any], runs: Mapping[str, Any]) -> dict[str, Any]:
+    mean, interval = found["mean"], found["interval"]
+
+    def short(key: str, digits: int = 2) -> str:
+        if mean[key] is None:
+            return ""
+        around = interval.get(key)
+        return f"{mean[key]:.{digits}f}" + (f" ± {(around[1] - around[0]) / 2:.{digits}f}" if around else "")
+
+    right = runs[label]["right"]
     return {
         "video": label,
-        "PSNR dB": short(mean["psnr_db"]),
-        "worst frame": short(mean["psnr_db_worst"]),
-        "SSIM": short(mean["ssim"], 4),
-        "motion, x reference": short(mean["motion_ratio"], 3),
-        "flicker, x reference": short(mean["flicker_ratio"], 3),
-        "black or flat frames": len(found["broken_frames"]) or "none",
+        **({"scenes": found["scenes"]} if found["scenes"] > 1 else {}),
+        "PSNR dB": short("psnr_db"),
+        "worst frame": short("psnr_db_worst"),
+        "SSIM": short("ssim", 4),
+        **({"LPIPS": short("lpips", 4)} if mean["lpips"] is not None else {}),
+        "motion, x reference": short("motion_ratio", 3),
+        "flicker, x reference": short("flicker_ratio", 3),
+        "black or flat frames": found["broken_frames"] or "none",
+        **({"shows its prompt": f"{right['right']} of {right['of']}"} if right else {}),
     }
 
 
-def _frame_plots(data: dict[str, Any]) -> list[Markup]:
-    videos, reference = data["videos"], data["reference"]
-    first = next(iter(videos.values()))
-    return [
-        plots.lines("PSNR against the reference, dB", {label: found["psnr"] for label, found in videos.items()}),
-        plots.lines("SSIM against the reference", {label: found["ssim"] for label, found in videos.items()}),
-        plots.lines(
-            "motion to the next frame, levels of 255",
-            {reference: first["motion_reference"], **{label: found["motion"] for label, found in videos.items()}},
-        ),
-    ]
-
-
-def _made(entry: Entry) -> dict[str, str]:
-    record = entry.record or {}
-    recipe, machine = record.get("recipe"), {key: record.get(key) for key in ("versions", "machine") if key in record}
-    return {
-        "label": entry.label,
-        "job": json.dumps(record.get("job"), indent=1, sort_keys=True) if record else "",
-        "recipe": json.dumps(recipe, indent=1) if recipe else "",
-        "environment": json.dumps(machine, indent=1) if machine else "",
-    }
+def _made(entry: Entry) -> str:
+    """Job, recipe and machine; a file of somebody else's says nothing."""
+    record = entry.record
+    if not record:
+        return "This file carries no record of how it was made."
+    kept = {key: record[key] for key in ("job", "recipe", "versions", "machine") if record.get(key)}
+    return json.dumps(kept, indent=1, sort_keys=True)

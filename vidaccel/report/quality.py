@@ -5,8 +5,8 @@ Math: PSNR = 10 log10(255^2 / mean squared error), a frame at a time, then the m
     of 1.5 pixels with mirrored borders, mean over windows and channels, as torchmetrics has it. Of luminance y: motion
     |y_t+1 - y_t|, flicker |y_t+1 - 2 y_t + y_t-1| / 2, which motion at an even pace leaves nearly alone.
 Source: Wang et al. 2004 for SSIM; caches lose motion first, so motion stands beside the rest.
-Limits: paired videos show the same prompt and seed; a video that is as good but different scores low. Learned distances
-    (LPIPS) are left out: their networks' weights do not come with any package.
+Limits: paired videos show the same prompt and seed; a video that is as good but different scores low. LPIPS stands
+    beside the rest where its weights are (`lpips.py`); where they are not, the notes say so.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch.nn import functional
 
 from ..errors import VideoError
+from . import lpips
 
 Frames = npt.NDArray[np.uint8]
 
@@ -114,24 +115,35 @@ def measure(video: Any, against: Any) -> dict[str, Any]:
     Raises:
         VideoError: frames, height or width differ.
     """
+    if video is None or against is None:
+        raise VideoError(
+            f"no {'video' if video is None else 'reference'} was given; quality is measured between two: the video "
+            "that was made, and that of the same prompt and seed made densely, as in report(frames, against=dense)"
+        )
     a, b = frames_of(video), frames_of(against)
     if a.shape != b.shape:
         raise VideoError(f"videos of {a.shape} and {b.shape} were compared; frames, height and width must agree")
+    lacking = lpips.missing()
+    if lacking is None and min(a.shape[1:3]) < lpips.SMALLEST:
+        lacking = f"frames of {a.shape[1]}x{a.shape[2]} are too small for it"
     found: dict[str, Any] = {
         "frames": len(a),
         "psnr": psnr(a, b),
         "ssim": ssim(a, b),
+        "lpips": None if lacking else lpips.lpips(a, b),
         "motion": motion(a),
         "motion_reference": motion(b),
         "flicker": flicker(a),
         "flicker_reference": flicker(b),
         "broken_frames": broken(a),
+        "notes": [f"LPIPS was not computed: {lacking}"] if lacking else [],
     }
     still = sum(found["motion_reference"])
     found["mean"] = {
         "psnr_db": _mean(found["psnr"]),
         "psnr_db_worst": min(found["psnr"]),
         "ssim": _mean(found["ssim"]),
+        "lpips": None if lacking else _mean(found["lpips"]),
         "motion_ratio": sum(found["motion"]) / still if still else None,
         "flicker_ratio": sum(found["flicker"]) / total if (total := sum(found["flicker_reference"])) else None,
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from statistics import median
@@ -16,15 +16,25 @@ from ..patterns import Plan
 from ..recipe import Recipe
 from ..trace import CallRecord, Trace
 from . import pages
+from .quality import Frames
 
+# Of `report.schema.json`, which says what each key holds. A key more keeps it, any other change raises it.
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Report:
-    """A finished run. `data` is plain and is what `report.json` holds; `schema` in it names its version."""
+    """A finished run.
+
+    Attributes:
+        data: plain data, what `report.json` holds; `schema` in it names its version.
+        videos: (f, h, w, 3) bytes by name, the reference first; the page shows them.
+        fps: frames in a second of these.
+    """
 
     data: dict[str, Any]
+    videos: Mapping[str, Frames] = field(default_factory=dict, repr=False, compare=False)
+    fps: float = 16
 
     @classmethod
     def of(
@@ -34,6 +44,10 @@ class Report:
         plans: Iterable[Plan],
         pipeline: str,
         quality: dict[str, Any] | None = None,
+        *,
+        sites: Sequence[str] = (),
+        videos: Mapping[str, Frames] | None = None,
+        fps: float = 16,
     ) -> Report:
         """Collect a report from a trace. Waits for a GPU's timers.
 
@@ -43,6 +57,9 @@ class Report:
             plans: the masks.
             pipeline: its class.
             quality: from `quality.measure`, where there is a reference.
+            sites: names of the layers that can run sparse, in the order of execution.
+            videos: see `Report`.
+            fps: see `Report`.
         """
         calls = [call for call in trace.calls if not call.failed]
         cached = any(call.cache_bytes is not None for call in calls)
@@ -54,18 +71,26 @@ class Report:
                 "recipe_hash": recipe.hash,
                 "summary": _summary(calls),
                 "plans": [_plan(plan) for plan in plans],
-                "calls": [_call(call, calls, cached) for call in calls],
+                "sites": list(sites),
+                "calls": [_call(call, calls, cached, sites) for call in calls],
                 "failed_calls": len(trace.calls) - len(calls),
                 "notes": list(trace.notes),
                 "quality": quality,
+                "seconds": None,
                 "environment": environment(),
-            }
+            },
+            videos or {},
+            fps,
         )
 
     @property
     def summary(self) -> dict[str, Any]:
         """Densities and times of the whole run."""
         return dict(self.data["summary"])
+
+    def with_seconds(self, seconds: Mapping[str, float]) -> Report:
+        """The same with the times of the whole render: "denoise", "decode" and "total", in seconds."""
+        return replace(self, data={**self.data, "seconds": dict(seconds)})
 
     def to_json(self) -> str:
         """`report.json`."""
@@ -76,8 +101,8 @@ class Report:
         return pages.markdown(self.data)
 
     def to_html(self) -> str:
-        """One self-contained page."""
-        return pages.html(self.data)
+        """One self-contained page, its videos in it."""
+        return pages.html(self.data, self.videos, self.fps)
 
     def save(self, folder: str | Path) -> Path:
         """Write report.json, report.md and report.html, each whole or not at all. Returns the folder."""
@@ -171,7 +196,10 @@ def _plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _call(call: CallRecord, calls: list[CallRecord], cached: bool) -> dict[str, Any]:
+def _call(call: CallRecord, calls: list[CallRecord], cached: bool, sites: Sequence[str]) -> dict[str, Any]:
+    ran = dict.fromkeys(call.dense, 1.0) | dict(
+        zip((name for name, _ in call.scheduled), call.densities(), strict=True)
+    )
     return {
         "step": call.step,
         "total": call.total,
@@ -184,6 +212,8 @@ def _call(call: CallRecord, calls: list[CallRecord], cached: bool) -> dict[str, 
         "kernels": sorted(set(call.kernels)),
         "kernels_ran": len(call.kernels),
         "ms": call.watch.ms if call.watch else None,
+        # One a site, None where a cache stood in for it.
+        "layer_density": [None if (share := ran.get(name)) is None else round(share, 4) for name in sites],
         **_chosen_call(call, calls),
         **(_cached_call(call) if cached else {}),
     }

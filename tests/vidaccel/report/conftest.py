@@ -27,7 +27,7 @@ def entry(tmp_path: Path) -> Callable[..., Entry]:
         clip = np.where(np.stack(balls)[..., None], np.uint8([220, 60, 60]), np.uint8(40))
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.mp4"
         video.write(path, clip, FPS, {"job": {"prompt": label}})
-        return Entry(label, clip, path.read_bytes(), FPS, **more)
+        return Entry(label, lambda: clip, path.read_bytes(), FPS, **more)
 
     return make
 

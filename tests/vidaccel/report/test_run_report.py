@@ -27,12 +27,25 @@ def test_quality_in_json_markdown_and_html(wan: Any, render: Any, tmp_path: Path
         text = (tmp_path / name).read_text()
         assert "Quality against the reference" in text
         assert "psnr db" in text
-    assert (tmp_path / "report.html").read_text().count('data-per="step"') == 2  # No cache, so no gate.
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('data-per="step"') == 2  # No cache, so no gate.
+    assert page.count("data:video/mp4;base64,") == 2
+    assert "layer 2, step 0 to 3: 0." in page
     assert "Quality" not in run.report().to_markdown()
 
 
 def test_both_or_none(wan: Any) -> None:
     run = vidaccel.accelerate(wan, "radial", density=0.4)
     run.remove()
-    with pytest.raises(VideoError, match="shape"):
+    with pytest.raises(VideoError, match="no reference was given"):
         run.report(np.zeros((5, 16, 16, 3)))
+    with pytest.raises(VideoError, match="no video was given"):
+        run.report(against=np.zeros((5, 16, 16, 3)))
+
+
+def test_what_the_page_says_makes_the_same_recipe(wan: Any) -> None:
+    run = vidaccel.accelerate(wan, Radial(block=16), density=0.4, schedule=vidaccel.Schedule(branch={"uncond": 0.3}))
+    run.remove()
+    text = run.report().to_markdown().partition("```python\n")[2].partition("\n```")[0]
+    recipe = eval(text.removeprefix("vidaccel.accelerate(pipe, recipe=").removesuffix(")"), {"vidaccel": vidaccel})
+    assert recipe == run.recipe
