@@ -93,7 +93,10 @@ def attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if not scale > 0:
         raise BackendError(f"scale={scale} was asked for; it must be above 0, the usual one is 1 / sqrt(d)")
-    out, lse = torch.ops.vidaccel.attention(q, k, v, *(rows or (None,) * 8 + (0, 0)), key_bias, scale, backend)
+    # Without a graph to be seen by, the op would only cost: the dispatcher takes longer than the launch.
+    traced = torch.compiler.is_compiling() or type(q) is not torch.Tensor
+    run = torch.ops.vidaccel.attention if traced else _attention
+    out, lse = run(q, k, v, *(rows or (None,) * 8 + (0, 0)), key_bias, scale, backend)
     return out, lse
 
 
@@ -102,13 +105,6 @@ def backends(problem: Problem) -> dict[str, Verdict]:
     return {name: _load(name).can_run(problem) for name in BACKENDS}
 
 
-@torch.library.custom_op(
-    "vidaccel::attention",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor? ptr, Tensor? idx, Tensor? n_full, Tensor? q_len, Tensor? k_len, "
-    "Tensor? lo, Tensor? hi, Tensor? pos, int block, int text, Tensor? key_bias, float scale, str backend) "
-    "-> (Tensor, Tensor)",
-)
 def _attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -144,7 +140,17 @@ def _attention(
     return out, lse
 
 
-@_attention.register_fake
+_op = torch.library.custom_op(
+    "vidaccel::attention",
+    _attention,
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor? ptr, Tensor? idx, Tensor? n_full, Tensor? q_len, Tensor? k_len, "
+    "Tensor? lo, Tensor? hi, Tensor? pos, int block, int text, Tensor? key_bias, float scale, str backend) "
+    "-> (Tensor, Tensor)",
+)
+
+
+@_op.register_fake
 def _(q: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
     b, lq, h, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((b, h, lq), dtype=torch.float32)
