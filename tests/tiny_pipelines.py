@@ -5,6 +5,7 @@ Each has grids of 7x8x8, 7x7x9 and 7x5x11 tokens at the sizes that tests render.
 
 from __future__ import annotations
 
+import inspect
 import string
 from typing import Any
 
@@ -330,3 +331,29 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 # Pixels of a token's side over the 16 of most pipelines.
 SCALES = {"LTXPipeline": 2}
+# 7 latent frames of 8x8, and two sizes that 16 does not divide: 7 x 7x9 = 441 and 7 x 5x11 = 385 tokens.
+SIZES = {"even": (128, 128), "ragged": (112, 144), "wide": (80, 176)}
+
+
+def render(pipe: Any, size: str = "even", *, steps: int = 4, frames: int = 25, **kwargs: Any) -> torch.Tensor:
+    """Latents of a pipeline on a fixed seed, such as (b, channels, frames, height, width)."""
+    name = type(pipe).__name__
+    height, width = (side * SCALES.get(name, 1) for side in SIZES[size])
+    possible = inspect.signature(pipe.__call__).parameters
+    arguments: dict[str, Any] = {
+        "prompt": "a cat",
+        "negative_prompt": "bad",
+        "height": height,
+        "width": width,
+        "num_frames": frames,
+        "num_inference_steps": steps,
+        "guidance_scale": 3.0,
+        "max_sequence_length": 16,
+        "output_type": "latent",
+        "generator": torch.Generator().manual_seed(1),
+    }
+    arguments = {key: value for key, value in arguments.items() if key in possible}
+    arguments |= CALLS.get(name, {}) | kwargs
+    given = {key: value for key, value in arguments.items() if value is not None}
+    latents: torch.Tensor = pipe(**given).frames
+    return latents

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .api import Acceleration, accelerate, attn_processors, remove
     from .errors import VidaccelError
     from .grid import VideoGrid
+    from .parallel import cp_plan, enable_parallelism
     from .recipe import Recipe, presets
     from .report import Report
     from .schedule import Schedule
@@ -24,6 +25,8 @@ __all__ = [
     "VideoGrid",
     "accelerate",
     "attn_processors",
+    "cp_plan",
+    "enable_parallelism",
     "presets",
     "remove",
 ]
@@ -38,6 +41,8 @@ _HOME = {
     "VideoGrid": "grid",
     "accelerate": "api",
     "attn_processors": "api",
+    "cp_plan": "parallel",
+    "enable_parallelism": "parallel",
     "presets": "recipe",
     "remove": "api",
 }

@@ -158,6 +158,14 @@ class BlockMask:
         layout = self.layout
         return torch.cat([columns[..., : layout.video_blocks], columns[..., layout.blocks :]], -1)
 
+    def of_heads(self, first: int, end: int) -> BlockMask:
+        """The rows of some heads; all of it where heads share them. Waits for the device."""
+        if self.heads == 1:
+            return self
+        rows = slice(first * self.layout.blocks, end * self.layout.blocks)
+        ptr = self.ptr[rows.start : rows.stop + 1]
+        return replace(self, ptr=ptr - ptr[0], idx=self.idx[ptr[0] : ptr[-1]], n_full=self.n_full[rows])
+
     def union(self, other: BlockMask) -> BlockMask:
         """Keep what either mask keeps. Partial blocks of both must follow the same window.
 

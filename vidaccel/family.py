@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 from torch import nn
 
 from .errors import InstallError
+from .exchange import Exchange
 from .grid import Site, TokenLayout, VideoGrid
 
 # transformer class -> "module:object" of its family
@@ -49,6 +50,7 @@ class Call(NamedTuple):
         valid: valid text tokens of each sample, the first ones, where the others are padding that nobody must see;
             one number where all samples have as many.
         notes: what the user should know about attention in this call.
+        text_slots: text tokens that the model holds, where only the first `text` of them attend; 0 where all do.
     """
 
     grid: VideoGrid
@@ -59,6 +61,7 @@ class Call(NamedTuple):
     latents: torch.Tensor | None = None
     valid: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
+    text_slots: int = 0
 
 
 class Stack(NamedTuple):
@@ -85,9 +88,15 @@ class Stack(NamedTuple):
 
 
 class Family(Protocol):
-    """One model family. Families inherit from it what is the same for nearly all."""
+    """One model family. Families inherit from it what is the same for nearly all.
+
+    Attributes:
+        name: what errors and tables call it.
+        text_first: joint attention holds [text | video] rather than [video | text].
+    """
 
     name: str
+    text_first: ClassVar[bool] = False
 
     def sites(self, transformer: Any) -> list[Site]:
         """Every video self-attention (or joint attention) layer, in the order in which they run."""
@@ -117,8 +126,22 @@ class Family(Protocol):
         """What the layer returns, from (b, tokens, h, d) in model order: the model's own output projection."""
         ...
 
+    def split_plan(self, transformer: Any) -> dict[str, Any] | None:
+        """How diffusers splits tokens over ranks, in its own terms; None where the class says it itself, or nobody.
+
+        Raises:
+            InstallError: this very transformer cannot be split.
+        """
+        return None
+
     def dense(
-        self, attn: Any, processor: Any, valid: tuple[torch.Tensor, ...] | None, *inputs: Any, **kwargs: Any
+        self,
+        attn: Any,
+        processor: Any,
+        valid: tuple[torch.Tensor, ...] | None,
+        exchange: Exchange | None,
+        *inputs: Any,
+        **kwargs: Any,
     ) -> Any:
         """A dense call of an attention layer: whatever stood there before runs it, on the user's own backend.
 
@@ -126,6 +149,8 @@ class Family(Protocol):
             attn: the layer.
             processor: the processor that stood there.
             valid: numbers (n,) of the valid text tokens of each sample, as in `Call`.
+            exchange: what ranks swap around attention, where they share the video; diffusers' own processors of video
+                without text do it by themselves.
             inputs: hidden states, encoder hidden states, attention mask and rotary embedding.
             kwargs: what else the layer was given.
         """

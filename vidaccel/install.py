@@ -11,6 +11,7 @@ from torch import nn
 
 from .choices import Choices, kept_share
 from .errors import InstallError, PatternError, VidaccelWarning
+from .exchange import Exchange, HeadPart, Ranks
 from .family import Call, attn_processors_of, place_processors, unwrap
 from .frontdoor import Clock, FrontDoor
 from .grid import Site, TokenLayout
@@ -58,6 +59,7 @@ class Installation:
         }
         self.plans: dict[tuple[Any, ...], Plan] = {}
         self._texts: dict[tuple[Any, ...], Plan] = {}
+        self._exchanges: dict[tuple[Any, ...], Exchange] = {}
         self.choices = Choices()
         self._stand_in = stand_in
         self._layers = 1 + max(site.index for site in self.sites)
@@ -162,11 +164,8 @@ class Installation:
 
     def before(self, call: Call, step: Step, record: CallRecord) -> None:
         """Write a plan, or None, on every processor."""
-        if getattr(self.door.transformer, "_parallel_config", None) is not None:
-            raise InstallError(
-                "context parallelism is on: this transformer's sparse layers would see their own rank's tokens alone; "
-                "run without enable_parallelism, or remove the acceleration"
-            )
+        ranks = Ranks.of(self.door.transformer)
+        exchange = None if ranks is None else self._exchange(ranks, call, step)
         for text in call.notes:
             if self.door.trace.note(text):
                 logger.info(text)
@@ -189,9 +188,9 @@ class Installation:
         for site in self.sites:
             if site.name in displaced:
                 continue
-            plan = self._plan(call, step, record, site)
+            plan = self._plan(call, step, record, site, None if ranks is None else self._heads(ranks, site))
             processor = self.processors[site.name]
-            processor.plan, processor.valid = plan, valid
+            processor.plan, processor.valid, processor.exchange = plan, valid, exchange
             if plan is None:
                 record.dense.append(site.name)
                 continue
@@ -212,7 +211,7 @@ class Installation:
         for name, processor in self.processors.items():
             if processor.plan is not None and not record.failed:
                 self._look_at(processor, name, record)
-            processor.plan = processor.valid = processor.held = processor.chosen = None
+            processor.plan = processor.valid = processor.held = processor.chosen = processor.exchange = None
         if self._guide is not None:
             self._guide.after(record)
         missing = len(record.scheduled) - len(record.kernels)
@@ -233,19 +232,41 @@ class Installation:
         if plan.varies and (used := choice or processor.held) is not None:
             record.measured[name] = kept_share(used.mask)
 
-    def _plan(self, call: Call, step: Step, record: CallRecord, site: Site) -> Plan | None:
+    def _heads(self, ranks: Ranks, site: Site) -> HeadPart:
+        attn: Any = self.door.transformer.get_submodule(site.name.removesuffix(".processor"))
+        return ranks.heads(attn.heads)
+
+    def _exchange(self, ranks: Ranks, call: Call, step: Step) -> Exchange:
+        """What ranks swap in this call; looks whether all of them were given the same video to make."""
+        if step.new_trajectory and call.latents is not None and not ranks.agree(call.latents):
+            raise InstallError(
+                f"the {ranks.count} ranks of this video were given different noise; pass a generator of the same seed "
+                "on every rank: generator=torch.Generator().manual_seed(0)"
+            )
+        key = (ranks, call.grid, call.text, call.text_slots, call.device)
+        if key not in self._exchanges:
+            self._exchanges[key] = Exchange.of(
+                ranks,
+                call.grid.tokens,
+                call.text,
+                call.text_slots,
+                text_first=self.door.family.text_first,
+                device=call.device,
+            )
+        return self._exchanges[key]
+
+    def _plan(self, call: Call, step: Step, record: CallRecord, site: Site, heads: HeadPart | None) -> Plan | None:
         density = self.schedule.density(
             step, site.index, self._layers, record.branch, record.expert, self.density_requested
         )
         if density == DENSE:
             return None
-        key = (call.grid, call.text, call.device, density, site if self.pattern.per_site else site.family)
+        key = (call.grid, call.text, call.device, density, site if self.pattern.per_site else site.family, heads)
         if key not in self.plans:
             if len(self.plans) >= _MOST_PLANS:
                 del self.plans[next(iter(self.plans))]
-            self.plans[key] = self._make_plan(self.door.family.layout(call, self.pattern.block), density, site).to(
-                call.device
-            )
+            plan = self._make_plan(self.door.family.layout(call, self.pattern.block), density, site)
+            self.plans[key] = (plan if heads is None else plan.of_heads(heads)).to(call.device)
         return self.plans[key] if call.valid is None else self._for_text(key, call)
 
     def _for_text(self, key: tuple[Any, ...], call: Call) -> Plan:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .exchange import Exchange
 from .family import Family
 from .kernels.attention import attention
 from .kernels.elementwise import to_model
@@ -57,11 +58,12 @@ def attend_to_all(plan: Plan, query: torch.Tensor, key: torch.Tensor, value: tor
     """Attention without the plan's mask, by torch's own kernels, for q, k, v (b, slots, h, d) in the plan's order.
 
     Returns:
-        (b, tokens, h, d) in model order.
+        (b, slots, h, d), likewise.
     """
     query, key, value = (plan.layout.to_model(x).transpose(1, 2) for x in (query, key, value))
     scale = plan.scale * query.shape[-1] ** -0.5
-    return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2)
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
+    return plan.layout.to_kernel(out.transpose(1, 2))
 
 
 class SparseAttnProcessor:
@@ -78,6 +80,7 @@ class SparseAttnProcessor:
             Tensors, so that torch.compile takes their lengths for variables.
         held: what an earlier step chose, where it serves this one; set likewise.
         chosen: what this call chose, where a later step or the trace will look at it.
+        exchange: what ranks swap around attention, where they share the video; set likewise.
         full_rows: how many rows, the last ones, see everything: the second path of `guide.py`.
     """
 
@@ -88,6 +91,7 @@ class SparseAttnProcessor:
         self.valid: tuple[torch.Tensor, ...] | None = None
         self.held: Choice | None = None
         self.chosen: Choice | None = None
+        self.exchange: Exchange | None = None
         self.full_rows = 0
 
     def __call__(
@@ -107,20 +111,27 @@ class SparseAttnProcessor:
             attention_mask,
             rotary_emb if rotary_emb is not None else image_rotary_emb,
         )
-        plan = self.plan
+        plan, exchange = self.plan, self.exchange
         if plan is None:
-            return self.family.dense(attn, self.wrapped, self.valid, *inputs, **kwargs)
-        query, key, value = self.family.project(attn, plan.layout, *inputs)
+            return self.family.dense(attn, self.wrapped, self.valid, exchange, *inputs, **kwargs)
+        if exchange is None:
+            query, key, value = self.family.project(attn, plan.layout, *inputs)
+        else:
+            own = self.family.project(attn, exchange.layout, *inputs)
+            query, key, value = exchange.arrive(*own, order=plan.layout.order)
         if self.full_rows:
             split = (x.tensor_split((-self.full_rows,)) for x in (query, key, value))
             first, second = zip(*split, strict=True)
-            own, _ = attend(plan, *first)
-            whole = attend_to_all(plan, *second)
-            return self.family.output(attn, torch.cat([to_model(plan.layout, own), whole]), *inputs)
-        out, choice = attend(plan, query, key, value, self.held)
-        if plan.is_watched and self.held is None:
-            self.chosen = choice
-        return self.family.output(attn, to_model(plan.layout, out), *inputs)
+            sparse, _ = attend(plan, *first)
+            out = torch.cat([sparse, attend_to_all(plan, *second)])
+        else:
+            out, choice = attend(plan, query, key, value, self.held)
+            if plan.is_watched and self.held is None:
+                self.chosen = choice
+        if exchange is None:
+            return self.family.output(attn, to_model(plan.layout, out), *inputs)
+        out = exchange.leave(out, attn.heads, plan.layout.slot_of)
+        return self.family.output(attn, to_model(exchange.layout, out), *inputs)
 
     @property
     def _attention_backend(self) -> Any:

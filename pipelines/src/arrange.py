@@ -71,6 +71,8 @@ def to_kernel(
         tables: RoPE's cos and sin for the video, every value twice, in a shape that broadcasts with (b, l, h, d).
     """
     _, tokens, _, d = video.query.shape
+    # Of several ranks, the last may hold no text.
+    text = text if text is not None and text.query.shape[1] else None
     one_dtype = video.query.dtype == video.key.dtype == video.value.dtype
     shared = tables is None or tables[0].numel() == tables[1].numel() == tokens * d
     if not (elementwise.can_run(video.query) and one_dtype and shared):

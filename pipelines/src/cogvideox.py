@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 
 from ..family import Call, Stack
 from ..grid import Site, VideoGrid
@@ -45,6 +46,16 @@ class CogVideoX(JointFamily):
         if config.get("patch_size_t"):
             return {"fps": 16, "height": 768, "width": 1360, "num_frames": 81}
         return {"fps": 8, "height": 480, "width": 720, "num_frames": 49}
+
+    def split_plan(self, transformer: Any) -> dict[str, Any]:
+        """Both streams at the first block; RoPE's tables, which its pipelines make, at the door."""
+        stream = ContextParallelInput(split_dim=1, expected_dims=3)
+        table = ContextParallelInput(split_dim=0, expected_dims=2)
+        return {
+            "": {"image_rotary_emb": [table, table]},
+            "transformer_blocks.0": {"hidden_states": stream, "encoder_hidden_states": stream},
+            "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+        }
 
     def stack(self, transformer: Any) -> Stack:
         """`transformer_blocks`."""

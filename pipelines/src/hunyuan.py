@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 
+from ..errors import InstallError
 from ..family import Call, Stack
 from ..grid import Site, VideoGrid
 from .joint import JointFamily, valid_text
@@ -44,6 +46,26 @@ class Hunyuan(JointFamily):
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """24 frames a second."""
         return {"fps": 24}
+
+    def split_plan(self, transformer: Any) -> dict[str, Any]:
+        """Both streams at the first block, RoPE's tables where they are made.
+
+        Raises:
+            InstallError: an image replaces the first frame's tokens, which blocks then modulate by their number.
+        """
+        if transformer.config.get("image_condition_type") == "token_replace":
+            raise InstallError(
+                f"{type(transformer).__name__} with image_condition_type token_replace cannot be split over several "
+                "GPUs: its blocks modulate the first tokens of their input as the first frame's, whichever rank they "
+                "are on; use a checkpoint with latent_concat, or one video on each GPU"
+            )
+        stream = ContextParallelInput(split_dim=1, expected_dims=3)
+        table = ContextParallelInput(split_dim=0, expected_dims=2, split_output=True)
+        return {
+            "rope": {0: table, 1: table},
+            "transformer_blocks.0": {"hidden_states": stream, "encoder_hidden_states": stream},
+            "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+        }
 
     def stack(self, transformer: Any) -> Stack:
         """Both lists of blocks: all take and return both streams."""

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15AttnProcessor2_0
 
+from ..exchange import Exchange
 from ..family import Call
 from ..grid import TokenLayout, VideoGrid
 from .hunyuan import Hunyuan, patch
-from .joint import Heads, valid_text
+from .joint import Heads, attend_to_valid, valid_text
 
 # Text is kept in steps of so many tokens, so that prompts of similar lengths share a layout.
 STEP = 64
@@ -49,7 +49,7 @@ class Hunyuan15(Hunyuan):
             f"padded text is cut off before attention: for {slots} text slots diffusers would build a mask of "
             f"{pairs / 2**30:.3g} GiB, twice, in each of {len(transformer.transformer_blocks)} layers; none is built"
         )
-        return Call(grid, text, given["timestep"], embeds, latents.device, latents, valid, (note,))
+        return Call(grid, text, given["timestep"], embeds, latents.device, latents, valid, (note,), slots)
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """24 frames a second; the checkpoint's own resolution, 480p or 720p, at 16:9."""
@@ -78,22 +78,21 @@ class Hunyuan15(Hunyuan):
         return super().output(attn, out, hidden_states, encoder_hidden_states)
 
     def dense(
-        self, attn: Any, processor: Any, valid: tuple[torch.Tensor, ...] | None, *inputs: Any, **kwargs: Any
+        self,
+        attn: Any,
+        processor: Any,
+        valid: tuple[torch.Tensor, ...] | None,
+        exchange: Exchange | None,
+        *inputs: Any,
+        **kwargs: Any,
     ) -> Any:
         """The attention of diffusers on the user's own backend, without padded text and so without a mask."""
-        if valid is None or type(processor) is not HunyuanVideo15AttnProcessor2_0:
-            return processor(attn, *inputs, **kwargs)
+        if exchange is not None or valid is None or type(processor) is not HunyuanVideo15AttnProcessor2_0:
+            return super().dense(attn, processor, valid, exchange, *inputs, **kwargs)
         hidden_states, text, _, rotary_emb = inputs
         most = max(len(own) for own in valid)
         streams = self.streams(attn, hidden_states, text[:, :most], rotary_emb)
-        outs = []
-        # Samples whose texts differ in length attend one by one.
-        for n, own in enumerate(valid):
-            padding = most - len(own)
-            query, key, value = (x[n : n + 1, : x.shape[1] - padding] if len(valid) > 1 else x for x in streams)
-            out = dispatch_attention_fn(query, key, value, backend=processor._attention_backend)
-            outs.append(torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding)))
-        return self.output(attn, torch.cat(outs), hidden_states, text)
+        return self.output(attn, attend_to_valid(streams, most, valid, processor), hidden_states, text)
 
 
 HUNYUAN15 = Hunyuan15()

@@ -15,10 +15,12 @@ import vidaccel
 ROOT = Path(__file__).parents[2]
 
 # Each part may import the parts named here (and itself). "below" may be imported by everybody.
-BELOW = {"encode", "errors", "files", "grid", "trace", "env"}
+BELOW = {"encode", "errors", "exchange", "files", "grid", "trace", "env"}
 ARROWS = {
     "errors": set(),
     "grid": {"errors"},
+    "exchange": {"errors", "grid"},
+    "parallel": BELOW | {"family"},
     "trace": {"grid"},
     "encode": {"errors"},
     "env": set(),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import InstallError, VidaccelWarning
-from ..family import Call, unwrap
+from ..family import Call, attn_processors_of, unwrap
 from ..frontdoor import Clock, FrontDoor
 from ..grid import VideoGrid
 from ..schedule import Step
@@ -185,6 +185,13 @@ class Cache:
                 f"context parallelism is on: {self.policy.name} needs the input and the output of the blocks together, "
                 "which are split differently then; take cg-taylor, taylorseer or replay, or leave the cache out"
             )
+        if group is not None and self.door.family.split_plan(self.door.transformer) is not None:
+            place = attn_processors_of(self.door.transformer)[self.door.family.sites(self.door.transformer)[0].name]
+            if not hasattr(place, "exchange"):
+                raise InstallError(
+                    f"context parallelism is on, and diffusers' attention of {type(self.door.transformer).__name__} "
+                    'sees its own rank\'s tokens alone; name an attention too, such as accelerate(pipe, "dense", ...)'
+                )
         return Session(self.door.family, parts, self.policy.per_sample, self.policy.shadow, group)
 
     def _check_memory(self, call: Call, parts: Parts, branches: int) -> None:
@@ -204,7 +211,7 @@ class Cache:
 
     def _output(self, module: nn.Module, args: Any, output: Any) -> Any:
         session = self._session
-        if session is None or session.now is None or session.parts.base != "latent":
+        if session is None or session.now is None or session.parts.site != "output":
             return None
         value = output[0] if isinstance(output, tuple) else output.sample
         result = session.finish(value)

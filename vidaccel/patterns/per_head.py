@@ -20,6 +20,7 @@ import torch
 
 from ..blocks import BlockMask
 from ..errors import PatternError
+from ..exchange import HeadPart
 from ..grid import Site, TokenLayout
 from .combine import as_pattern, as_recipe, reblocked
 from .dynamic import EqualRows, rows_up_to
@@ -48,13 +49,26 @@ class HeadsChoose(Select):
         own, parts = tuple(each.to(device) for each in self.own), tuple(each.to(device) for each in self.parts)
         return replace(self, layout=self.layout.to(device), fixed=self.fixed.to(device), own=own, parts=parts)
 
+    def of_heads(self, part: HeadPart) -> HeadsChoose:
+        """See `patterns.plan.Select`."""
+        heads = self.fixed.shape[0]
+        if heads != part.total:
+            raise _other_heads(heads, part.total)
+        if any(getattr(each, "adaptive", False) for each in self.parts):
+            raise PatternError(
+                "per-head with an adaptive topk shares one threshold among the heads of that part, which are on "
+                "several ranks; use adaptive=False, or topk alone"
+            )
+        mine = [each[(part.first <= each) & (each < part.end)] - part.first for each in self.own]
+        left = [n for n, each in enumerate(mine) if len(each)]
+        own, parts = tuple(mine[n] for n in left), tuple(self.parts[n] for n in left)
+        return replace(self, fixed=self.fixed[part.first : part.end], own=own, parts=parts)
+
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
         heads = self.fixed.shape[0]
         if q.shape[2] % heads:
-            raise PatternError(
-                f"per-head names the parts of {heads} heads, but the model has {q.shape[2]}; name as many"
-            )
+            raise _other_heads(heads, q.shape[2])
         samples = q.shape[2] // heads
         keep = self.fixed.repeat(samples, 1, 1)
         first = heads * torch.arange(samples, device=q.device)[:, None]
@@ -64,6 +78,10 @@ class HeadsChoose(Select):
             keep = keep.index_copy(0, mine, chosen.mask.video_map() > 0)
         rows = (~keep).byte().argsort(dim=-1, stable=True)[..., : self.most]
         return Choice(rows_up_to(rows, keep.sum(-1), self.layout))
+
+
+def _other_heads(named: int, there: int) -> PatternError:
+    return PatternError(f"per-head names the parts of {named} heads, but the model has {there}; name as many")
 
 
 @dataclass(frozen=True)

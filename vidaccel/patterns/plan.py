@@ -10,6 +10,7 @@ import torch
 
 from ..blocks import BlockMask
 from ..errors import PatternError
+from ..exchange import HeadPart
 from ..grid import Site, TokenLayout
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ class Select(ABC):
         """The same with its tensors on `device`."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: part.to(device) for name, part in parts.items() if hasattr(part, "to")})
+
+    def of_heads(self, part: HeadPart) -> Self:
+        """The same on one of several ranks, which is given the q, k and v of its own heads."""
+        return self
 
     @abstractmethod
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
@@ -165,6 +170,20 @@ class Plan:
         slot = torch.arange(layout.video_blocks * layout.block, layout.slots, device=layout.device)
         seen = slot % layout.block < layout.k_len[:, slot // layout.block]
         return replace(self, text_bias=torch.where(seen, 0.0, -torch.inf))
+
+    def of_heads(self, part: HeadPart) -> Plan:
+        """The same plan for the heads of one of several ranks. Its densities stay those of all heads.
+
+        Raises:
+            PatternError: a mask of another number of heads.
+        """
+        if self.mask is not None and self.mask.heads not in (1, part.total):
+            raise PatternError(
+                f"a mask of {self.mask.heads} heads was planned ({self.rule}), but the model has {part.total}; plan as "
+                "many, or one for all"
+            )
+        mask = self.mask and self.mask.of_heads(part.first, part.end)
+        return replace(self, mask=mask, select=self.select and self.select.of_heads(part))
 
     def to(self, device: torch.device | str) -> Plan:
         """The same plan with its tensors on `device`."""

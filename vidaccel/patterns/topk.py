@@ -21,6 +21,7 @@ import torch
 
 from ..blocks import BlockMask
 from ..errors import PatternError
+from ..exchange import HeadPart
 from ..grid import Site, TokenLayout
 from ..kernels.select import best_blocks, block_scores, likeliest_blocks
 from .dynamic import (
@@ -47,10 +48,16 @@ class BestBlocks(EqualRows):
         kept: video blocks in a row; on average, where rows are adaptive.
         adaptive: rows whose attention is spread keep more than others.
         top_p: mass at which a row ends, after at most `kept` blocks; None where all rows are full.
+        part: the heads that are given, where other ranks have others: one threshold for all needs the scores of all.
     """
 
     adaptive: bool = False
     top_p: float | None = None
+    part: HeadPart | None = None
+
+    def of_heads(self, part: HeadPart) -> BestBlocks:
+        """See `patterns.plan.Select`."""
+        return replace(self, part=part if self.adaptive else None)
 
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
@@ -59,7 +66,12 @@ class BestBlocks(EqualRows):
             return Choice(self._until(self.top_p, (scores * q.shape[-1] ** -0.5).softmax(-1)))
         if self.adaptive:
             scores = scores * q.shape[-1] ** -0.5
-            return Choice(likeliest_blocks(scores, self.forced, self.kept, self.layout))
+            if self.part is None:
+                return Choice(likeliest_blocks(scores, self.forced, self.kept, self.layout))
+            everyone = likeliest_blocks(self.part.gather(scores), self.forced, self.kept, self.layout)
+            keep = self.part.own(everyone.video_map() > 0)
+            rows = (~keep).byte().argsort(dim=-1, stable=True)
+            return Choice(rows_up_to(rows, keep.sum(-1), self.layout))
         return Choice(best_blocks(scores, self.forced, self.kept, self.layout))
 
     def _until(self, mass: float, likely: torch.Tensor) -> BlockMask:

@@ -1,0 +1,160 @@
+"""One of two processes of `test_parallel.py`; not a test itself. Usage: parallel_worker.py RANK STORE
+
+Renders every case alone and then together with the other rank. Prints, a line a case, how far the two latents are
+apart, which calls were forecast in each, and how many tokens of the video this rank had in a layer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vidaccel
+from vidaccel.caching import CGTaylor
+from vidaccel.family import family_of
+from vidaccel.patterns import PerHead, TopK
+from vidaccel.schedule import Schedule
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+import tiny_pipelines  # noqa: E402
+from test_patterns import CASES, DYNAMIC, MERGED  # noqa: E402
+
+# Of static patterns those that differ to a rank: a window inside blocks, rows of its own for each head, a second path.
+PATTERNS = {name: CASES[name] for name in ("radial", "neighborhood, strides", "sliding-window, heads", "per-head")}
+PATTERNS |= {"freeswim": CASES["freeswim"], "union": CASES["union"], **DYNAMIC, **MERGED}
+ALL_UNEVEN = ("radial", "sliding-window, heads", "topk, adaptive", "topk, per head", "freeswim")
+Case = tuple[str, Callable[[], Any], str, dict[str, Any]]
+
+
+wan = partial(tiny_pipelines.wan, layers=2)
+
+
+def cases() -> Iterator[Case]:
+    """Name, pipeline, size, and what accelerates it; where a name begins with "after", ranks join after it."""
+    for name, (pattern, density) in PATTERNS.items():
+        yield name, wan, "even", {"attention": pattern, "density": density}
+    for name in ALL_UNEVEN:
+        pattern, density = PATTERNS[name]
+        yield f"after, uneven: {name}", wan, "ragged", {"attention": pattern, "density": density}
+    sparse = dict(zip(("attention", "density"), PATTERNS["radial"], strict=True))
+    both = {**sparse, "cache": CGTaylor(threshold=0.5, warmup=2)}
+    yield "radial and cache", wan, "wide", both
+    yield "after: radial and cache", wan, "even", both
+    yield "3 heads", lambda: wan(heads=3), "ragged", sparse
+    adaptive = {"attention": TopK(adaptive=True, block=16), "density": 0.4}
+    yield "3 heads, adaptive", lambda: wan(heads=3), "ragged", adaptive
+    yield "two experts", lambda: wan(experts=True), "ragged", sparse
+    yield "a timestep a token", lambda: wan(ti2v=True), "even", sparse
+    for family in ("hunyuan", "hunyuan15", "cogvideox"):
+        make = getattr(tiny_pipelines, family)
+        yield f"{family}, dense", make, "ragged", {"attention": "dense"}
+        yield f"after: {family}, topk", make, "even", {"attention": DYNAMIC["topk"][0], "density": 0.6}
+        yield f"{family}, radial and cache", make, "wide", both
+    two = ["a cat", "two dogs that play in the garden"]
+    yield "hunyuan, two texts", tiny_pipelines.hunyuan, "ragged", {**sparse, "prompt": two}
+    yield "cogvideox 2b", lambda: tiny_pipelines.cogvideox("2b"), "ragged", sparse
+    yield "cogvideox 1.5", lambda: tiny_pipelines.cogvideox("1.5"), "ragged", sparse
+
+
+def video(pipe: Any, size: str, how: dict[str, Any], then: Callable[[], None] = lambda: None) -> tuple[Any, list[int]]:
+    """Latents, and the numbers of the calls that were forecast."""
+    asked = {name: value for name, value in how.items() if name == "prompt"}
+    given = {name: value for name, value in how.items() if name not in asked}
+    with vidaccel.accelerate(pipe, schedule=Schedule(dense_steps=1), **given) as run:
+        then()
+        latents = tiny_pipelines.render(pipe, size, steps=6 if "cache" in how else 2, **asked)
+    return latents, [number for number, call in enumerate(run.trace.calls) if call.forecast]
+
+
+def tokens(transformer: Any) -> list[int]:
+    """Filled with the tokens that the first video layer projects at a time."""
+    seen: list[int] = []
+    name = family_of(transformer).sites(transformer)[0].name.removesuffix(".processor")
+    transformer.get_submodule(name).to_q.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    return seen
+
+
+def refusals() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What cannot be done; all ranks are told, and none waits for another."""
+
+    def odd() -> None:
+        pipe = tiny_pipelines.wan()
+        vidaccel.enable_parallelism(pipe, uneven=False)
+        video(pipe, "ragged", {"attention": "dense"})
+
+    def few_heads() -> None:
+        pipe = tiny_pipelines.wan(heads=1)
+        vidaccel.enable_parallelism(pipe)
+        video(pipe, "even", {"attention": "dense"})
+
+    def other_noise() -> None:
+        pipe = tiny_pipelines.wan()
+        vidaccel.enable_parallelism(pipe)
+        with vidaccel.accelerate(pipe, "radial", density=0.4):
+            own = torch.Generator().manual_seed(torch.distributed.get_rank())
+            tiny_pipelines.render(pipe, "even", steps=2, generator=own)
+
+    def part_adaptive() -> None:
+        pipe = tiny_pipelines.wan()
+        vidaccel.enable_parallelism(pipe)
+        part = {"name": "topk", "adaptive": True, "block": 16}
+        pattern = PerHead((part, {"name": "radial", "block": 16}), (0, 1))
+        video(pipe, "even", {"attention": pattern, "density": 0.4})
+
+    def cache_alone() -> None:
+        pipe = tiny_pipelines.cogvideox()
+        vidaccel.enable_parallelism(pipe)
+        with vidaccel.accelerate(pipe, cache="cg-taylor"):
+            tiny_pipelines.render(pipe, "even", steps=12)
+
+    yield "odd", odd
+    yield "few heads", few_heads
+    yield "other noise", other_noise
+    yield "part adaptive", part_adaptive
+    yield "cache alone", cache_alone
+    yield "no plan", lambda: vidaccel.enable_parallelism(tiny_pipelines.mochi())
+    yield "token replace", lambda: vidaccel.enable_parallelism(tiny_pipelines.hunyuan("token_replace"))
+    yield "degree", lambda: vidaccel.enable_parallelism(tiny_pipelines.wan(), 3)
+
+
+def gather_uneven(gathered: list[torch.Tensor], own: torch.Tensor, group: Any = None) -> None:
+    """NCCL gathers tensors of several sizes, and diffusers lets it; gloo takes them one by one."""
+    ranks = torch.distributed.get_process_group_ranks(group)
+    for source, part in zip(ranks, gathered, strict=True):
+        if source == torch.distributed.get_rank():
+            part.copy_(own)
+        torch.distributed.broadcast(part, source, group=group)
+
+
+def main(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # Fresh memory is full of NaN.
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.distributed.all_gather = gather_uneven
+    for name, make, size, how in cases():
+        alone, forecast = video(make(), size, how)
+        pipe = make()
+        seen = tokens(pipe.transformer)
+        if name.startswith("after"):
+            together, same = video(pipe, size, how, lambda pipe=pipe: vidaccel.enable_parallelism(pipe))
+        else:
+            vidaccel.enable_parallelism(pipe, uneven=size != "even" or "15" in name)
+            together, same = video(pipe, size, how)
+        found = {"forecast": forecast, "together": same, "tokens": max(seen)}
+        print(json.dumps({"name": name, "apart": float((together - alone).abs().max()), **found}), flush=True)
+    for name, attempt in refusals():
+        try:
+            attempt()
+        except vidaccel.VidaccelError as error:
+            print(json.dumps({"name": name, "refused": str(error)}), flush=True)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,294 @@
+"""Tokens of one video on several ranks: each has its own tokens, and in attention its own heads of all tokens.
+
+Idea: everything but attention works token by token, so a rank keeps a part of the tokens; attention works head by head,
+    so before it ranks swap tokens for heads, and after it heads for tokens (Ulysses). Between the two, a rank holds
+    whole sequences, and any mask, kernel or choice of blocks runs as it does on one GPU.
+Math, for n ranks, l tokens, h heads: (b, l / n, h, d) -> (b, l, h / n, d) -> (b, l / n, h, d). Uneven parts are those
+    of `torch.tensor_split`; heads that n does not divide are filled up with empty ones, which are never attended with.
+Cost: q, k and v in one all-to-all, the output in another, each a read and a write more: a rank sends
+    4 b l h d (n - 1) / n^2 elements a layer. Every rank has all rows of its heads, those of text too, so work is even.
+Source: DeepSpeed Ulysses, arXiv 2309.14509; the split of tokens is that of diffusers' context parallelism.
+Limits: as many heads as leave no rank without one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from .errors import InstallError
+from .grid import TokenLayout, VideoGrid
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks that hold one video together.
+
+    Attributes:
+        group: their process group.
+        rank: of this process among them.
+        count: how many.
+        uneven: tokens and heads need not divide by `count`.
+    """
+
+    group: torch.distributed.ProcessGroup
+    rank: int
+    count: int
+    uneven: bool
+
+    @classmethod
+    def of(cls, transformer: Any) -> Ranks | None:
+        """Those of a transformer under diffusers' context parallelism; None where it runs alone.
+
+        Raises:
+            InstallError: a kind of parallelism that sparse attention does not know.
+        """
+        config = getattr(transformer, "_parallel_config", None)
+        if config is None:
+            return None
+        context = config.context_parallel_config
+        if context is None:
+            raise InstallError(
+                "tensor parallelism is on, which sparse attention does not know; use context parallelism: "
+                "vidaccel.enable_parallelism(pipe, 2)"
+            )
+        if context.ring_degree > 1:
+            raise InstallError(
+                f"ring_degree {context.ring_degree} was asked for: in a ring every rank meets the keys part by part, "
+                "and masks of the whole video would have to be cut anew for each; use ulysses_degree instead, which "
+                "gives every rank all tokens of its heads"
+            )
+        return cls(
+            context._ulysses_mesh.get_group(),
+            context._ulysses_local_rank,
+            context.ulysses_degree,
+            context.ulysses_anything,
+        )
+
+    def parts(self, many: int, what: str) -> tuple[int, ...]:
+        """How many of `many` tokens each rank holds.
+
+        Raises:
+            InstallError: parts that diffusers does not make.
+        """
+        if many % self.count and not self.uneven:
+            raise InstallError(
+                f"{many} {what} were given to {self.count} ranks, which does not divide; take a size that does, or "
+                f"ContextParallelConfig(ulysses_degree={self.count}, ulysses_anything=True)"
+            )
+        return tuple(many // self.count + (rank < many % self.count) for rank in range(self.count))
+
+    def heads(self, total: int) -> HeadPart:
+        """Which of a layer's heads this rank attends with.
+
+        Raises:
+            InstallError: parts that diffusers does not make, or a rank without a head.
+        """
+        self.parts(total, "attention heads")
+        each = -(-total // self.count)
+        if each * (self.count - 1) >= total:
+            raise InstallError(
+                f"{total} attention heads were given to {self.count} ranks, {each} to each, which leaves none for the "
+                f"last; use {-(-total // each)} ranks or fewer"
+            )
+        return HeadPart(self.rank * each, min(total, (self.rank + 1) * each), total, each, self)
+
+    def agree(self, *tensors: torch.Tensor) -> bool:
+        """All ranks hold about the same tensors; waits for all of them."""
+        sums = torch.stack([part for x in tensors for part in (x.double().sum(), x.double().square().sum())])
+        sums = sums.to(tensors[0].device)
+        both = torch.cat([sums, -sums])
+        torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX, group=self.group)
+        most, least = both.chunk(2)
+        return bool(torch.allclose(most, -least, rtol=1e-2, atol=1e-2))
+
+
+@dataclass(frozen=True)
+class HeadPart:
+    """The heads of a layer that one rank attends with.
+
+    Attributes:
+        first: the first.
+        end: one past the last.
+        total: of the layer.
+        each: of every rank, empty ones included.
+        ranks: all of them.
+    """
+
+    first: int
+    end: int
+    total: int
+    each: int
+    ranks: Ranks
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """(samples * own heads, ...) -> (samples * all heads, ...), from all ranks."""
+        own = self.end - self.first
+        x = x.unflatten(0, (-1, own))
+        filled = x.new_zeros(self.ranks.count, x.shape[0], self.each, *x.shape[2:])
+        filled[:, :, :own] = x
+        sizes = [x[:, :1].numel() * self.each] * self.ranks.count
+        found = _all_to_all(filled.flatten(), sizes, sizes, self.ranks.group).view_as(filled)
+        return found.movedim(0, 1).flatten(1, 2)[:, : self.total].flatten(0, 1)
+
+    def own(self, x: torch.Tensor) -> torch.Tensor:
+        """(samples * all heads, ...) -> (samples * own heads, ...)."""
+        return x.unflatten(0, (-1, self.total))[:, self.first : self.end].flatten(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """What ranks swap before and after the attention of one grid. Build it with `Exchange.of`.
+
+    Attributes:
+        ranks: who.
+        layout: this rank's own tokens, [video | text] without holes.
+        text: tokens of all ranks that are text.
+        sizes: tokens of each rank.
+        start: (tokens,) int64 in model order, where the part of the rank that holds the token starts.
+        size: (tokens,) int64, how long that part is.
+        place: (tokens,) int64, where in it the token is.
+        sent: (tokens,) int64, the model-order index of each token, one rank's after the other's.
+    """
+
+    ranks: Ranks
+    layout: TokenLayout
+    text: int
+    sizes: tuple[int, ...]
+    start: torch.Tensor
+    size: torch.Tensor
+    place: torch.Tensor
+    sent: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        ranks: Ranks,
+        video: int,
+        text: int = 0,
+        slots: int = 0,
+        *,
+        text_first: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> Exchange:
+        """Plan the swaps.
+
+        Args:
+            ranks: who.
+            video: tokens of the grid.
+            text: text tokens that attend with it.
+            slots: text tokens that the model holds and splits, of which the first `text` attend; 0 for as many.
+            text_first: model order is [text | video].
+            device: of the hidden states.
+
+        Raises:
+            InstallError: parts that diffusers does not make.
+        """
+        videos = ranks.parts(video, "video tokens")
+        held = ranks.parts(slots or text, "text tokens")
+        # Of the text slots only the first attend, so the last ranks may hold none of them.
+        texts = [max(0, min(many, text - before)) for many, before in zip(held, _starts(held), strict=True)]
+        sizes = tuple(a + b for a, b in zip(videos, texts, strict=True))
+        video_at, text_at = (text, 0) if text_first else (0, video)
+        sent = torch.cat(
+            [
+                torch.cat([torch.arange(many) + at + before for many, at, before in pair])
+                for pair in zip(
+                    zip(videos, [video_at] * ranks.count, _starts(videos), strict=True),
+                    zip(texts, [text_at] * ranks.count, _starts(texts), strict=True),
+                    strict=True,
+                )
+            ]
+        )
+        length = torch.tensor(sizes)
+        owner = torch.arange(ranks.count).repeat_interleave(length)
+        starts = torch.tensor(_starts(sizes))
+        back = torch.empty_like(sent)
+        back[sent] = torch.arange(len(sent))
+        start, size = starts[owner][back], length[owner][back]
+        own = _flat_layout(videos[ranks.rank], texts[ranks.rank], text_first)
+        tables = (start, size, back - start, sent)
+        return cls(ranks, own.to(device), text, sizes, *(table.to(device) for table in tables))
+
+    def arrive(self, *tensors: torch.Tensor, order: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        """Own tokens, all heads -> all tokens, own heads.
+
+        Args:
+            tensors: (b, own tokens, h, d), [video | text].
+            order: (slots,) int64, model-order index of the token in each slot of the result; None for model order.
+
+        Returns:
+            (b, slots, own h, d) each.
+        """
+        many, (b, length, heads, d), n = len(tensors), tensors[0].shape, self.ranks.count
+        part = self.ranks.heads(heads)
+        sent = tensors[0].new_empty(n, many, b, length, part.each, d)
+        for number, x in enumerate(tensors):
+            x = torch.nn.functional.pad(x, (0, 0, 0, n * part.each - heads)) if heads % n else x
+            sent[:, number] = x.unflatten(2, (n, part.each)).movedim(2, 0)
+        row = part.each * d
+        rows = _all_to_all(
+            sent.flatten(),
+            [many * b * size * row for size in self.sizes],
+            [many * b * length * row] * n,
+            self.ranks.group,
+        ).view(-1, part.each, d)
+        # A rank sends all its tokens of each sample of each tensor; one gather puts those of all ranks in order.
+        start, size, place = (
+            table if order is None else table.index_select(0, order) for table in (self.start, self.size, self.place)
+        )
+        number = torch.arange(many * b, device=place.device)[:, None]
+        found = rows.index_select(0, (many * b * start + place + number * size).flatten())
+        found = found.view(many, b, -1, part.each, d)[:, :, :, : part.end - part.first]
+        return found.unbind()
+
+    def leave(self, out: torch.Tensor, heads: int, slot_of: torch.Tensor | None = None) -> torch.Tensor:
+        """All tokens, own heads -> own tokens, all heads.
+
+        Args:
+            out: (b, slots, own h, d), what attention gave.
+            heads: of the layer.
+            slot_of: (tokens,) int64, the slot of each model-order token; None for model order.
+
+        Returns:
+            (b, own tokens, h, d), [video | text].
+        """
+        (b, slots, own, d), n = out.shape, self.ranks.count
+        each, mine = self.ranks.heads(heads).each, self.sizes[self.ranks.rank]
+        if own < each:
+            out = torch.nn.functional.pad(out, (0, 0, 0, each - own))
+        at = self.sent if slot_of is None else slot_of.index_select(0, self.sent)
+        sample = torch.arange(b, device=out.device)[:, None] * slots
+        rows = torch.cat([(sample + part).flatten() for part in at.split(self.sizes)])
+        sent = out.reshape(b * slots, each, d).index_select(0, rows)
+        row = each * d
+        found = _all_to_all(
+            sent.flatten(), [b * mine * row] * n, [b * size * row for size in self.sizes], self.ranks.group
+        )
+        return found.view(n, b, mine, each, d).permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :heads]
+
+
+def _starts(sizes: Any) -> list[int]:
+    return [0, *accumulate(sizes)][:-1]
+
+
+def _flat_layout(video: int, text: int, text_first: bool) -> TokenLayout:
+    """Blocks of one token, so that no slot is empty."""
+    tokens = video + text
+    order = (torch.arange(tokens) + (text if text_first else 0)) % tokens
+    slot_of = order.argsort()
+    ones = torch.ones(tokens, dtype=torch.int32)
+    identity = not (text_first and text)
+    return TokenLayout(VideoGrid(1, 1, video), text, 1, None, order, ones, ones, slot_of, text_first, identity)
+
+
+def _all_to_all(x: torch.Tensor, received: list[int], sent: list[int], group: Any) -> torch.Tensor:
+    """Elements of a flat tensor, so many from and to each rank. torch.compile can trace it."""
+    from torch.distributed import _functional_collectives as functional
+
+    found: Any = functional.all_to_all_single(x, received, sent, group)
+    moved: torch.Tensor = found.wait() if isinstance(found, functional.AsyncCollectiveTensor) else found
+    return moved
