@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint gpu-test clean
+.PHONY: setup browser demo test lint gpu-test clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      render a video with the embedded sample model, dense and accelerated, on a CPU"
 	@echo "make test      run the tests"
+	@echo "make browser   install the Chromium that reports are tested in (apt, as root); make test does it too"
 	@echo "make lint      ruff and mypy"
 	@echo "make gpu-test  run the tests that need a CUDA GPU"
 
@@ -21,8 +22,17 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/vidaccel demo --output out/demo
 
+# Reports are tested in a real Chromium. Where there is none and apt may bring one, it does; else those tests fail and say
+# how to get one, unless VIDACCEL_BROWSER=none leaves them out.
+browser:
+	@[ "$$VIDACCEL_BROWSER" = none ] || [ -n "$$(command -v chromium || command -v google-chrome)" ] || \
+	[ "$$(id -u)" != 0 ] || [ -z "$$(command -v apt-get)" ] || { \
+		echo "installing chromium with apt: reports are tested in it"; \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; \
+	} || true
+
 # One process a core, each with one thread: most tests are too small for more.
-test: setup
+test: setup browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup

@@ -40,10 +40,10 @@ def missing() -> str | None:
     """Why LPIPS cannot be computed on this machine; None where it can."""
     path = backbone()
     if not path.is_file():
-        return f"AlexNet's weights are not on this machine; put {BACKBONE} into {path.parent}"
+        return f"AlexNet's weights are not on this machine; {BACKBONE} belongs into checkpoints/ of torch.hub.get_dir()"
     wanted = path.stem.rpartition("-")[2]
     if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(wanted):
-        return f"{path} is not the file that its name says: its SHA-256 does not begin with {wanted}"
+        return f"{path.name} here is not the file that its name says: its SHA-256 does not begin with {wanted}"
     try:
         _fitted()
     except (ImportError, OSError):

@@ -74,7 +74,8 @@ def _notes(data: dict[str, Any]) -> list[str]:
 
 
 def _tables(data: dict[str, Any]) -> dict[str, Rows]:
-    summary = [{"what": key.replace("_", " "), "value": _short(value)} for key, value in data["summary"].items()]
+    known = {key: value for key, value in data["summary"].items() if value is not None}
+    summary = [{"what": key.replace("_", " "), "value": _short(value)} for key, value in known.items()]
     plans = [{key: _short(value) for key, value in plan.items() if key != "notes"} for plan in data["plans"]]
     lost = [{"what": key.replace("_", " "), "value": _short(value)} for key, value in _lost(data).items()]
     titles = {"Quality against the reference": lost, "Summary": summary, "Plans": plans}
@@ -92,7 +93,7 @@ def _lost(data: dict[str, Any]) -> dict[str, Any]:
 
 def _short(value: Any) -> Any:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
     if isinstance(value, dict):
         return ", ".join(f"{k}: {v}" for k, v in value.items())
     if isinstance(value, (list, tuple)):

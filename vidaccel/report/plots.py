@@ -80,11 +80,10 @@ def scatter(title: str, points: Mapping[str, tuple[float, float]], across: str, 
         parts.append(_dot(number, x, y, 4))
         label = Markup('<text x="{}" y="{}" class="c{}">{} ({:.3g}, {:.3g})</text>')
         parts.append(label.format(x + 7, y + 4, number % _COLOURS, name, *xy))
-    for value in (left, right) if right - left > 1e-6 else (left,):
+    for value in {x for x, _ in found.values() if x in (left, right)}:
         x, _ = place(value, low)
         parts.append(Markup('<text x="{}" y="{}" text-anchor="middle">{:.3g}</text>').format(x, _HEIGHT - 6, value))
-    parts.append(Markup('<text x="{}" y="{}" class="axis">{}</text>').format(_WIDTH - _RIGHT, _HEIGHT - 6, across))
-    parts.append(Markup('<text x="{}" y="32">{}</text>').format(_LEFT, up))
+    parts.append(Markup('<text x="{}" y="32">up: {}; across: {}</text>').format(_LEFT, up, across))
     return _svg(title, parts)
 
 
@@ -95,17 +94,20 @@ def bars(title: str, rows: Mapping[str, Mapping[str, float]]) -> Markup:
         title: what is shown, with its unit.
         rows: parts by name, of each row by name; parts of 0 are left out.
     """
-    rows = {name: {part: x for part, x in parts.items() if x > 0} for name, parts in rows.items()}
-    rows = {name: parts for name, parts in rows.items() if parts}
-    if not rows:
+    whole = max((sum(parts.values()) for parts in rows.values()), default=0)
+    if whole <= 0:
         return Markup("")
-    whole = max(sum(parts.values()) for parts in rows.values())
-    names = list(dict.fromkeys(part for parts in rows.values() for part in parts))
+    names = [
+        part
+        for part in dict.fromkeys(part for parts in rows.values() for part in parts)
+        if any(parts.get(part, 0) > 0 for parts in rows.values())
+    ]
     parts, top, start = [_legend(names)], _TOP, 120
     for name, row in rows.items():
         parts.append(Markup('<text x="{}" y="{}" class="axis">{}</text>').format(start - 6, top + 14, name))
         x = float(start)
-        for part, value in row.items():
+        for part in names:
+            value = row.get(part, 0.0)
             width = value / whole * (_WIDTH - start - 70)
             rect = Markup('<rect class="c{}" x="{:.1f}" y="{}" width="{:.1f}" height="18"><title>{}</title></rect>')
             parts.append(rect.format(names.index(part) % _COLOURS, x, top, width, f"{name}, {part}: {value:.4g}"))
@@ -178,10 +180,14 @@ def _scale(low: float, high: float) -> list[Markup]:
     """The two ends of the vertical axis, and lines from them."""
     found = []
     for value, y in ((high, _TOP), (low, _HEIGHT - _BOTTOM)):
-        found.append(Markup('<text x="{}" y="{}" class="axis">{}</text>').format(_LEFT - 6, y + 4, f"{value:.4g}"))
+        found.append(Markup('<text x="{}" y="{}" class="axis">{}</text>').format(_LEFT - 6, y + 4, _short(value)))
         line = Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>')
         found.append(line.format(_LEFT, _WIDTH - _RIGHT, y, y))
     return found
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def _dot(number: int, x: object, y: object, radius: int = 2) -> Markup:
