@@ -7,7 +7,7 @@ Nothing of the model is copied or subclassed. Its attention processors are excha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,37 +18,30 @@ from ..frontdoor import FrontDoor
 from ..grid import TokenLayout
 from ..reuse import LayerMemory, Methods, Turn, remembered
 from ..reuse.cross import PromptChoice
+from ..reuse.in_place import in_place
 from ..reuse.linear_state import LinearState
 from ..reuse.plan import ChunkPlanner, PlannedChunk
 from ..reuse.tempcache import MergedKeys
-from ..streaming import CacheShape, KVCache, Rollout, VideoRope
+from ..streaming import CacheShape, KVCache, Replays, Rollout, VideoRope
 from ..streaming.kvcache import Snapshot
 from .wan import WAN
 
 
 class PromptMemory:
-    """Keys and values of one prompt in one layer, projected at the first call and kept.
-
-    Tensors are written in place when the prompt changes, so that a captured CUDA graph reads the new ones.
-    """
+    """Keys and values of one prompt in one layer, projected at the first call and kept where they are."""
 
     def __init__(self) -> None:
-        self.kept: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.kept: tuple[torch.Tensor, ...] | None = None
         self.stale = True
 
-    def of(self, attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def of(self, attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Keys and values (b, text, h, d) of text states (b, text, width)."""
         if self.stale or self.kept is None:
             if attn.fused_projections:
                 key, value = attn.to_kv(text).chunk(2, dim=-1)
             else:
                 key, value = attn.to_k(text), attn.to_v(text)
-            key, value = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_k(key), value))
-            if self.kept is not None and self.kept[0].shape == key.shape:
-                self.kept[0].copy_(key)
-                self.kept[1].copy_(value)
-            else:
-                self.kept = (key, value)
+            self.kept = in_place(self.kept, *(x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_k(key), value)))
             self.stale = False
         return self.kept
 
@@ -141,6 +134,7 @@ class CausalTransformer:
         methods: what makes it faster.
         max_bytes: of each cache.
         host: keep the caches in host memory.
+        replays: plays forwards back that come again (CUDA graphs); None computes each as it comes.
 
     Attributes:
         caches: one `KVCache` for each branch.
@@ -166,6 +160,7 @@ class CausalTransformer:
         methods: Methods | None = None,
         max_bytes: int | None = None,
         host: bool = False,
+        replays: Replays | None = None,
     ) -> None:
         config = transformer.config
         if config.patch_size[0] != 1 or config.image_dim is not None or config.added_kv_proj_dim is not None:
@@ -191,6 +186,8 @@ class CausalTransformer:
         self._planner = ChunkPlanner(self.methods, rollout, grid, self.device)
         if host and self._planner.extra:
             raise UsageError("merged keys and a cache in host memory were both asked for; give one of them")
+        if host and replays is not None:
+            raise UsageError("CUDA graphs and a cache in host memory were both asked for; give one of them")
         shape = CacheShape(
             len(self._blocks),
             batch,
@@ -219,7 +216,10 @@ class CausalTransformer:
         cross = self.methods.cross
         self._choice = None if cross is None else PromptChoice.of(cross, config.attention_head_dim, self.device)
         self._processors: list[tuple[CausalAttnProcessor, PromptAttnProcessor]] = []
-        self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._replays = replays
+        # Of the open chunk, as the model has tokens and in the plan's order.
+        self._rotary: tuple[torch.Tensor, ...] | None = None
+        self._ordered: tuple[torch.Tensor, ...] | None = None
 
     @property
     def start(self) -> int:
@@ -244,15 +244,10 @@ class CausalTransformer:
             if self.rollout.moves_sink:
                 cache.move_sink(self.rope.moved)
         rotary = self.rope.rotary(self.start, frames, *self.grid, device=self.device)
-        if self._rotary is not None and self._rotary[0].shape == rotary[0].shape:
-            # In place: a captured CUDA graph reads the same tensors.
-            for kept, new in zip(self._rotary, rotary, strict=True):
-                kept.copy_(new)
-        else:
-            self._rotary = rotary
+        self._rotary = in_place(self._rotary, *rotary)
         planned = self._planner.plan(self.start, frames, next(iter(self.caches.values())).frames)
-        cos, sin = (planned.plan.layout.to_kernel(table) for table in self._rotary)
-        self.chunk = planned._replace(plan=planned.plan._replace(rotary=(cos, sin)))
+        self._ordered = in_place(self._ordered, *map(planned.plan.layout.to_kernel, rotary))
+        self.chunk = planned._replace(plan=planned.plan._replace(rotary=(self._ordered[0], self._ordered[1])))
         self._processors = [
             (CausalAttnProcessor(self.chunk.plan.layout), PromptAttnProcessor(block.attn2.processor, self._choice))
             for block in self._blocks
@@ -290,9 +285,13 @@ class CausalTransformer:
         turn = self.turns[branch]
         turn.writes = writes
         with self.attached(branch):
-            out: torch.Tensor = self.transformer(
-                hidden_states=latents, timestep=timestep, encoder_hidden_states=embeds, return_dict=False
-            )[0]
+            if self._replays is None or turn.calibration is not None or self._is_new(branch):
+                # A new prompt is projected outside of compiled graphs, which then need no second form for it.
+                with torch.compiler.set_stance("force_eager") if self._is_new(branch) else nullcontext():
+                    out = self._forward(latents, timestep, embeds)
+            else:
+                kind = (branch, turn.calls, writes)
+                out = self._replays.run(kind, self._reads(branch), self._forward, latents, timestep, embeds)
         turn.calls += 1
         return out
 
@@ -337,6 +336,24 @@ class CausalTransformer:
             for block, processors in zip(self._blocks, stock, strict=True):
                 block.attn1.set_processor(processors[0])
                 block.attn2.set_processor(processors[1])
+
+    def _forward(self, latents: torch.Tensor, timestep: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.transformer(
+            hidden_states=latents, timestep=timestep, encoder_hidden_states=embeds, return_dict=False
+        )[0]
+        return out
+
+    def _is_new(self, branch: str) -> bool:
+        """The next forward of a branch projects its prompt."""
+        return self.prompts[branch][0].stale
+
+    def _reads(self, branch: str) -> tuple[object, ...]:
+        """What decides a forward of the open chunk beside its inputs; all layers alike."""
+        assert self.chunk is not None
+        memory, cache = self.memories[branch][0], self.caches[branch].layers[0]
+        remembers = memory.linear is not None and memory.linear.tokens > 0
+        weight = self.transformer.patch_embedding.weight
+        return self.chunk.plan, cache.k, self._rotary, self.prompts[branch][0].kept, remembers, weight
 
     def _absorb(self, branch: str, layer: int, frames: list[int], keys: torch.Tensor, values: torch.Tensor) -> None:
         evicted = self._evicted[branch][layer]

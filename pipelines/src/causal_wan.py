@@ -24,7 +24,7 @@ from diffusers.video_processor import VideoProcessor
 
 from ..errors import UsageError
 from ..reuse import Methods
-from ..streaming import FewStep, ManyStep, Rollout, Sampler
+from ..streaming import FewStep, ManyStep, Replays, Rollout, Sampler
 from .causal_attention import CausalTransformer
 from .causal_stream import CausalStream, Guidance
 from .streaming_vae import StreamingDecoder, encode
@@ -94,6 +94,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         methods: Iterable[Any] = (),
         max_cache_bytes: int | None = None,
         offload_cache: bool = False,
+        cuda_graphs: bool = False,
     ) -> CausalStream:
         """An iterator of chunks; nothing is computed before the first is asked for.
 
@@ -119,6 +120,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
                 `CausalAnn`, `AnnCross` of `vidaccel.reuse`, in any order.
             max_cache_bytes: of keys and values of each branch.
             offload_cache: keep them in host memory; slower, and the GPU holds one layer's at a time.
+            cuda_graphs: play forwards back that come again, once the window is full: no launches from Python. Weights
+                stay where they are meanwhile; compile the transformer's blocks as well.
 
         Raises:
             UsageError: a size or number of frames that cannot be.
@@ -127,6 +130,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         self._check(prompt, prompt_embeds, height, width)
         total = None if num_frames is None else self._latent_frames(num_frames, "num_frames")
         device = self._execution_device
+        if cuda_graphs and device.type != "cuda":
+            raise UsageError(f"cuda_graphs was asked for on {device}; it needs a CUDA GPU")
         guided = guidance_scale > 1
         self._guidance_scale, self._interrupt, self._attention_kwargs = guidance_scale, False, None
 
@@ -163,6 +168,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             methods=Methods.of(methods),
             max_bytes=max_cache_bytes,
             host=offload_cache,
+            replays=Replays() if cuda_graphs else None,
         )
         sampler: Sampler
         if num_inference_steps is None and rollout.timesteps:

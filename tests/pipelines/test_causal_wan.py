@@ -282,6 +282,7 @@ def test_no_step_reads_anything_back(pipe: CausalWanPipeline, monkeypatch: pytes
         ({"num_frames": 24}, "21 or 25"),
         ({"prompt": None}, "prompt"),
         ({"image": "x", "video": "y"}, "one of them"),
+        ({"cuda_graphs": True}, "CUDA GPU"),
     ],
 )
 def test_what_cannot_be_is_said(pipe: CausalWanPipeline, changes: dict[str, Any], says: str) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 
 from ..streaming.rope import VideoRope
+from .in_place import in_place
 
 CAP = 18
 """The frame at which queries stand for ever after; the released configuration's."""
@@ -50,8 +51,7 @@ class LinearState:
         count, before = k.shape[1], self.tokens
         total = before + count
         z, h = raw.to(high).relu().sum(1), k.to(high).transpose(1, 2) @ v.to(high)
-        self.z = (before * self.z.to(z) + z) / total
-        self.h = (before * self.h.to(h) + h) / total
+        self._set((before * self.z.to(z) + z) / total, (before * self.h.to(h) + h) / total)
         self.tokens = total
 
     def advance(self, start: int) -> None:
@@ -59,7 +59,7 @@ class LinearState:
         by = max(start, CAP) - max(self._start, CAP)
         self._start = start
         if by and self.tokens:
-            self.h = self._rope.moved(self.h.transpose(1, 2), by).transpose(1, 2)
+            self._set(self.z, self._rope.moved(self.h.transpose(1, 2), by).transpose(1, 2))
 
     def attend(self, query: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
         """What is added for rotated queries, and the same without rotation, each (b, l, heads, d)."""
@@ -71,9 +71,13 @@ class LinearState:
         return out.transpose(1, 2).to(query.dtype)
 
     def snapshot(self) -> tuple[int, torch.Tensor, torch.Tensor, int]:
-        """Everything, to come back to; nothing of it is written in place."""
-        return self.tokens, self.z, self.h, self._start
+        """Everything, to come back to."""
+        return self.tokens, self.z.clone(), self.h.clone(), self._start
 
     def restore(self, snapshot: tuple[int, torch.Tensor, torch.Tensor, int]) -> None:
         """Go back to a snapshot."""
-        self.tokens, self.z, self.h, self._start = snapshot
+        self.tokens, z, h, self._start = snapshot
+        self._set(z, h)
+
+    def _set(self, z: torch.Tensor, h: torch.Tensor) -> None:
+        self.z, self.h = in_place((self.z, self.h), z, h)

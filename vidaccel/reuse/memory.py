@@ -21,6 +21,7 @@ from ..kernels.merge import merge
 from ..streaming.kvcache import LayerCache
 from ..streaming.rope import VideoRope
 from .flashblock import Calibration, predicted_error
+from .in_place import in_place
 from .linear_state import LinearState
 from .methods import CausalAnn, CausalLightForcing, Methods
 from .selection import FrameRule, HashPlanes, block_means, only_heads, rectangle, row_layout
@@ -110,26 +111,24 @@ class LayerMemory:
         _live[number_of_all] = self
         self.ticket = torch.tensor(number_of_all)
         self._bias: torch.Tensor | None = None
-        self._pooled: torch.Tensor | None = None
-        self._sorted: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._kept_probe: tuple[torch.Tensor, torch.Tensor] | None = None
+        # Of the open chunk's past, computed at its first forward: means of blocks; order and counts of hash codes.
+        self._pooled: tuple[torch.Tensor, ...] | None = None
+        self._sorted: tuple[torch.Tensor, ...] | None = None
+        self._is_stale = True
+        self._kept: tuple[torch.Tensor, ...] | None = None
+        self._kept_probe: tuple[torch.Tensor, ...] | None = None
         self._planes: HashPlanes | None = None
         self._table: torch.Tensor | None = None
 
     def open(self, plan: ChunkPlan) -> None:
         """A new chunk: whatever was derived from the chunk before is worthless."""
         self.plan = plan
-        self._pooled = self._sorted = None
+        self._is_stale = True
         if self.merged is not None:
             bias = self.merged.bias()
             rest = self.cache.k.shape[1] - bias.shape[2]
-            whole = torch.nn.functional.pad(bias, (0, rest))
-            # In place where shapes agree: a captured CUDA graph reads the same tensor.
-            if self._bias is not None and self._bias.shape == whole.shape:
-                self._bias.copy_(whole)
-            else:
-                self._bias = whole
+            kept = None if self._bias is None else (self._bias,)
+            (self._bias,) = in_place(kept, torch.nn.functional.pad(bias, (0, rest)))
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attention of the own chunk's q, k, v (b, own slots, h, d) in the plan's order."""
@@ -184,10 +183,10 @@ class LayerMemory:
         if fresh:
             out, lse = self._external(q, *past)
             if flash is not None and not turn.writes:
-                self._kept = _kept_in_place(self._kept, out, lse)
+                self._kept = in_place(self._kept, out, lse)
                 if self._chooses:
                     rows = self._probe_rows(q.device, min(flash.probe, q.shape[1]))
-                    self._kept_probe = _kept_in_place(self._kept_probe, *self._probe(q, *past, rows))
+                    self._kept_probe = in_place(self._kept_probe, *self._probe(q, *past, rows))
         else:
             out, lse = self._reused(q, own_lse, *past)
         out, _ = merge(out, lse, own_out, own_lse)
@@ -237,13 +236,13 @@ class LayerMemory:
             # Where blocks are chosen, drift is that of attention to all of the past, then and now.
             old_probe = self._kept_probe if self._chooses else (old_out[:, rows], old_lse[:, :, rows])
             assert old_probe is not None
-            reuse = predicted_error(probe_out, probe_lse, *old_probe, own_lse[:, :, rows])[0] < flash.threshold
+            reuse = predicted_error(probe_out, probe_lse, old_probe[0], old_probe[1], own_lse[:, :, rows])[0] < flash.threshold
             if self._chooses:
-                self._kept_probe = _kept_in_place(old_probe, *_either(reuse, old_probe, (probe_out, probe_lse)))
+                self._kept_probe = in_place(old_probe, *_either(reuse, old_probe, (probe_out, probe_lse)))
             out, lse = self._external(q, k, v, ~reuse)
         turn.reused += torch.stack([reuse.sum(), torch.full_like(reuse.sum(), reuse.numel())])
         out, lse = _either(reuse, (old_out, old_lse), (out, lse))
-        self._kept = _kept_in_place(self._kept, out, lse)
+        self._kept = in_place(self._kept, out, lse)
         return out, lse
 
     @property
@@ -280,10 +279,11 @@ class LayerMemory:
         assert self.plan.ann_kept is not None
         planes = self._planes or HashPlanes.of(q.shape[-1], select.bits, q.device)
         self._planes = planes
-        if self._sorted is None:
+        if self._is_stale or self._sorted is None:
             code = planes.codes(k)
             order = code.argsort(dim=1, stable=True)
-            self._sorted = (order, planes.counts(code.gather(1, order), select.block))
+            self._sorted = in_place(self._sorted, order, planes.counts(code.gather(1, order), select.block))
+            self._is_stale = False
         k_order, k_count = self._sorted
         q_code = planes.codes(q)
         q_order = q_code.argsort(dim=1, stable=True)
@@ -309,14 +309,15 @@ class LayerMemory:
         assert plan.k_len is not None
         block = select.block
         past = plan.k_len.shape[0] - plan.layout.blocks
-        if self._pooled is None:
+        if self._is_stale or self._pooled is None:
             start = past * block
             weight = None
             if self.merged is not None:
                 ones = torch.ones(k.shape[2], start - self.merged.size.shape[1], device=k.device)
                 weight = torch.cat([self.merged.size, ones], 1)
-            self._pooled = block_means(k[:, :start], plan.k_len[:past], block, weight)
-        key, length = self._pooled, plan.k_len[:past]
+            self._pooled = in_place(self._pooled, block_means(k[:, :start], plan.k_len[:past], block, weight))
+            self._is_stale = False
+        key, length = self._pooled[0], plan.k_len[:past]
         if own:
             key = torch.cat([key, block_means(k[:, past * block :], plan.layout.q_len, block)], 1)
             length = plan.k_len
@@ -363,21 +364,10 @@ def _(query: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
 
 
 def _either(
-    wanted: torch.Tensor, first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]
+    wanted: torch.Tensor, first: tuple[torch.Tensor, ...], second: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(out, lse) of the first for wanted heads (h,), of the second for the others."""
     return torch.where(wanted[:, None], first[0], second[0]), torch.where(wanted[:, None], first[1], second[1])
-
-
-def _kept_in_place(
-    kept: tuple[torch.Tensor, torch.Tensor] | None, out: torch.Tensor, lse: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A copy of (out, lse), in the same memory as before where shapes agree: a captured CUDA graph reads that."""
-    if kept is None or kept[0].shape != out.shape:
-        return out.clone(), lse.clone()
-    kept[0].copy_(out)
-    kept[1].copy_(lse)
-    return kept
 
 
 def _folded(x: torch.Tensor) -> torch.Tensor:

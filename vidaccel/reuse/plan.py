@@ -58,6 +58,9 @@ class ChunkPlanner:
         self.grid = grid
         self._device = device
         self._layouts: dict[int, TokenLayout] = {}
+        # Tensors of plans, by frames; always the same ones, for CUDA graphs.
+        self._holes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._always: dict[int, torch.Tensor] = {}
         block = methods.block
         self._frame = None if block is None else frame_layout(1, *grid, block)
         self.slots = grid[0] * grid[1] if self._frame is None else self._frame.slots
@@ -123,16 +126,20 @@ class ChunkPlanner:
             return everything, None, self._dense_note(kept / everything)
         latest = sorted(frame for frame in history if frame >= select.sink)[-select.near or len(history) :]
         always = [frame < select.sink or frame in latest for frame in history]
-        return kept, FrameRule(kept, keep_frames, torch.tensor(always, device=self._device), before, per_frame), ""
+        seen = self._always.setdefault(len(always), torch.empty(len(always), dtype=torch.bool, device=self._device))
+        seen.copy_(torch.tensor(always, dtype=torch.bool))
+        return kept, FrameRule(kept, keep_frames, seen, before, per_frame), ""
 
     def _dense_note(self, density: float) -> str:
         return f"dense: density {density:.2f} of what is there is above the break-even of {self.methods.break_even}"
 
     def _with_holes(self, plan: ChunkPlan, frames: int) -> ChunkPlan:
-        assert self._frame is not None
-        block = self._frame.block
-        lengths = self._frame.q_len.repeat(frames)
-        lengths = torch.cat([torch.full((self.extra // block,), block, dtype=torch.int32), lengths]).to(self._device)
-        frame = torch.arange(frames)[:, None] * self.slots
-        tokens = torch.cat([torch.arange(self.extra), (self._frame.slot_of + frame).flatten() + self.extra])
-        return plan._replace(k_len=lengths, tokens=tokens.to(self._device))
+        if frames not in self._holes:
+            assert self._frame is not None
+            block = self._frame.block
+            lengths = self._frame.q_len.repeat(frames)
+            lengths = torch.cat([torch.full((self.extra // block,), block, dtype=torch.int32), lengths])
+            frame = torch.arange(frames)[:, None] * self.slots
+            tokens = torch.cat([torch.arange(self.extra), (self._frame.slot_of + frame).flatten() + self.extra])
+            self._holes[frames] = (lengths.to(self._device), tokens.to(self._device))
+        return plan._replace(k_len=self._holes[frames][0], tokens=self._holes[frames][1])

@@ -103,7 +103,8 @@ class MergedKeys:
             last = torch.zeros_like(newest).scatter_reduce(1, slot, place, "amax")
             latest = k.gather(1, last[..., None].expand(-1, -1, k.shape[-1]))
         kept_k = torch.where(grown, latest, self._stored_keys())
-        self.size, self._newest = size, newest.scatter(1, slot, number)
+        self.size.copy_(size)  # a captured CUDA graph reads it
+        self._newest = newest.scatter(1, slot, number)
         self._at, self._last = slot, number
         heads = self._keys.shape[2]
         for buffer, new in ((self._keys, kept_k), (self._values, kept_v)):
@@ -116,7 +117,8 @@ class MergedKeys:
 
     def restore(self, snapshot: tuple[torch.Tensor, ...]) -> None:
         """Go back to a snapshot."""
-        self.size, self._newest, self._at = (x.clone() for x in snapshot[:3])
+        self.size.copy_(snapshot[0])
+        self._newest, self._at = (x.clone() for x in snapshot[1:3])
         self._last = None if int(snapshot[3]) < 0 else int(snapshot[3])
         self._keys.copy_(snapshot[4])
         self._values.copy_(snapshot[5])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .kvcache import CacheShape, KVCache
+from .replays import Replays
 from .rollout import ROLLOUTS, Rollout
 from .rope import VideoRope
 from .sampler import FewStep, ManyStep, Sampler
 
-__all__ = ["ROLLOUTS", "CacheShape", "FewStep", "KVCache", "ManyStep", "Rollout", "Sampler", "VideoRope"]
+__all__ = ["ROLLOUTS", "CacheShape", "FewStep", "KVCache", "ManyStep", "Replays", "Rollout", "Sampler", "VideoRope"]

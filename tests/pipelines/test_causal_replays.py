@@ -1,0 +1,195 @@
+"""Forwards that are played back are the forwards themselves: on a CPU, where a tape of operators stands for a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from vidaccel.errors import UsageError
+from vidaccel.pipelines.causal_attention import CausalTransformer
+from vidaccel.reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, HybridMemory, Methods, TempCache, memory
+from vidaccel.streaming import Rollout
+from vidaccel.streaming.replays import Replays
+
+GRID, CHUNK, BATCH = (5, 7), 2, 2
+LIGHT = CausalLightForcing(density=0.5, base_density=0.4, keep_frames=3, near=1, sink=1, frames=12, block=16)
+LINEAR = {f"{n}.weight": 0.1 * torch.eye(24) for n in range(2)} | {f"{n}.bias": torch.zeros(24) for n in range(2)}
+
+
+class Tape(TorchDispatchMode):
+    """Every operator with the very tensors it read and wrote, as a CUDA graph has their addresses.
+
+    Played back, it writes to the same memory from the same memory, and knows nothing of Python.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.vidaccel.remembered.default:
+            with self, self.kernels():  # what is inside of it is recorded, not that Python is called
+                return memory._live[int(args[3])].attend(*args[:3]).contiguous()
+        return self.step(func, args, kwargs or {})
+
+    def step(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = func(*args, **kwargs)
+        self.steps.append((func, args, kwargs, out))
+        return out
+
+    @contextmanager
+    def kernels(self) -> Iterator[None]:
+        """Our kernels are steps like any other."""
+        original = memory.attention
+
+        def attend(*args: Any, **kwargs: Any) -> Any:
+            with _disable_current_modes():
+                return self.step(partial(original, backend="reference"), args, kwargs)
+
+        memory.attention = attend
+        try:
+            yield
+        finally:
+            memory.attention = original
+
+    def play(self) -> None:
+        for func, args, kwargs, out in self.steps:
+            new = func(*args, **kwargs)
+            for place, x in zip(*(y if isinstance(y, (tuple, list)) else (y,) for y in (out, new)), strict=True):
+                if isinstance(place, torch.Tensor) and place.data_ptr() != x.data_ptr():
+                    place.copy_(x)
+
+
+def tape(forward: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> Any:
+    recorder = Tape()
+    with recorder:
+        output = forward(*inputs)
+    return output, recorder.play
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Any:
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, text_dim=16,
+        freq_dim=32, ffn_dim=48, num_layers=2, cross_attn_norm=True, rope_max_seq_len=64,
+    ).eval()  # fmt: skip
+
+
+def build(transformer: Any, methods: Any, replays: Replays | None, **settings: Any) -> CausalTransformer:
+    rollout = Rollout(**{"chunk": CHUNK, "window": 8, "sink": 2} | settings)
+    made = Methods.of(methods, break_even=0.9)
+    return CausalTransformer(transformer, rollout, GRID, batch=BATCH, methods=made, replays=replays)
+
+
+@torch.no_grad()
+def run(model: CausalTransformer, chunks: int, switch: int | None = None) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    embeds = torch.randn(BATCH, 8, 16, generator=generator)
+    outs = []
+    for chunk in range(chunks):
+        if chunk == switch:
+            embeds = embeds.flip(1)
+            model.new_prompt()
+        latents = torch.randn(BATCH, 4, CHUNK, 10, 14, generator=generator)
+        model.begin(CHUNK)
+        for timestep in (1000.0, 937.5, 833.3):
+            noise = torch.randn(latents.shape, generator=generator)
+            outs.append(model.flow(latents + 0.05 * noise, torch.full((BATCH,), timestep), embeds))
+        outs.append(model.flow(latents, torch.zeros(BATCH), embeds, writes=True))
+        model.commit()
+    return outs
+
+
+@pytest.mark.parametrize(
+    ("methods", "settings"),
+    [
+        ((), {}),
+        ((), {"rope": "sink-shift"}),
+        ((FlashBlock(0.05),), {}),
+        ((CausalAnn(block=16), FlashBlock(0.05)), {}),
+        ((TempCache(frames=2, recent=2), LIGHT, FlashBlock(0.05), AnnCross()), {}),
+        ((HybridMemory(linear=LINEAR),), {}),
+    ],
+    ids=["dense", "sink-shift", "flashblock", "ann+flashblock", "all", "hybrid"],
+)
+def test_what_is_played_back_is_what_would_be_computed(transformer: Any, methods: Any, settings: Any) -> None:
+    replays = Replays(tape)
+    found = run(build(transformer, methods, replays, **settings), 8, switch=6)
+    expected = run(build(transformer, methods, None, **settings), 8, switch=6)
+    # The window is full from the fifth chunk on, and a recording is made when a forward comes a second time.
+    assert replays.played >= 8
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0, msg=lambda m, n=number: f"forward {n}: {m}")
+
+
+def test_a_forward_that_reads_elsewhere_is_computed() -> None:
+    replays, kept = Replays(tape), torch.ones(2)
+    held = [kept]
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x + held[0]
+
+    for factor in (1, 2, 3):
+        assert replays.run("add", (held[0], 1), forward, factor * torch.ones(2)).tolist() == [factor + 1] * 2
+    assert replays.played == 2
+    kept.fill_(10)
+    assert replays.run("add", (held[0], 1), forward, torch.ones(2)).tolist() == [11, 11]
+    # Another tensor, another number, another shape: each runs as it is, once.
+    held[0] = torch.full((2,), 5.0)
+    assert replays.run("add", (held[0], 1), forward, torch.ones(2)).tolist() == [6, 6]
+    assert replays.run("add", (held[0], 2), forward, torch.ones(2)).tolist() == [6, 6]
+    assert replays.run("add", (held[0], 2), forward, torch.ones(1, 2)).tolist() == [[6, 6]]
+    assert replays.played == 3
+
+
+def test_host_memory_takes_no_graphs(transformer: Any) -> None:
+    with pytest.raises(UsageError, match="CUDA graphs"):
+        CausalTransformer(transformer, Rollout(chunk=2, window=8), GRID, host=True, replays=Replays(tape))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["dense", "all"])
+def test_cuda_graphs_are_the_forwards(name: str, compiled: bool) -> None:
+    """With head dim 64 and blocks of 64, so that the GPU's own kernels run; the two differ by no more than rounding."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = WanTransformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=64, in_channels=4, out_channels=4,
+            text_dim=16, freq_dim=32, ffn_dim=48, num_layers=2, cross_attn_norm=True, rope_max_seq_len=64,
+        ).bfloat16().eval()  # fmt: skip
+    light = CausalLightForcing(density=0.5, base_density=0.5, keep_frames=3, near=1, sink=1, frames=12, block=64)
+    methods = () if name == "dense" else (TempCache(frames=2, recent=2), light, FlashBlock(0.05), AnnCross())
+    if compiled:
+        model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    outs = []
+    for replays in (Replays(), None):
+        causal = CausalTransformer(
+            model, Rollout(chunk=CHUNK, window=8, sink=2), (16, 16), dtype=torch.bfloat16, device="cuda",
+            methods=Methods.of(methods, 0.9), replays=replays,
+        )  # fmt: skip
+        generator = torch.Generator("cuda").manual_seed(1)
+        embeds = torch.randn(1, 8, 16, generator=generator, device="cuda").bfloat16()
+        with torch.no_grad():
+            for _ in range(8):
+                latents = torch.randn(1, 4, CHUNK, 32, 32, generator=generator, device="cuda").bfloat16()
+                causal.begin(CHUNK)
+                for timestep in (1000.0, 900.0):
+                    outs.append(causal.flow(latents, torch.full((1,), timestep, device="cuda"), embeds))
+                causal.flow(latents, torch.zeros(1, device="cuda"), embeds, writes=True)
+                causal.commit()
+        assert replays is None or replays.played >= 6
+    half = len(outs) // 2
+    for one, other in zip(outs[:half], outs[half:], strict=True):
+        torch.testing.assert_close(one, other, atol=0.05, rtol=0.05)
