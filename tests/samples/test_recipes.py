@@ -34,7 +34,7 @@ def test_a_training_runs_goes_on_and_exports_a_stock_pipeline(recipe: object, la
     from diffusers import DiffusionPipeline
 
     words = ["--latents", str(latents), "--out", str(tmp_path / "run"), *QUICK]
-    recipe.main([*words, "--short", "0"])
+    recipe.main(words)
     first = (tmp_path / "run" / "ema.safetensors").read_bytes()
     recipe.main(words)
     assert (tmp_path / "run" / "ema.safetensors").read_bytes() != first
@@ -89,6 +89,23 @@ def test_cogvideox_is_trained_on_what_its_pipeline_computes(tmp_path: Path) -> N
         )[0]
         own = model(x, torch.tensor([0.4]), words_of(cogvideox.SLOTS)[0])
     torch.testing.assert_close(own, stock.transpose(1, 2), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_teacher_says_what_the_pipeline_of_wan_tiny_computes_and_is_strengthened_as_asked() -> None:
+    from diffusers import WanPipeline
+
+    from samples.models import path
+
+    pipe = WanPipeline.from_pretrained(path("wan-tiny"), vae=None, dtype=torch.float32)
+    x, time, ids = torch.randn(2, 48, 2, 4, 4), torch.tensor([0.4, 0.9]), words_of(40)[0].expand(2, -1)
+    with_words, without = pipe.encode_prompt([CAPTION] * 2, max_sequence_length=joint.TEACHER_SLOTS)
+    one, none = (pipe.transformer(x, time * 1000, text, return_dict=False)[0] for text in (with_words, without))
+    teacher = joint.Teacher()
+    torch.testing.assert_close(teacher(x, time, ids), one, atol=1e-4, rtol=1e-4)
+    empty = torch.tensor(build_tokenizer()([""], padding="max_length", max_length=40)["input_ids"])[0]
+    target = hunyuan.taught(teacher, x, time, ids, torch.tensor([3.0, 1.0]), empty, guided=1)
+    torch.testing.assert_close(target, torch.stack((none[0] + 3 * (one[0] - none[0]), one[1])), atol=1e-4, rtol=1e-4)
 
 
 def test_the_autoencoder_keeps_its_function_when_its_scale_moves_into_the_weights() -> None:
