@@ -45,6 +45,7 @@ EVERY_KIND = [
     MagCache(ratios=(1.0, 0.98, 0.97, 0.96), warmup=0.2),
     EasyCache(threshold=0.2, warmup=3),
     Replay(computed=(0, 1, 2, 6, 11)),
+    CGTaylor(threshold=0.05, warmup=2, site="output"),
 ]
 each_kind = pytest.mark.parametrize("policy", EVERY_KIND, ids=lambda policy: policy.name)
 
@@ -283,6 +284,21 @@ def test_storage_stride_and_batch_in_the_prediction(wan: Any, render: Any) -> No
         render(wan, **prompts)
     assert run.report().summary["cache_bytes"] == estimate_bytes(policy, wan.transformer, grid, batch=2)
     assert forecast_steps(run)
+
+
+def test_the_output_is_forecast_where_asked(wan: Any, render: Any) -> None:
+    """On a straight line through the outputs of the last two computed steps, in the memory of two latents."""
+    seen: list[torch.Tensor] = []
+    policy = TaylorSeer(interval=3, warmup=2, site="output")
+    with vidaccel.accelerate(wan, cache=policy) as run:
+        hook = wan.transformer.register_forward_hook(lambda _, inputs, out: seen.append(out[0]))
+        render(wan, guidance_scale=1.0)
+        hook.remove()
+    assert forecast_steps(run) == [2, 3, 5, 6, 8, 9, 11]
+    torch.testing.assert_close(seen[2], 2 * seen[1] - seen[0])
+    torch.testing.assert_close(seen[3], 3 * seen[1] - 2 * seen[0])
+    torch.testing.assert_close(seen[5], seen[4] + (seen[4] - seen[1]) / 3)
+    assert run.report().summary["cache_bytes"] == 2 * seen[0].nbytes
 
 
 def test_a_limit_of_memory_stops_before_anything_is_held(wan: Any, render: Any) -> None:
@@ -807,6 +823,7 @@ def test_whole_model_compiles(wan: Any, render: Any) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - {"replay"}))
 def test_every_name_runs(wan: Any, render: Any, name: str) -> None:
+    """The other families: `test_family_caching.py`."""
     with vidaccel.accelerate(wan, cache=name) as run:
         render(wan)
     assert run.recipe.cache == POLICIES[name]()

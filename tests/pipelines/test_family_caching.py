@@ -17,10 +17,12 @@ import torch
 
 import vidaccel
 from vidaccel.caching import (
+    POLICIES,
     CachePolicy,
     CGTaylor,
     EasyCache,
     FirstBlock,
+    MagCache,
     TaylorSeer,
     TeaCache,
     estimate_bytes,
@@ -39,6 +41,8 @@ SOME = [
     FirstBlock(threshold=0.5),
     TeaCache(threshold=3.0, coefficients=(1.0, 0.0), warmup=2),
     EasyCache(threshold=0.5, warmup=3),
+    MagCache(ratios=(1.0, 0.98, 0.97), warmup=0.3),
+    TaylorSeer(interval=3, site="output"),
 ]
 NONE = [CGTaylor(threshold=0.0), TeaCache(threshold=0.0), EasyCache(threshold=0.0)]
 
@@ -117,6 +121,18 @@ def test_some_steps_are_forecast_alike_in_a_second_run(
     batch = 2 if branches == {"cond_uncond"} else 1
     predicted = estimate_bytes(policy, pipe.transformer, (3, 8, 8), batch=batch, branches=len(branches))
     assert run.report().summary["cache_bytes"] == predicted
+
+
+@each_family
+@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"replay"}))
+def test_every_name_runs(pipeline: Any, render: Any, name: str, family: str) -> None:
+    """What nobody has published for a model of this size is said."""
+    with vidaccel.accelerate(pipeline(family), cache=name) as run:
+        assert render(pipeline(family)).isfinite().all()
+    assert run.report().summary["computed_steps"] > 0
+    told = any("nobody has published" in note for note in run.trace.notes)
+    needed = name == "magcache" or (name in ("cg-taylor", "easycache", "teacache") and family != "hunyuan")
+    assert told == needed
 
 
 @each_family

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from .forecast import Form, Ladder
 from .gate import Below
 from .indicator import ForecastError
-from .policy import STORAGE, CachePolicy, Parts, unpublished
+from .policy import STORAGE, CachePolicy, Parts, Site, unpublished
 from .published import CG_TAYLOR, published
 
 
@@ -27,6 +27,7 @@ class CGTaylor(CachePolicy):
         order: order of the last layer's forecast.
         form: "newton" (exact on irregular steps) or "taylor" (the authors').
         axis: forecast along the step's index, or along sigma.
+        site: what is forecast, the last layer's output or the transformer's, which takes far less memory.
         gate_stride: the gate looks at every n-th token.
     """
 
@@ -39,6 +40,7 @@ class CGTaylor(CachePolicy):
     order: int | None = None
     form: Form = "newton"
     axis: Literal["step", "sigma"] = "step"
+    site: Site = "layer"
     gate_stride: int = 1
 
     def parts(self, model: str, trait: str) -> Parts:
@@ -55,4 +57,5 @@ class CGTaylor(CachePolicy):
             lambda: Ladder(order, self.form, storage),
             self.axis,
             () if found else (unpublished(self.name, model, "those of Wan 2.1"),),
+            site=self.site,
         )

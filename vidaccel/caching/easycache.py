@@ -38,4 +38,5 @@ class EasyCache(CachePolicy):
             self.reuse,
             "step",
             () if found else (unpublished(self.name, model, "those of Wan 2.1"),),
+            site="output",
         )

@@ -23,6 +23,10 @@ Base = Literal["nothing", "input", "first", "latent"]
 """What a forecast is added to. "nothing": the output of the last layer itself is forecast; "input", "first": what the
 layers add to the input of the first layer, or to its output; "latent": what the transformer adds to its own input."""
 
+Site = Literal["layer", "output"]
+"""What is forecast: the output of the last layer, or what the transformer makes of it. The latter is of the latent's
+size, 1 / 80 of the former for Wan 14B, and the model's last norm and modulation are forecast with it."""
+
 Storage = Literal["auto", "bfloat16", "float32"]
 STORAGE = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -41,6 +45,7 @@ class Parts:
         notes: what to tell the user.
         learn: takes in, at a step computed right after another, the ratio of their magnitudes (mean over tokens of
             |y_k| / |y_k-1|, y what is forecast).
+        site: what is forecast; the output wherever it is added to the latent.
     """
 
     rule: Rule
@@ -51,10 +56,11 @@ class Parts:
     axis: Literal["step", "sigma"]
     notes: tuple[str, ...] = ()
     learn: Callable[[Step, float], None] | None = None
+    site: Site = "layer"
 
     def estimate(self, sizes: Sizes, branches: int) -> int:
         """Bytes that will be held: a ladder for each guidance branch, an indicator for the one that decides."""
-        elements = sizes.latent if self.base == "latent" else sizes.tokens * sizes.width
+        elements = sizes.latent if self.site == "output" else sizes.tokens * sizes.width
         held = branches * self.ladder().estimate(sizes.batch * elements, sizes.itemsize)
         return held + (self.indicator().estimate(sizes) if self.indicator else 0)
 
@@ -103,7 +109,11 @@ class CachePolicy(ABC):
         for field in ("coefficients", "ratios"):
             if not all(isinstance(value, (int, float)) for value in getattr(self, field, None) or ()):
                 raise RecipeError(f"cache {self.name}: {field} is {getattr(self, field)}; it lists numbers")
-        for field, possible in (("form", ("newton", "taylor")), ("axis", ("step", "sigma"))):
+        for field, possible in (
+            ("form", ("newton", "taylor")),
+            ("axis", ("step", "sigma")),
+            ("site", ("layer", "output")),
+        ):
             if getattr(self, field, possible[0]) not in possible:
                 raise RecipeError(
                     f"cache {self.name}: {field} {getattr(self, field)!r} is unknown; possible: {', '.join(possible)}"

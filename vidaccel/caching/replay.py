@@ -10,7 +10,7 @@ from ..errors import RecipeError
 from ..trace import CallRecord
 from .forecast import Form, Ladder
 from .gate import Recorded
-from .policy import STORAGE, CachePolicy, Parts
+from .policy import STORAGE, CachePolicy, Parts, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Replay(CachePolicy):
         order: order of the forecast of the last layer's output.
         form: its form.
         axis: forecast along the step's index, or along sigma.
+        site: what is forecast, the last layer's output or the transformer's, which takes far less memory.
     """
 
     name: ClassVar[str] = "replay"
@@ -34,6 +35,7 @@ class Replay(CachePolicy):
     order: int = 1
     form: Form = "newton"
     axis: Literal["step", "sigma"] = "step"
+    site: Site = "layer"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +51,7 @@ class Replay(CachePolicy):
             "nothing",
             lambda: Ladder(self.order, self.form, STORAGE[self.storage]),
             self.axis,
+            site=self.site,
         )
 
 

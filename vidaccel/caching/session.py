@@ -137,7 +137,7 @@ class Session:
             now.base = first if base == "first" else now.base
             if now.decision is None and indicator is not None:
                 self._decide(now, first - start if indicator.signal == "residual" else first)
-        if not place.last or base == "latent":
+        if not place.last or self.parts.site == "output":
             return output
         video = swap.video_of(output)
         result = self.finish(video)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from .forecast import Form, Ladder
 from .gate import Interval
-from .policy import STORAGE, CachePolicy, Parts
+from .policy import STORAGE, CachePolicy, Parts, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class TaylorSeer(CachePolicy):
         order: order of the forecast.
         form: "taylor" (the authors') or "newton".
         axis: forecast along the step's index, or along sigma.
+        site: what is forecast, the last layer's output or the transformer's, which takes far less memory.
     """
 
     name: ClassVar[str] = "taylorseer"
@@ -32,6 +33,7 @@ class TaylorSeer(CachePolicy):
     order: int = 1
     form: Form = "taylor"
     axis: Literal["step", "sigma"] = "step"
+    site: Site = "layer"
 
     def parts(self, model: str, trait: str) -> Parts:
         """See `CachePolicy.parts`."""
@@ -42,4 +44,5 @@ class TaylorSeer(CachePolicy):
             "nothing",
             lambda: Ladder(self.order, self.form, STORAGE[self.storage]),
             self.axis,
+            site=self.site,
         )
