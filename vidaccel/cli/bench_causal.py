@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,13 @@ def causal(
     only: Annotated[str | None, typer.Option(help="Only rivals with this in their name, and dense.")] = None,
     layers: Annotated[int, typer.Option(min=1, help="Layers of the model; 30 is Wan 2.1 1.3B.")] = 30,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
+    graphs: Annotated[bool, typer.Option("--graphs", help="Play repeated forwards back as CUDA graphs.")] = False,
+    dense: Annotated[
+        str | None, typer.Option("--dense-backend", help="diffusers' name of one; else the fastest that runs here.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option("--budget-seconds", min=1, help="Rows finished by then are written.")
+    ] = float("inf"),
     vae: Annotated[bool, typer.Option(help="Time the decoder too.")] = True,
     tiny: Annotated[bool, typer.Option("--tiny", help="A model of nothing, to see that all of it runs.")] = False,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one.")] = None,
@@ -32,6 +40,7 @@ def causal(
     from ..errors import UsageError
     from ..kernels import bench
     from ..lab import causal_bench
+    from ..render.dense import check_name
     from ..render.job import DTYPES, check_device
     from ..streaming import Rollout
     from .output import prepare
@@ -46,6 +55,12 @@ def causal(
     kind = dtype or ("bfloat16" if where.startswith("cuda") else "float32")
     if kind not in DTYPES:
         raise UsageError(f"dtype {kind!r} is unknown; possible: {', '.join(DTYPES)}")
+    if graphs and not where.startswith("cuda"):
+        raise UsageError(f"--graphs was asked for on {where}; CUDA graphs need a GPU")
+    if dense is not None:
+        check_name(dense)
+    backends = (dense,) if dense is not None else causal_bench.DENSE
+    end = time.monotonic() + budget
     chosen = [r for r in causal_bench.rivals(frames) if r.name == "dense" or only is None or only in r.name]
     rollout = Rollout(window=window, sink=sink)
     prepare(screen)
@@ -58,9 +73,13 @@ def causal(
             name, height, width = f"{name} (tiny)", 64, 96
             shape = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 32, "num_layers": 2, "text_dim": 16}
             decoder = {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} if vae else None
-        case = causal_bench.Case(name, height, width, frames, rollout, shape, 16 if tiny else 512, decoder)
+        case = causal_bench.Case(
+            name, height, width, frames, rollout, shape, 16 if tiny else 512, decoder, compiled, graphs, backends
+        )
         screen.say(f"{name}: {len(case.chunks())} chunks, {len(chosen)} rivals")
-        for row in causal_bench.run(case, chosen, torch.device(where), DTYPES[kind], compiled=compiled):
+        left = end - time.monotonic()
+        rows = causal_bench.run(case, chosen, torch.device(where), DTYPES[kind], seconds=left, say=screen.say)
+        for row in rows:
             record["rows"].append(row)
             screen.say(_line(row))
             if output is not None:
@@ -74,10 +93,18 @@ def causal(
 def _line(row: dict[str, Any]) -> str:
     if not row["ok"]:
         return f"{row['case']}, {row['rival']}: no figure: {row['reason']}"
-    return f"{row['case']}, {row['rival']}: {row['fps']:.1f} frames a second, {row['speedup']:.2f} x dense"
+    amount = sum(row["tflop"].values())
+    return (
+        f"{row['case']}, {row['rival']}: {row['fps']:.1f} frames a second, {row['speedup']:.2f} x dense; a chunk takes "
+        f"{row['chunk_ms']:.0f} ms for {amount:.3g} TFLOP, {row['bound_ms']:.0f} ms at the rates reached alone"
+    )
 
 
 def _cells(row: dict[str, Any]) -> dict[str, object]:
-    names: tuple[str, ...] = ("fps", "fps_with_vae", "chunk_ms", "speedup", "attention_speedup", "first_ms", "last_ms")
+    names: tuple[str, ...] = ("fps", "fps_with_vae", "chunk_ms", "bound_ms", "speedup", "attention_speedup")
+    names += (
+        "first_ms",
+        "last_ms",
+    )
     names += ("density", "reuse_rate", "cache_mib")
     return {"size": row["case"], "rival": row["rival"]} | {name: row.get(name, row["reason"]) for name in names}

@@ -1,9 +1,9 @@
-"""Frames a second of an autoregressive Wan at real size, with random weights: every method beside dense, in one run.
+"""Frames a second of an autoregressive Wan at real size, with random weights: every method beside dense.
 
-All rivals share one transformer, and take turns chunk by chunk, so that whatever else the machine does falls on all of
-them alike. Times of the steady state are medians over the chunks in which the window is full. Random weights say
-nothing about content: FlashBlock's rate is set from outside (`Rival.reuse`), the scene is still, and the record says
-so.
+All rivals share one transformer. Dense runs first, alone; then each rival takes turns with it, chunk by chunk, so that
+whatever else the machine does falls on both alike. Times of the steady state are medians over the chunks in which the
+window is full and nothing is loaded, compiled or recorded any more. Random weights say nothing about content:
+FlashBlock's rate is set from outside (`Rival.reuse`), the scene is still, and the record says so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from ..pipelines.causal_attention import CausalTransformer
 from ..pipelines.streaming_vae import StreamingDecoder
 from ..reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, Methods, TempCache
-from ..streaming import ROLLOUTS, Rollout
+from ..streaming import ROLLOUTS, Replays, Rollout
+from .causal_bound import Rates, chunk_flops
 from .timing import synchronize, why
 
 
@@ -83,6 +84,9 @@ class Case:
         transformer: settings of `WanTransformer3DModel`; default Wan 2.1 1.3B.
         text: prompt tokens.
         vae: settings of `AutoencoderKLWan`, for the time of decoding; None leaves it out.
+        compiled: compile the transformer's blocks.
+        graphs: play forwards back that come again, as CUDA graphs.
+        dense: diffusers' names of backends for dense self-attention; None is its default. The fastest is taken.
     """
 
     name: str
@@ -95,15 +99,23 @@ class Case:
     )
     text: int = 512
     vae: dict[str, Any] | None = field(default_factory=dict)
+    compiled: bool = False
+    graphs: bool = False
+    dense: tuple[str | None, ...] = (None,)
 
     def chunks(self) -> list[int]:
         """Lengths of its chunks."""
         return list(self.rollout.chunks(self.frames))
 
+    @property
+    def steady(self) -> int:
+        """The first chunk that is timed: the window is full, every forward has come twice, one more for luck."""
+        return -(-(self.rollout.window or self.rollout.chunk) // self.rollout.chunk) + 2
 
-# Rivals that are in memory at a time, beside dense: at 720p the cache of each takes 7 GiB.
-TOGETHER = 4
+
 SIZES = {"480p": (480, 832), "720p": (720, 1280)}
+# Fast backends of diffusers for dense attention, where they run.
+DENSE = (None, "_native_cudnn", "_flash_3", "flash")
 
 
 class Contestant:
@@ -123,11 +135,14 @@ class Contestant:
             dtype=dtype,
             device=device,
             methods=rival.methods_for(steps, config.num_layers, config.num_attention_heads, case.frames),
+            replays=Replays() if case.graphs else None,
         )
         self.device = device
         self.ms: list[float] = []
         self.attention_ms: list[float] = []
         self.failed: str | None = None
+        self.peak_gib: float | None = None
+        self.reuse: float | None = None
         self._generator = torch.Generator(device).manual_seed(0)
         self._still = self._noise(case.rollout.chunk)
 
@@ -143,23 +158,33 @@ class Contestant:
         model.commit()
         return latents
 
-    def attention(self) -> float:
-        """Milliseconds of self-attention in the middle layer, over all forwards of a chunk."""
+    def open_attention(self) -> Callable[[], None]:
+        """Self-attention of the middle layer in all forwards of a chunk, as one call; recorded where graphs are."""
         model = self.model
         model.begin(self.case.rollout.chunk)
         chunk, memories = model.chunk, model.memories["cond"]
         assert chunk is not None
         memory, turn = memories[len(memories) // 2], model.turns["cond"]
         shape = next(iter(model.caches.values())).shape
-        size = (1, chunk.plan.layout.slots, shape.heads, shape.d)
-        q, k, v = (torch.randn(size, generator=self._generator, device=self.device).to(shape.dtype) for _ in range(3))
-        synchronize(self.device)
-        start = time.perf_counter()
-        for call in range(len(self.case.rollout.timesteps) + 1):
-            turn.calls, turn.writes = call, call == len(self.case.rollout.timesteps)
-            memory.attend(q, k, v)
-        synchronize(self.device)
-        return 1e3 * (time.perf_counter() - start)
+        size = (3, 1, chunk.plan.layout.slots, shape.heads, shape.d)
+        given = torch.randn(size, generator=self._generator, device=self.device).to(shape.dtype)
+        replays = Replays() if self.case.graphs else None
+
+        def forward(qkv: torch.Tensor) -> torch.Tensor:
+            for call in range(len(self.case.rollout.timesteps) + 1):
+                turn.calls, turn.writes = call, call == len(self.case.rollout.timesteps)
+                out = memory.attend(*qkv)
+            return out
+
+        def attend() -> None:
+            # As if a new chunk began: what is chosen once a chunk is chosen anew.
+            memory.open(chunk.plan)
+            if replays is None:
+                forward(given)
+            else:
+                replays.run("attention", None, forward, given)
+
+        return attend
 
     def _noise(self, frames: int) -> torch.Tensor:
         channels, height, width = self.size
@@ -170,67 +195,94 @@ class Contestant:
 
 @torch.no_grad()
 def run(
-    case: Case, chosen: Sequence[Rival], device: torch.device, dtype: torch.dtype, *, compiled: bool = False
+    case: Case,
+    chosen: Sequence[Rival],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    seconds: float = float("inf"),
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[dict[str, Any]]:
     """Measure one case.
 
     Args:
-        case: model, size and length.
+        case: model, size and length, and how it runs.
         chosen: rivals, dense first.
         device: where.
         dtype: of weights and activations.
-        compiled: compile the transformer's blocks.
+        seconds: after them videos are cut short, and no further rival begins.
+        say: is told what is being done.
 
     Yields:
-        One row a rival: `fps` (pixel frames a second of the transformer in the steady state), `fps_with_vae`,
-        `chunk_ms` (median), `attention_ms` (self-attention of one layer over a chunk, what it remembers included),
-        `speedup` and `attention_speedup` over dense, `first_ms` and `last_ms` (medians of the first and last tenth of
-        the timed chunks: flat or not), `cache_mib`, `peak_gib` (of rivals in memory together), `density`,
-        `reuse_rate`; or `reason` where it could not run.
+        One row a rival, as soon as it is measured: `fps` (pixel frames a second of the transformer in the steady
+        state), `fps_with_vae`, `chunk_ms` (median), `attention_ms` (self-attention of one layer over a chunk, what it
+        remembers included), `speedup` and `attention_speedup` over dense beside it, `first_ms` and `last_ms` (medians
+        of the first and last tenth of the timed chunks: flat or not), `warm_up_s` (of the first chunk), `tflop` and
+        `bound_ms` (see `causal_bound`), `cache_mib`, `peak_gib` (dense and rival together), `density`, `reuse_rate`;
+        or `reason` where it could not run.
     """
+    end = time.monotonic() + seconds
+    say("making the model")
     transformer = _transformer(case, device, dtype)
-    if compiled:
-        transformer.compile_repeated_blocks(fullgraph=True)
     embeds = torch.randn(1, case.text, transformer.config.text_dim, device=device, dtype=dtype)
-    decode_ms = _decoding(case, device, dtype)
-    dense, *others = chosen
-    groups = [others[start : start + TOGETHER] for start in range(0, len(others), TOGETHER)] or [[]]
-    for number, group in enumerate(groups):
-        rows = _together(case, [dense, *group], transformer, embeds, device, dtype, decode_ms, compiled)
-        yield from rows[min(number, 1) :]
+    rates = Rates.measured(transformer, case, case.dense, device, dtype)
+    say(f"matrix products and dense attention alone reach {rates}")
+    for block in transformer.blocks:
+        # Self-attention alone: that to the prompt has few keys, and its backend would be compiled.
+        block.attn1.processor._attention_backend = rates.backend
+    if case.compiled:
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    decode_ms: float | None = None
+    for number, rival in enumerate(chosen):
+        if number and time.monotonic() > end:
+            say(f"out of time before {rival.name}")
+            return
+        pair = [rival] if number == 0 else [chosen[0], rival]
+        raced = _race(case, pair, transformer, embeds, device, dtype, end, say)
+        if number == 0 and case.vae is not None:
+            say("timing the decoder")
+            decode_ms = _decoding(case, device, dtype)
+        rows: list[dict[str, Any]] = []
+        for each in raced:
+            rows.append(_row(each, case, transformer, decode_ms, rates, rows[0] if rows else {}))
+        yield rows[-1]
 
 
-def _together(
+def _race(
     case: Case,
-    chosen: Sequence[Rival],
+    pair: Sequence[Rival],
     transformer: Any,
     embeds: torch.Tensor,
     device: torch.device,
     dtype: torch.dtype,
-    decode_ms: float | None,
-    compiled: bool,
-) -> list[dict[str, Any]]:
-    """One row for each of some rivals, dense first."""
-    contestants = [Contestant(rival, case, transformer, device, dtype) for rival in chosen]
+    end: float,
+    say: Callable[[str], None],
+) -> list[Contestant]:
+    """Dense and a rival, chunk by chunk in turn; a video is cut short where time is out."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    lengths = case.chunks()
-    for frames in lengths:
+    contestants = [Contestant(rival, case, transformer, device, dtype) for rival in pair]
+    for number, frames in enumerate(case.chunks()):
+        if time.monotonic() > end and number >= case.steady + 2:
+            say(f"out of time after {number} chunks")
+            break
         for each in contestants:
             if each.failed is None:
                 each.ms.append(_timed(partial(each.chunk, frames, embeds), each, device))
-    for _ in range(5):
-        for each in contestants:
-            if each.failed is None:
-                each.attention_ms.append(each.attention())
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    window = case.rollout.window or 0
-    # The first chunk of full length after the window has filled, and one more for what is made once.
-    steady = min(len(lengths) - 1, -(-window // case.rollout.chunk) + 1)
-    rows: list[dict[str, Any]] = []
+                if number <= case.steady:
+                    say(f"{each.rival.name}, chunk {number}: {each.ms[-1]:.0f} ms")
     for each in contestants:
-        rows.append(_row(each, case, steady, decode_ms, peak, rows[0] if rows else {}, compiled))
-    return rows
+        each.reuse = each.model.reuse_rate
+    calls = {each: each.open_attention() for each in contestants if each.failed is None}
+    for turn in range(7):
+        for each, call in calls.items():
+            taken = _timed(call, each, device)
+            if turn > 1:  # the first loads, the second records
+                each.attention_ms.append(taken)
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    for each in contestants:
+        each.peak_gib = peak
+    return contestants
 
 
 def _timed(call: Callable[[], object], each: Contestant, device: torch.device) -> float:
@@ -247,24 +299,27 @@ def _timed(call: Callable[[], object], each: Contestant, device: torch.device) -
 def _row(
     each: Contestant,
     case: Case,
-    steady: int,
+    transformer: Any,
     decode_ms: float | None,
-    peak: float | None,
+    rates: Rates,
     dense: dict[str, Any],
-    compiled: bool,
 ) -> dict[str, Any]:
     size = {"case": case.name, "height": case.height, "width": case.width, "latent_frames": case.frames}
-    row: dict[str, Any] = size | {"rival": each.rival.name, "compiled": compiled, "ok": each.failed is None}
+    row: dict[str, Any] = size | {"rival": each.rival.name, "ok": each.failed is None, "reason": each.failed}
+    row |= {"compiled": case.compiled, "graphs": case.graphs}
     row |= {"rollout": case.rollout.to_dict(), "methods": [_plain(method) for method in each.rival.methods]}
-    row |= {"set_reuse": each.rival.reuse, "reason": each.failed}
+    row |= {"set_reuse": each.rival.reuse}
     if each.failed is not None:
         return row
-    timed = each.ms[steady:]
+    # A video too short for a steady state has its last chunk.
+    timed = each.ms[min(case.steady, len(each.ms) - 1) :]
     chunk_ms, pixels = median(timed), 4 * case.rollout.chunk
     tenth = max(1, len(timed) // 10)
     chunk = each.model.chunk
     assert chunk is not None
     attention_ms = median(each.attention_ms)
+    flops = chunk_flops(transformer, case, chunk.density, each.reuse, each.model.methods)
+    bound_ms = rates.milliseconds(flops)
     row |= {
         "chunk_ms": chunk_ms,
         "attention_ms": attention_ms,
@@ -273,14 +328,19 @@ def _row(
         "decode_ms": decode_ms,
         "speedup": dense.get("chunk_ms", chunk_ms) / chunk_ms,
         "attention_speedup": dense.get("attention_ms", attention_ms) / attention_ms,
+        "warm_up_s": each.ms[0] / 1e3,
         "first_ms": median(timed[:tenth]),
         "last_ms": median(timed[-tenth:]),
         "timed_chunks": len(timed),
+        "tflop": {name: amount / 1e12 for name, amount in flops._asdict().items()},
+        "rates": asdict(rates),
+        "bound_ms": bound_ms,
+        "bound_fps": 1e3 * pixels / bound_ms,
         "density": chunk.density,
         "note": chunk.note,
-        "reuse_rate": each.model.reuse_rate,
+        "reuse_rate": each.reuse,
         "cache_mib": each.model.bytes / 2**20,
-        "peak_gib": peak,
+        "peak_gib": each.peak_gib,
     }
     return row
 
@@ -294,7 +354,13 @@ def _transformer(case: Case, device: torch.device, dtype: torch.dtype) -> Any:
 
     torch.manual_seed(0)
     with torch.device(device):
-        return WanTransformer3DModel(**{"cross_attn_norm": True} | case.transformer).to(dtype).eval()
+        transformer = WanTransformer3DModel(**{"cross_attn_norm": True} | case.transformer).eval()
+    # As `from_pretrained` has it, some parts stay in fp32.
+    precise = set(transformer._keep_in_fp32_modules or ())
+    for name, parameter in transformer.named_parameters():
+        if not precise & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return transformer
 
 
 def _decoding(case: Case, device: torch.device, dtype: torch.dtype) -> float | None:
