@@ -73,8 +73,14 @@ def test_render_is_the_pipeline_itself(wan: Path) -> None:
 
 @pytest.mark.parametrize("options", [[], SPARSE], ids=["alone", "with radial"])
 def test_cache(invoke: Callable, wan: Path, tmp_path: Path, options: list[str]) -> None:
-    made = invoke(*RED, "-m", wan, *options, "--cache", "taylorseer", "--steps", "10", "-o", "a.mp4")
+    """The memory that it takes is told before it starts."""
+    cached = (*RED, "-m", wan, *options, "--cache", "taylorseer", "--steps", "10")
+    planned = json.loads(invoke(*cached, "--dry-run", "--format", "json").stdout)["cache_gib"]
+    made = invoke(*cached, "-o", "a.mp4", "--report", "told")
     assert made.exit_code == 0, made.output
+    assert f"cache taylorseer holds at most {planned:.3g} GiB" in made.stderr
+    held = json.loads((tmp_path / "told" / "report.json").read_text())["summary"]["cache_bytes"]
+    assert held == round(planned * 2**30) > 0
     assert video.read_record(tmp_path / "a.mp4")["recipe"]["cache"]["name"] == "taylorseer"
     assert invoke("rerun", "a.mp4", "--strict").exit_code == 0
 

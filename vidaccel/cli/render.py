@@ -224,6 +224,8 @@ def render(
     if dry_run:
         _show(screen, first, found, planned, paths)
         return
+    if first.recipe.cache is not None:
+        screen.say(f"cache {first.recipe.cache.name} holds at most {planned['cache_gib']:.3g} GiB")
     run_jobs(
         screen,
         found,
@@ -248,6 +250,7 @@ def _show(screen: Screen, job: Any, model: Any, planned: dict[str, Any], paths: 
     data = planned | {"outputs": [str(path) for path in paths]}
     if screen.json(data) or screen.names(paths):
         return
+    cache = job.recipe.cache
     shape = f"{job.size[1]}x{job.size[0]}, {job.num_frames} frames at {job.fps:g} a second"
     if job.upscale:
         shape += f", from {job.width}x{job.height}"
@@ -259,6 +262,7 @@ def _show(screen: Screen, job: Any, model: Any, planned: dict[str, Any], paths: 
             "recipe": f"{data['recipe_hash']}, {job.recipe.attention.name}",
             "steps": f"{data['dense_steps']} dense, {data['sparse_steps']} with {data['sparse_layers']} sparse layers",
             "effective density": data["effective_density"],
+            "cache": "none" if cache is None else f"{cache.name}, at most {data['cache_gib']:.3g} GiB",
             "seed": job.seed,
             "runs on": f"{job.device}, {job.dtype}, offload {job.offload}",
             "dense backend": job.dense_backend or "the default of diffusers",

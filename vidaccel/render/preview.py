@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from ..caching import estimate_bytes
+from ..errors import UsageError
 from ..family import Call
-from ..grid import Site
+from ..grid import Site, VideoGrid
 from ..patterns import Plan, advice
 from ..schedule import DENSE, Step
 from . import upscale
@@ -77,4 +79,37 @@ def preview(job: ReadyJob, model: Model) -> dict[str, Any]:
         ],
         "notes": notes,
         "memory_gib": None if job.upscale is None else upscale.memory(job, model),
+        "cache_gib": cache_gib(job, model, grid),
     }
+
+
+def cache_gib(job: ReadyJob, model: Model, grid: VideoGrid) -> float | None:
+    """GiB that the cache of a job holds at most, by its transformer without weights; None without a cache.
+
+    Raises:
+        UsageError: a configuration that no transformer can be built from.
+    """
+    import diffusers
+
+    policy = job.recipe.cache
+    if policy is None:
+        return None
+    try:
+        with torch.device("meta"):
+            transformer = getattr(diffusers, model.index["transformer"][1]).from_config(dict(model.transformer))
+    except Exception as error:
+        raise UsageError(
+            f"{model.reference}: no transformer can be built from its config: {type(error).__name__}: {error}"
+        ) from error
+    expert = "high" if model.index.get("transformer_2", [None, None])[1] else None
+    # Guidance is two calls, or, as in CogVideoX, one of two samples; which of them shows when it runs.
+    kinds = ((1, 2), (2, 1)) if (job.guidance_scale or 0) > 1 else ((1, 1),)
+    return (
+        max(
+            estimate_bytes(
+                policy, transformer, grid, batch=batch, branches=branches, dtype=job.torch_dtype, expert=expert
+            )
+            for batch, branches in kinds
+        )
+        / 2**30
+    )
