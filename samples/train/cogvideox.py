@@ -17,6 +17,7 @@ from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor, nn
 
+from samples.models.shared import autoencoder
 from samples.train import flow, joint, loop
 from samples.train.data import Latents
 from samples.train.padding import SLOTS
@@ -136,7 +137,7 @@ def assemble(weights: Path) -> CogVideoXPipeline:
     return CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=denoiser.text_encoder,
-        vae=joint.normalised_vae(),
+        vae=autoencoder(),
         transformer=denoiser.transformer,
         scheduler=build_scheduler(),
     )

@@ -26,6 +26,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from samples.models import MODELS, checker, path, world
+from samples.models.shared import shared_parts
 from samples.models.world import Scene
 from samples.train import cells, fidelity
 from samples.train.budget import get_logger
@@ -50,7 +51,7 @@ def main(words: list[str] | None = None) -> None:
             f"`python -m samples.train.evaluate_causal --model {args.model}`"
         )
     folder = located(args.model)
-    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
+    pipe = DiffusionPipeline.from_pretrained(folder, **shared_parts(folder), dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
     settings = json.loads((folder / "defaults.json").read_text())
     settings.pop("fps")

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, normalizers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, UMT5EncoderModel
 
+from samples.models.shared import autoencoder
 from samples.train import flow, joint, loop
 from samples.train.data import Latents
 from samples.train.parts import (
@@ -208,7 +209,7 @@ def assemble(weights: Path) -> HunyuanVideoPipeline:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         transformer=denoiser.transformer,
-        vae=joint.normalised_vae(),
+        vae=autoencoder(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT),
         text_encoder_2=denoiser.text_encoder_2,
         tokenizer_2=build_tokenizer(),

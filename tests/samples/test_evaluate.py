@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from samples.models import world
-from samples.train import cells, cogvideox, evaluate, fidelity, hunyuan, joint, parts
+from samples.models.shared import autoencoder
+from samples.train import cells, cogvideox, evaluate, fidelity, hunyuan, parts
 from samples.train.cells import Cell
 from samples.train.record import Record
 
@@ -24,7 +25,7 @@ def pipe(request: pytest.FixtureRequest) -> Any:
     from diffusers import CogVideoXPipeline, FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline, WanPipeline
 
     torch.manual_seed(0)
-    vae, tokenizer = joint.normalised_vae(), parts.build_tokenizer()
+    vae, tokenizer = autoencoder(), parts.build_tokenizer()
     found: Any
     if request.param == "hunyuan":
         words = hunyuan.build_template_tokenizer()

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from samples.models.shared import autoencoder, shared_parts
 from samples.train import causal, cogvideox, few_steps, flow, hunyuan, joint
 from samples.train.parts import build_tokenizer
 
@@ -43,7 +44,8 @@ def test_a_training_runs_goes_on_and_exports_a_stock_pipeline(recipe: object, la
     folder = tmp_path / "model"
     recipe.main(["--out", str(tmp_path / "run"), "--export", str(folder)])
     assert sum(file.stat().st_size for file in (folder / "transformer").iterdir()) <= 6 * 2**20
-    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    assert not list((folder / "vae").glob("*.safetensors"))
+    pipe = DiffusionPipeline.from_pretrained(folder, **shared_parts(folder), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     settings = json.loads((folder / "defaults.json").read_text())
     settings |= {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 2}
@@ -79,7 +81,7 @@ def test_cogvideox_is_trained_on_what_its_pipeline_computes(tmp_path: Path) -> N
     text = model.text_encoder
     x = torch.randn(1, 48, 5, 16, 16)
     pipe = cogvideox.CogVideoXPipeline(
-        build_tokenizer(), text, joint.normalised_vae(), model.transformer, cogvideox.build_scheduler()
+        build_tokenizer(), text, autoencoder(), model.transformer, cogvideox.build_scheduler()
     )
     with torch.no_grad():
         embeds, _ = pipe.encode_prompt(CAPTION, do_classifier_free_guidance=False, max_sequence_length=cogvideox.SLOTS)
@@ -114,7 +116,7 @@ def test_the_autoencoder_keeps_its_function_when_its_scale_moves_into_the_weight
     from samples.models import path
 
     stock = AutoencoderKLWan.from_pretrained(path("wan-tiny") / "vae", dtype=torch.float32).eval()
-    moved = joint.normalised_vae()
+    moved = autoencoder()
     mean, std = (torch.tensor(x)[:, None, None, None] for x in (stock.config.latents_mean, stock.config.latents_std))
     video = torch.rand(1, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .._samples.shared import shared_parts
 from ..errors import ModelError, UsageError
 from .models import Model
 from .source import fetch, one_line, read_json
@@ -37,8 +38,9 @@ def load_as(cls: Any, model: Model, dtype: torch.dtype, **settings: Any) -> Any:
     check_weights(model, folder)
     wan = model.vae.get("_class_name") == "AutoencoderKLWan"
     dtypes = {"vae": torch.float32 if wan else dtype, "default": dtype}
+    parts = shared_parts(folder) | settings
     try:
-        pipe = cls.from_pretrained(str(folder), dtype=dtypes, use_safetensors=True, local_files_only=True, **settings)
+        pipe = cls.from_pretrained(str(folder), dtype=dtypes, use_safetensors=True, local_files_only=True, **parts)
     except Exception as error:
         raise ModelError(f"{model.reference} could not be loaded: {one_line(error)}") from error
     if not wan:
