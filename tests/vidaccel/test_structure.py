@@ -41,13 +41,14 @@ ARROWS = {
     "report": BELOW | {"patterns", "recipe"},
     "api": BELOW | {"caching", "family", "frontdoor", "install", "patterns", "recipe", "report", "schedule"},
     "render": BELOW
-    | {"_samples", "api", "family", "patterns", "pipelines", "recipe", "report", "reuse", "schedule", "streaming"},
+    | {"_samples", "api", "caching", "family", "patterns", "pipelines", "recipe", "report", "reuse", "schedule"}
+    | {"streaming"},
     "caching": BELOW | {"family", "frontdoor", "kernels", "schedule"},
     "reuse": BELOW | {"blocks", "kernels", "streaming"},
     "streaming": BELOW,
     "lab": BELOW
     | {"api", "blocks", "caching", "family", "kernels", "patterns", "pipelines", "recipe", "render", "report"}
-    | {"_samples", "reuse", "schedule", "streaming", "wrapping"},
+    | {"_samples", "exchange", "parallel", "reuse", "schedule", "streaming", "wrapping"},
     "_samples": set(),
 }
 
