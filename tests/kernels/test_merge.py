@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidaccel.blocks import BlockMask
 from vidaccel.kernels import attention, merge
+from vidaccel.kernels.merge import fused_merge
 
 
 def test_two_halves_of_a_mask_make_the_whole(make_case: Callable[..., Any]) -> None:
@@ -86,3 +88,24 @@ def test_dtypes() -> None:
     assert merged.dtype == torch.bfloat16
     assert total.dtype == torch.float32
     torch.testing.assert_close(merged, out)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_kernel_is_the_definition(device: str, dtype: torch.dtype) -> None:
+    """Strided, with sides that kept nothing and hold no number there, alone and both."""
+    pytest.importorskip("triton")
+    if device == "cpu" and torch.cuda.is_available():
+        pytest.skip("kernels are compiled here, not interpreted")
+    generator = torch.Generator().manual_seed(0)
+    outs = [torch.randn(2, 3, 37, 24, generator=generator).to(dtype).transpose(1, 2) for _ in range(2)]
+    lses = [torch.randn(2, 37, 3, generator=generator).mul(5).transpose(1, 2) for _ in range(2)]
+    for number, (out, lse) in enumerate(zip(outs, lses, strict=True)):
+        gone = torch.arange(37) % 4 <= number
+        lse[..., gone] = -torch.inf
+        out[:, gone] = torch.nan
+    expected = merge(outs[0], lses[0], outs[1], lses[1])
+    found = fused_merge(*(x.to(device) for pair in zip(outs, lses, strict=True) for x in pair))
+    torch.testing.assert_close(found[0].cpu(), expected[0], atol=1e-6, rtol=torch.finfo(dtype).eps)
+    torch.testing.assert_close(found[1].cpu(), expected[1], atol=1e-6, rtol=1e-6)
+    assert found[0].is_contiguous()

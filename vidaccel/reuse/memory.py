@@ -236,7 +236,10 @@ class LayerMemory:
             # Where blocks are chosen, drift is that of attention to all of the past, then and now.
             old_probe = self._kept_probe if self._chooses else (old_out[:, rows], old_lse[:, :, rows])
             assert old_probe is not None
-            reuse = predicted_error(probe_out, probe_lse, old_probe[0], old_probe[1], own_lse[:, :, rows])[0] < flash.threshold
+            reuse = (
+                predicted_error(probe_out, probe_lse, old_probe[0], old_probe[1], own_lse[:, :, rows])[0]
+                < flash.threshold
+            )
             if self._chooses:
                 self._kept_probe = in_place(old_probe, *_either(reuse, old_probe, (probe_out, probe_lse)))
             out, lse = self._external(q, k, v, ~reuse)
@@ -366,8 +369,9 @@ def _(query: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
 def _either(
     wanted: torch.Tensor, first: tuple[torch.Tensor, ...], second: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out, lse) of the first for wanted heads (h,), of the second for the others."""
-    return torch.where(wanted[:, None], first[0], second[0]), torch.where(wanted[:, None], first[1], second[1])
+    """(out, lse) of the first for wanted heads (h,), of the second for the others: exactly, and in one pass."""
+    mine, other = (~wanted)[:, None], wanted[:, None]
+    return merge(first[0], first[1].masked_fill(mine, -torch.inf), second[0], second[1].masked_fill(other, -torch.inf))
 
 
 def _folded(x: torch.Tensor) -> torch.Tensor:
