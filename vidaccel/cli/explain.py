@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .output import Format, FormatOption, Screen
+
+if TYPE_CHECKING:
+    from ..patterns import Pattern
+    from ..recipe import Recipe
 
 
 def explain(
@@ -18,6 +21,9 @@ def explain(
     attention: Annotated[
         str, typer.Option("--attention", "-a", help="Patterns to judge.")
     ] = "radial,topk,neighborhood",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="A preset or a file: explains its pattern and its schedule.")
+    ] = None,
     density: Annotated[float | None, typer.Option("--density", "-d", help="Of all of them, in (0, 1].")] = 0.35,
     block: Annotated[int, typer.Option(help="Tokens of a block.")] = 64,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
@@ -32,29 +38,34 @@ def explain(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     find_nan: Annotated[
-        bool, typer.Option("--find-nan", help="Render with the first pattern, and stop at the first broken layer.")
+        bool,
+        typer.Option(
+            "--find-nan", help="NaN or black frames: render with the first pattern, and stop at the first broken layer."
+        ),
     ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for atlas.json, .html and .png.")] = Path(
         "out/explain"
     ),
     format: FormatOption = Format.human,
 ) -> None:
-    """Measure the attention mass that each pattern keeps, by layer, head and step, on one render."""
+    """Measure the attention mass that each pattern keeps, by layer, head and step, on one render; and say why."""
     import warnings
     from dataclasses import replace
 
     from ..errors import UsageError, VidaccelWarning
     from ..files import replacing
-    from ..lab.explain import Atlas, AtSteps, Everything, finite
-    from ..recipe import Recipe, pattern_from
+    from ..lab.explain import Atlas, AtSteps, Everything
+    from ..lab.trouble import watched
+    from ..lab.why import reasons
+    from ..recipe import Recipe
     from ..render import RenderJob, find, open_pipeline, render
     from ..report import atlas as pages
     from .output import prepare
 
     screen = Screen(format)
     prepare(screen)
-    names = attention.split(",")
-    patterns = [p for name in names if (p := pattern_from({"name": name, "block": block}))]
+    patterns, explained = _asked(attention, recipe, block, density)
+    density = explained.density
     found = find(model)
     job = RenderJob(
         prompt, model, height=height, width=width, num_frames=frames, num_inference_steps=steps, seed=seed, dtype=dtype,
@@ -68,29 +79,27 @@ def explain(
     if not find_nan:
         _writable(output)
     pipe = open_pipeline(job, found)
-    experts = [m for name in ("transformer", "transformer_2") if (m := getattr(pipe, name, None)) is not None]
     if find_nan:
-        recipe = Recipe(attention=patterns[0], density=density)
-        with ExitStack() as watches:
-            for expert in experts:
-                watches.enter_context(finite(expert))
-            rendering = render(pipe, replace(job, recipe=recipe))
+        with watched(pipe):
+            rendering = render(pipe, replace(job, recipe=explained))
         result = {"finite": True, "problems": rendering.problems}
         if not screen.json(result):
-            screen.line("every layer of every step gave finite numbers")
+            screen.line("every layer of every step and the VAE gave finite numbers, and every kernel was right")
             for problem in rendering.problems:
-                screen.line(f"but {problem}: look at the VAE, or compare with --attention dense")
+                screen.line(f"but {problem}: compare with --attention dense, and with another prompt and seed")
         return
     seen = Atlas(patterns, density, samples)
     with warnings.catch_warnings():
         # Keeping every pair is what is wanted here.
         warnings.simplefilter("ignore", VidaccelWarning)
-        recipe = Recipe(attention=Everything(block), schedule=AtSteps(steps=chosen))
-        with seen.watching(experts[0]):
-            render(pipe, replace(job, recipe=recipe))
+        whole = Recipe(attention=Everything(patterns[0].block), schedule=AtSteps(steps=chosen))
+        with seen.watching(pipe.transformer):
+            render(pipe, replace(job, recipe=whole))
     if not seen.rows:
         raise UsageError(f"steps {at} were asked for, but none of them ran")
-    data: dict[str, Any] = {**seen.data(), "about": {"prompt": prompt, "model": model, "seed": seed, "steps": chosen}}
+    why = reasons(seen, explained.schedule, job.num_inference_steps, _layers(pipe.transformer), density)
+    about = {"prompt": prompt, "model": model, "seed": seed, "steps": chosen}
+    data: dict[str, Any] = {**seen.data(), "why": why, "about": about}
     files = {"json": json.dumps(data).encode(), "html": pages.html(data).encode(), "png": pages.png(data)}
     for kind, content in files.items():
         with replacing(output / f"atlas.{kind}") as temporary:
@@ -98,7 +107,34 @@ def explain(
     if screen.json(data) or screen.names(output / f"atlas.{kind}" for kind in files):
         return
     screen.table([_cells(name, judged) for name, judged in data["patterns"].items()], title="attention mass kept")
+    kinds = sorted({kind for counts in data["heads"].values() for kind in counts})
+    rows = [{"step": step, **{kind: counts.get(kind, 0) for kind in kinds}} for step, counts in data["heads"].items()]
+    screen.table(rows, title="heads by what they look for")
+    for sentences in why.values():
+        for sentence in sentences:
+            screen.line(f"- {sentence}")
     screen.line(f"atlas: {output / 'atlas.html'}")
+
+
+def _asked(attention: str, recipe: str | None, block: int, density: float | None) -> tuple[list[Pattern], Recipe]:
+    """Patterns to judge, and the recipe that is explained: that named, or the first pattern as `accelerate` has it."""
+    from ..api import DEFAULT_SCHEDULE
+    from ..errors import UsageError
+    from ..recipe import Recipe, pattern_from
+
+    if recipe is not None:
+        found = Recipe.load(recipe)
+        if found.attention is None or found.attention.name == "dense":
+            raise UsageError(f"recipe {recipe} has no sparse pattern to explain")
+        return [found.attention], found
+    patterns = [p for name in attention.split(",") if (p := pattern_from({"name": name, "block": block}))]
+    return patterns, Recipe(attention=patterns[0], density=density, schedule=DEFAULT_SCHEDULE)
+
+
+def _layers(transformer: Any) -> int:
+    from ..family import family_of
+
+    return 1 + max(site.index for site in family_of(transformer).sites(transformer))
 
 
 def _steps(text: str, total: int) -> tuple[int, ...]:

@@ -22,8 +22,13 @@ from ..blocks import BlockMask
 from ..errors import BackendError, VidaccelError
 from ..family import family_of
 from ..grid import Site, TokenLayout
+from ..kernels import Problem
 from ..patterns import Choice, Pattern, Plan
 from ..schedule import DENSE, Schedule, Step
+from .heads import counted, kind
+
+# Losses that are named, the largest first.
+WORST = 8
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,9 @@ class Atlas:
         density: of all of them; a pattern with parameters of its own can be given None.
         samples: queries that are looked at in each layer.
         rows: one a step and layer: "step", "layer", "site", "kept" {pattern: mass by head}, and where attention looks,
-            by head: "same_frame", "same_place", "first_frame", "text", "spread".
+            by head: "same_frame", "same_place", "first_frame", "text", "spread", and the "kind" that this makes of it;
+            "chance" is what a head that looks everywhere alike would have there.
+        problem: what a kernel is asked in a layer that was looked at, without its mask.
         left_out: why a pattern cannot be judged, by name.
     """
 
@@ -74,6 +81,7 @@ class Atlas:
     samples: int = 64
     rows: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    problem: Problem | None = None
     _plans: dict[tuple[str, str], Plan] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -86,6 +94,7 @@ class Atlas:
             record = trace.current()
             # Guidance's other branch, and the other samples of a batch, look alike.
             if record is not None and record.branch != "uncond":
+                self.problem = Problem.of(query, key, None, None)
                 last = [x[-1:] for x in (query, key, value)]
                 self.rows.append(self._look(plan.layout, sites[record.site], record.step, *last))
             return own(plan, query, key, value, *rest)
@@ -103,19 +112,32 @@ class Atlas:
             "density": self.density,
             "samples": self.samples,
             "patterns": {name: self._judged(name) for name in (p.name for p in self.patterns)},
+            "heads": counted(self.rows),
             "rows": self.rows,
         }
+
+    def plans(self, name: str) -> list[Plan]:
+        """Those of one pattern, one or one a layer."""
+        return [plan for (pattern, _), plan in self._plans.items() if pattern == name]
 
     def _judged(self, name: str) -> dict[str, Any]:
         if name in self.left_out:
             return {"reason": self.left_out[name]}
-        plans = [plan for (pattern, _), plan in self._plans.items() if pattern == name]
+        plans = self.plans(name)
         found = [(mass, row, n) for row in self.rows for n, mass in enumerate(row["kept"][name])]
-        worst, row, head = min(found, key=lambda each: each[0])
+        losses = [
+            {"kept": mass, "step": row["step"], "layer": row["layer"], "head": n, "kind": row["kind"][n]}
+            for mass, row, n in sorted(found, key=lambda each: each[0])[:WORST]
+        ]
+        by_kind: dict[str, list[float]] = {}
+        for mass, row, n in found:
+            by_kind.setdefault(row["kind"][n], []).append(mass)
         return {
             "delivered": sum(plan.delivered for plan in plans) / len(plans),
             "kept": sum(mass for mass, _, _ in found) / len(found),
-            "worst": {"kept": worst, "step": row["step"], "layer": row["layer"], "head": head},
+            "kept_by_kind": {kind: sum(each) / len(each) for kind, each in sorted(by_kind.items())},
+            "worst": losses[0],
+            "losses": losses,
         }
 
     def _look(self, layout: TokenLayout, site: Site, step: int, *qkv: torch.Tensor) -> dict[str, Any]:
@@ -140,6 +162,11 @@ class Atlas:
         frame = (mine[:, None, 0] == position[None, :, 0]) & ~text
         place = ((mine[:, None, 1:] - position[None, :, 1:]).abs() <= 1).all(-1) & ~frame & ~text
         entropy = -(weight * weight.clamp(min=1e-30).log()).sum(-1)
+        first = (position[:, 0] == 0).expand(len(sampled), -1)
+        spread = (entropy.exp() / int(valid.sum())).mean(-1).tolist()
+        places = {"same_frame": frame, "same_place": place, "first_frame": first, "text": text.expand_as(first)}
+        masses = {name: _by_head(weight * where) for name, where in places.items()}
+        chance = {name: float((where & valid).sum() / valid.sum()) / len(sampled) for name, where in places.items()}
         return {
             "step": step,
             "layer": site.index,
@@ -147,11 +174,10 @@ class Atlas:
             "heads": heads,
             "tokens": tokens,
             "kept": kept,
-            "same_frame": _by_head(weight * frame),
-            "same_place": _by_head(weight * place),
-            "first_frame": _by_head(weight * (position[:, 0] == 0)),
-            "text": _by_head(weight * text),
-            "spread": (entropy.exp() / int(valid.sum())).mean(-1).tolist(),
+            **masses,
+            "spread": spread,
+            "chance": chance,
+            "kind": [kind({name: each[n] for name, each in masses.items()}, chance) for n in range(heads)],
         }
 
     def _plan(self, pattern: Pattern, layout: TokenLayout, site: Site) -> Plan:
@@ -210,46 +236,3 @@ def _places(order: torch.Tensor | None, slot: torch.Tensor, heads: int) -> torch
     if order is None:
         return slot.expand(heads, -1)
     return order[0].argsort(0)[slot].T.contiguous()
-
-
-@contextlib.contextmanager
-def finite(transformer: Any) -> Iterator[None]:
-    """Stop a run at the first value that is no finite number, and say where it came from.
-
-    Raises:
-        BackendError: in the block, with step, layer and kernel.
-    """
-    family = family_of(transformer)
-    undo: list[Any] = []
-
-    def is_finite(value: Any) -> bool:
-        found = [x for x in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(x, torch.Tensor)]
-        return all(bool(x.isfinite().all()) for x in found if x.is_floating_point())
-
-    def watch(module: Any, name: str, what: str) -> None:
-        def after(_: Any, args: Any, kwargs: Any, output: Any) -> None:
-            record = trace.current()
-            if is_finite(output):
-                return
-            where = "" if record is None else f"step {record.step} ({record.branch or 'one branch'}), "
-            if not is_finite([*args, *kwargs.values()]):
-                cause = "its input was broken already: the embedding, the text or the latents"
-            elif record is not None and record.kernels and what == "attention":
-                cause = f"its input was finite; the kernel {record.kernels[-1]} or the layer's own weights made it"
-            else:
-                cause = "its input was finite: the layer's own weights made it, fp16 overflow is the usual cause"
-            raise BackendError(f"{where}{what} {name} gives values that are no finite numbers; {cause}. Try bfloat16")
-
-        undo.append(module.register_forward_hook(after, with_kwargs=True).remove)
-
-    for site in family.sites(transformer):
-        name = site.name.removesuffix(".processor")
-        watch(transformer.get_submodule(name), name, "attention")
-    for each in family.stack(transformer).lists:
-        for number, block in enumerate(getattr(transformer, each)):
-            watch(block, f"{each}.{number}", "block")
-    try:
-        yield
-    finally:
-        for step in undo:
-            step()

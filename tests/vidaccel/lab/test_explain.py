@@ -9,10 +9,11 @@ import torch
 
 import vidaccel
 from vidaccel import wrapping
-from vidaccel.errors import BackendError
 from vidaccel.grid import Site, TokenLayout
-from vidaccel.lab.explain import Atlas, AtSteps, Everything, _kept, finite
+from vidaccel.lab.explain import Atlas, AtSteps, Everything, _kept
+from vidaccel.lab.heads import counted, kind
 from vidaccel.lab.sides import Side
+from vidaccel.lab.why import reasons
 from vidaccel.pipelines.zoo import RealModel, build
 from vidaccel.recipe import pattern_from
 from vidaccel.report import atlas as pages
@@ -60,9 +61,48 @@ def test_an_atlas_has_every_layer_of_the_steps_that_were_asked_for(seen: Any) ->
         assert all(0.5 < spread <= 1.001 for spread in row["spread"])
         assert row["same_frame"] == pytest.approx([1 / 7] * 2, abs=0.05)
         assert row["text"] == [0, 0]
+        # Alike everywhere means that nothing is looked for, and chance is what is there.
+        assert row["kind"] == ["global"] * 2
+        for name in ("same_frame", "same_place", "first_frame", "text"):
+            assert row[name] == pytest.approx([row["chance"][name]] * 2, abs=0.05)
     judged = seen.data()["patterns"]
     assert "merges keys" in judged["pyramid"]["reason"]
     assert judged["topk"]["worst"]["kept"] <= judged["topk"]["kept"]
+    losses = judged["topk"]["losses"]
+    assert losses[0] == judged["topk"]["worst"]
+    assert [each["kept"] for each in losses] == sorted(each["kept"] for each in losses)
+    assert len(losses) == 8
+    assert judged["topk"]["kept_by_kind"] == {"global": pytest.approx(judged["topk"]["kept"])}
+    assert seen.data()["heads"] == {1: {"global": 6}, 3: {"global": 6}}
+
+
+def test_heads_are_named_by_what_they_look_for() -> None:
+    chance = {"same_frame": 0.1, "same_place": 0.05, "first_frame": 0.1, "text": 0.0}
+    assert kind(chance, chance) == "global"
+    assert kind({**chance, "same_frame": 0.15}, chance) == "global"
+    # Beyond chance counts, not mass.
+    assert kind({**chance, "same_frame": 0.3, "same_place": 0.27}, chance) == "temporal"
+    assert kind({**chance, "same_frame": 0.8}, chance) == "local"
+    assert kind({**chance, "first_frame": 0.5}, chance) == "first frame"
+    assert kind({**chance, "text": 0.4}, chance) == "text"
+    rows = [{"step": 2, "kind": ["text", "local"]}, {"step": 2, "kind": ["local"]}]
+    assert counted(rows) == {2: {"text": 1, "local": 2}}
+
+
+def test_reasons_are_those_of_the_run(seen: Any) -> None:
+    why = reasons(seen, vidaccel.Schedule(dense_steps=2, dense_layers=(0, -1)), 4, 3, 0.4)
+    plan = " ".join(why["plan"])
+    assert "radial was asked for 0.4 and keeps 0.4" in plan
+    assert "topk was asked for 0.4" in plan
+    assert "pyramid" not in plan
+    assert why["backend"][0].startswith("cpu runs q (1, 448, 2, 32) over 448 keys, float32 on cpu, blocks of 16")
+    assert any(text.startswith("gluon: ") for text in why["backend"])
+    assert why["schedule"][0].startswith("steps 0-1 of 4 and layers 0, 2 of 3 run dense; 17% of all calls")
+    # Step 1 is dense, and so are two of three layers of step 3.
+    expected = [row["kept"]["radial"] for row in seen.rows if (row["step"], row["layer"]) != (3, 1)]
+    mean = sum(map(sum, expected)) / 10
+    assert f"where the schedule stays dense radial would keep {mean:.3f}" in why["schedule"][1]
+    assert "keeps nothing dense in 4 steps" in reasons(seen, vidaccel.Schedule(), 4, 3, 0.4)["schedule"][0]
 
 
 def test_every_family_can_be_looked_at(any_model: RealModel, size_of: Any) -> None:
@@ -83,35 +123,13 @@ def test_every_family_can_be_looked_at(any_model: RealModel, size_of: Any) -> No
 
 
 def test_pages(seen: Any) -> None:
-    data = {**seen.data(), "about": {"prompt": "<script>"}}
+    data = {**seen.data(), "about": {"prompt": "<script>"}, "why": {"plan": ["<b>because</b>"]}}
     page = pages.html(data)
     assert "<script>" not in page
-    assert "mass that radial keeps" in page
-    assert "mass that pyramid keeps" not in page
-    assert "mass on text" not in page
+    assert "<b>" not in page
+    assert "Mass that radial keeps" in page
+    assert "Where radial loses most" in page
+    assert "Why this plan" in page
+    assert "Mass that pyramid keeps" not in page
+    assert "Mass on text" not in page
     assert pages.png(data).startswith(b"\x89PNG")
-
-
-def test_the_first_broken_layer_is_named(wan: Any, render: Any) -> None:
-    with torch.no_grad():
-        wan.transformer.blocks[1].attn1.to_out[0].weight[0, 0] = torch.nan
-    with (
-        vidaccel.accelerate(wan, "radial", density=0.4, schedule=vidaccel.Schedule(dense_steps=1)),
-        finite(wan.transformer),
-        pytest.raises(BackendError, match=r"step 0 \(cond\), attention blocks\.1\.attn1 .* its input was finite"),
-    ):
-        render(wan)
-    assert not any(module._forward_hooks for module in wan.transformer.modules())
-
-
-def test_broken_feed_forwards_and_inputs_are_told_apart(wan: Any, render: Any) -> None:
-    with finite(wan.transformer):
-        render(wan)
-    with torch.no_grad():
-        wan.transformer.blocks[2].ffn.net[2].weight[0, 0] = torch.inf
-    with finite(wan.transformer), pytest.raises(BackendError, match=r"block blocks\.2 .* its input was finite"):
-        render(wan)
-    with torch.no_grad():
-        wan.transformer.patch_embedding.bias[0] = torch.nan
-    with finite(wan.transformer), pytest.raises(BackendError, match=r"blocks\.0.* broken already"):
-        render(wan)
