@@ -149,11 +149,26 @@ class Recipe:
             ):
                 raise RecipeError(f"{key!r} is not a setting of this recipe; it has {', '.join(_leaves(data))}")
             place[last] = value
-        return Recipe.from_dict(data)
+        return Recipe.from_dict(data)._decided(settings)
 
     def merge(self, **changes: Any) -> Recipe:
         """The recipe with every field that is given and not None in place of its own."""
-        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+        given = {name: value for name, value in changes.items() if value is not None}
+        return replace(self, **given)._decided(given)
+
+    def _decided(self, given: Iterable[str]) -> Recipe:
+        """What is given of density and the pattern's own knobs (a window, a decay) replaces the other of them.
+
+        Where both were given, the pattern says so when it plans.
+        """
+        pattern, given = cast(Any, self.attention), set(given)
+        knobs = [knob for knob in getattr(pattern, "knobs", ()) if getattr(pattern, knob) is not None]
+        if self.density is None or not knobs:
+            return self
+        by_hand = bool(given & {"attention", *(f"attention.{knob}" for knob in knobs)})
+        if "density" in given and not by_hand:
+            return replace(self, attention=replace(pattern, **dict.fromkeys(knobs)))
+        return replace(self, density=None) if by_hand and "density" not in given else self
 
 
 def pattern_from(value: Any) -> Pattern | None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vidaccel.errors import VidaccelError
+from vidaccel.patterns import PATTERNS
 from vidaccel.render import video
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3)).astype(np.uint8)
@@ -84,6 +85,47 @@ def test_bad_options(
 ) -> None:
     failed(invoke(*RED, "--model", wan, *options), status, *words)
     assert not list(tmp_path.iterdir())
+
+
+# A pattern, what is set wrongly, and the nearest that would be right on the 9x16x16 tokens of wan-tiny.
+WRONG = [
+    ("ann", ["density=0.01"], "ask for 0.111 or more"),
+    ("ann", ["attention.bits=99"], "give 1 to 8"),
+    ("flashblock", ["density=0.1"], "one in 5, take 0.200 already; ask for more, or for every=20"),
+    ("freeswim", ["attention.native=[0,4]"], "2 whole numbers from 1 on"),
+    ("freeswim", ["attention.sink_frames=10"], "give 0 to 9"),
+    ("light-forcing", ["attention.keep_frames=99"], "it lies in 4 to 9"),
+    ("light-forcing", ["density=0.01"], "ask for 0.056 or more"),
+    ("neighborhood", ["attention.window=[10,3,3]"], "use 9, or 0 for the whole axis"),
+    ("neighborhood", ["attention.window=[3,9,9]", "attention.dilation=[1,8,1]"], "room for 2 with dilation 8; use 2"),
+    ("neighborhood", ["attention.dilation=[10,1,1]"], "at most 9 fits"),
+    ("neighborhood", ["density=0.0001"], "they have 0.000434 to 1"),
+    ("per-head", ["attention.heads=[0,2]", "attention.parts=[radial,topk]"], "0 to 1, and each part a head"),
+    ("per-layer", ["attention.layers={1: topk}"], "begins at layer 0"),
+    ("pyramid", ["density=0.01"], "ask for 0.200 or more"),
+    ("radial", ["attention.decay=-1"], "finite number from 0"),
+    ("radial", ["attention.rule=released", "density=0.1"], "it reaches 0.877 to 0.877"),
+    ("sliding-window", ["attention.window=[3,9,9]"], "there are 2 tiles of 2x8x8; use 2, or 0"),
+    ("sliding-window", ["attention.window=99"], "use 18, or 0 for all"),
+    ("svg", ["density=0.01"], "ask for 0.167 or more"),
+    ("tempcache", ["density=0.01"], "ask for 0.111 or more"),
+    ("topk", ["density=0.01"], "ask for 0.167 or more"),
+    ("topk", ["attention.top_p=2"], "such as 0.9"),
+    ("union", ["attention.parts=[topk,svg]"], "drop one"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "wrong", "words"), WRONG, ids=lambda value: "".join(value))
+def test_parameters_that_do_not_fit(
+    invoke: Callable, failed: Callable, pattern: str, wrong: list[str], words: str
+) -> None:
+    """In a second, before any weight is loaded."""
+    settings = [word for setting in wrong for word in ("--set", setting)]
+    failed(invoke(*RED, "--attention", pattern, *settings), 2, words)
+
+
+def test_every_pattern_has_parameters_that_do_not_fit() -> None:
+    assert {pattern for pattern, *_ in WRONG} == set(PATTERNS) - {"dense"}
 
 
 def test_bad_models(invoke: Callable, failed: Callable, tmp_path: Path) -> None:

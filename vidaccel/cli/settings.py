@@ -13,8 +13,8 @@ import yaml
 
 from ..api import DEFAULT_SCHEDULE
 from ..caching.calibration import calibrated
-from ..errors import RecipeError, UsageError, VidaccelError
-from ..patterns import Pattern
+from ..errors import UsageError, VidaccelError
+from ..patterns import PATTERNS, Pattern
 from ..recipe import Recipe, pattern_from, policy_from, presets
 from ..render import DENSE, Model
 
@@ -58,17 +58,27 @@ def build_recipe(
         raise UsageError("no attention pattern was named; add --attention, such as --attention radial, or a --recipe")
     else:
         base = Recipe(schedule=DEFAULT_SCHEDULE)
-    if attention and not (base.attention and base.attention.name == attention):
-        base = base.merge(attention=load_pattern(attention) if ":" in attention else pattern_from(attention))
-    # A density given by hand replaces the decay or whatever else the recipe's own knob is.
-    base = base.merge(density=density, cache=policy_from(cache))
     values = {
         f"schedule.{name}": _schedule_value(name, value)
         for name, value in (schedule or {}).items()
         if value is not None
     }
     values |= scalars(settings)
+    values |= {} if density is None else {"density": density}
+    base = base.merge(cache=policy_from(cache))
+    if attention and not (base.attention and base.attention.name == attention):
+        base = guard("--set", lambda: _renamed(base, attention, values))
     return guard("--set", lambda: _override(base, values))
+
+
+def _renamed(recipe: Recipe, attention: str, values: dict[str, Any]) -> Recipe:
+    """The recipe with another pattern, built from the values that are its own; these are taken out of `values`.
+
+    A density that stands beside them goes with them, so that what was given by hand decides together.
+    """
+    mine = {key.partition(".")[2]: values.pop(key) for key in list(values) if key.startswith("attention.")}
+    pattern = load_pattern(attention, mine) if ":" in attention else pattern_from({"name": attention, **mine})
+    return recipe.merge(attention=pattern, density=values.pop("density") if values.get("density") else None)
 
 
 def guard(where: str, read: Callable[[], T]) -> T:
@@ -116,6 +126,9 @@ def load_pattern(name: str, values: Mapping[str, Any] | None = None) -> Pattern:
         raise UsageError(
             f"attention {name} is not a pattern: a frozen dataclass with `name`, `per_site`, `block` and `plan`"
         )
+    names = [f.name for f in fields(cls)]
+    if unknown := sorted(set(values or {}) - set(names)):
+        raise UsageError(f"'attention.{unknown[0]}' is not a setting of {name}; it has {', '.join(names)}")
     try:
         return cast(Pattern, cls(**(values or {})))
     except TypeError as error:
@@ -124,22 +137,10 @@ def load_pattern(name: str, values: Mapping[str, Any] | None = None) -> Pattern:
 
 def _override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     pattern = recipe.attention
-    if pattern is None or not values:
+    if not values or pattern is None or type(pattern) in PATTERNS.values():
         return recipe.override(values) if values else recipe
-    mine = {key: value for key, value in values.items() if key.startswith("attention.")}
-    rest = {key: value for key, value in values.items() if key not in mine}
-    try:
-        pattern_from(pattern.name)
-    except RecipeError:
-        # A pattern of the user's own has no place in the table of names, so its fields are set here.
-        names = {f"attention.{f.name}" for f in fields(cast(Any, pattern))}
-        if unknown := sorted(set(mine) - names):
-            raise UsageError(
-                f"{unknown[0]!r} is not a setting of {pattern.name}; it has {', '.join(sorted(names))}"
-            ) from None
-        changed = replace(cast(Any, pattern), **{key.partition(".")[2]: value for key, value in mine.items()})
-        return replace(replace(recipe, attention=None).override(rest) if rest else recipe, attention=changed)
-    return recipe.override(values)
+    # A pattern of the user's own has no place in the table of names, by which recipes are read.
+    return replace(replace(recipe, attention=None).override(values), attention=pattern)
 
 
 def _schedule_value(name: str, text: str) -> Any:

@@ -49,6 +49,7 @@ class FreeSwim:
 
     name: ClassVar[str] = "freeswim"
     per_site: ClassVar[bool] = False
+    knobs: ClassVar[tuple[str, ...]] = ("native",)
 
     native: tuple[int, int] | None = None
     tile: Sides | None = None

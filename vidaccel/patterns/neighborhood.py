@@ -65,6 +65,7 @@ class Neighborhood:
 
     name: ClassVar[str] = "neighborhood"
     per_site: ClassVar[bool] = False
+    knobs: ClassVar[tuple[str, ...]] = ("window",)
 
     window: Sides | None = None
     stride: Sides = (1, 1, 1)

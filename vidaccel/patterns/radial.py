@@ -61,6 +61,7 @@ class Radial:
 
     name: ClassVar[str] = "radial"
     per_site: ClassVar[bool] = False
+    knobs: ClassVar[tuple[str, ...]] = ("decay",)
 
     rule: Rule = "auto"
     decay: float | None = None

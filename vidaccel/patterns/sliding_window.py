@@ -67,6 +67,7 @@ class SlidingWindow:
 
     name: ClassVar[str] = "sliding-window"
     per_site: ClassVar[bool] = False
+    knobs: ClassVar[tuple[str, ...]] = ("window", "heads")
 
     window: Sides | int | None = None
     heads: tuple[Sides, ...] | None = None
