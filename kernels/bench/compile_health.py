@@ -77,7 +77,7 @@ def gluon_health(d: int, block: int, dtype: torch.dtype, *, window: bool = False
     }
     element = gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
     maps = {}
-    for name, slots in {"q_tma": gluon.UNIT, "k_tma": block, "v_tma": block}.items():
+    for name, slots in {"q_tma": gluon.UNIT, "k_tma": block, "v_tma": block, "out_tma": gluon.UNIT}.items():
         box = [1, 1, slots, d]
         maps[name] = f"tensordesc<{NAMES[dtype]}{box},{gl.NVMMASharedLayout.get_default_for(box, element)!r}>"
     source = _source(GluonASTSource, gluon_kernel.block_sparse, constants, dtype, maps)
@@ -117,8 +117,13 @@ def _source(
     types |= {"scale": "fp32"} | (maps or {}) | dict.fromkeys(constants, "constexpr")
     names = kernel.arg_names
     signature = {name: types.get(name, "i32") for name in names}
-    # Pointers and strides that a real call has are multiples of 16, and Triton compiles for that.
-    even = [n for n, name in enumerate(names) if signature[name][0] == "*" or re.fullmatch(r"(q|k|v|out)_[blh]", name)]
+    # Pointers and strides that a real call has are multiples of 16, and Triton compiles for that where it may.
+    even = [
+        n
+        for n, name in enumerate(names)
+        if (signature[name][0] == "*" or re.fullmatch(r"(q|k|v|out)_[blh]", name))
+        and not kernel.params[n].do_not_specialize_on_alignment
+    ]
     return kind(
         fn=kernel,
         signature=signature,

@@ -121,11 +121,11 @@ def run(
     with torch.cuda.device_of(q):
         entries, count, spread = _joined(rows, chosen.units, share) if chosen.units > share else (rows.idx, none, 0)
         programs = min(total, _processors(q.device)) if chosen.persistent else total
-        _kernel()[(programs,)](
+        values = (
             _tensor_map(q, UNIT),
             _tensor_map(k, block),
             _tensor_map(v, block),
-            out,
+            _tensor_map(out, UNIT),
             lse,
             torch.zeros(1, dtype=torch.int32, device=q.device) if chosen.persistent else none,
             rows.ptr,
@@ -147,22 +147,33 @@ def run(
             spread,
             lq,
             lk,
-            *out.stride()[:3],
             *((0, 0) if bias is None else (bias.stride(0) * (bias.shape[0] > 1), bias.stride(1) * (bias.shape[1] > 1))),
             rows.k_blocks if rows.k_len.ndim == 2 and rows.k_len.shape[0] > 1 else 0,
-            D=d,
-            KEYS=block,
-            STAGES=chosen.stages,
-            CONSUMERS=chosen.units,
-            SHARE=share,
-            PERSISTENT=chosen.persistent,
-            AXES=0 if rows.lo is None else rows.lo.shape[1],
-            BIAS=bias is not None,
-            POLYNOMIAL=chosen.polynomial,
-            REGISTERS=chosen.registers,
-            num_warps=4,
         )
+        axes = 0 if rows.lo is None else rows.lo.shape[1]
+        _launch(programs, values, (d, block, chosen, share, axes, bias is not None), q.dtype, q.device.index)
     return out, lse
+
+
+# Compiled programs by what they were compiled for. Triton's own look-up asks the value of every argument, which takes
+# longer than the launch; this program is compiled for none of them.
+_programs: dict[tuple[Any, ...], Any] = {}
+
+
+def _launch(
+    programs: int, values: tuple[Any, ...], constants: tuple[Any, ...], dtype: torch.dtype, device: int
+) -> None:
+    """Launch the program, compiling it where it is new."""
+    d, block, chosen, share, axes, bias = constants
+    given = (
+        d, block, chosen.stages, chosen.units, share, chosen.persistent, axes, bias, chosen.polynomial, chosen.registers
+    )  # fmt: skip
+    key = (constants, dtype, device)
+    compiled = _programs.get(key)
+    if compiled is None:
+        _programs[key] = _kernel()[(programs,)](*values, *given, num_warps=4)
+    else:
+        compiled[(programs, 1, 1)](*values, *given)
 
 
 def _tensor_map(x: torch.Tensor, slots: int) -> Any:

@@ -12,7 +12,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from .gluon_parts import AHEAD, FLOOR, ROWS, SHIFT, clear, facts_of, place_of, scores, softmax, write
+from .gluon_parts import AHEAD, FLOOR, ROWS, SHIFT, clear, facts_of, place_of, scores, sent, softmax, write
 
 
 @gluon.jit
@@ -32,7 +32,7 @@ def _entry(IDX, lengths, first, word, place, n, own, lk, KEYS: gl.constexpr):
 
 @gluon.jit
 def consumer(
-    OUT,
+    out_tma,
     LSE,
     shared,
     given,
@@ -50,7 +50,7 @@ def consumer(
     """Attend with 64 queries of each tile."""
     q_s, k_s, v_s, facts_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = shared
     IDX, Q_LEN, K_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk, k_len_stride = given
-    out_b, out_l, out_h, bias_b, bias_h = strides
+    bias_b, bias_h = strides
     DT: gl.constexpr = k_s.dtype
     S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     O_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -79,6 +79,9 @@ def consumer(
         mass = gl.zeros([ROWS], gl.float32, R_L)
         acc = gl.zeros([ROWS, D], gl.float32, O_L)
         mbarrier.wait(q_ready.index(slot * CONSUMERS + W), done // AHEAD & 1)
+        if done > 0:
+            sent()
+            mbarrier.arrive(q_free.index((done - 1) % AHEAD * CONSUMERS + W), count=1)
         place = 0
         ahead, block, length, kind = _entry(IDX, lengths, first, word, 0, n, own, lk, KEYS)
         while place < n:
@@ -131,10 +134,10 @@ def consumer(
                 acc = warpgroup_mma_wait(0, deps=(adding,))
             mbarrier.arrive(v_free.index(ring), count=1)
             step += 1
-        mbarrier.arrive(q_free.index(slot * CONSUMERS + W), count=1)
         write(
-            OUT, LSE, Q_LEN, acc, m, mass, tile, (q_tiles, heads, q_blocks, lq), (out_b, out_l, out_h), W, D, CONSUMERS,
-            SHARE, DT,
+            out_tma, LSE, Q_LEN, acc, m, mass, tile, q_s.index(slot * CONSUMERS + W), (q_tiles, heads, q_blocks, lq), W,
+            D, CONSUMERS, SHARE, DT,
         )  # fmt: skip
         done += 1
         tile, first, n, _full, word, length = facts_of(facts_s, facts_ready, done)
+    sent()

@@ -122,17 +122,21 @@ def producer(
     mbarrier.arrive(facts_ready.index(slot), count=1)
 
 
+# Nothing is compiled for a value of an argument: `gluon.py` looks programs up by the constants alone.
 @gluon.jit(
     do_not_specialize=[
         "total", "q_tiles", "text_tiles", "heads", "q_blocks", "row_stride", "count_stride", "spread", "lq", "lk",
         "bias_b", "bias_h", "k_len_stride",
-    ]
+    ],
+    do_not_specialize_on_alignment=[
+        "LSE", "TICKET", "PTR", "IDX", "N_FULL", "COUNTS", "Q_LEN", "K_LEN", "LO", "HI", "POS", "KEY_BIAS",
+    ],
 )  # fmt: skip
 def block_sparse(
     q_tma,
     k_tma,
     v_tma,
-    OUT,
+    out_tma,
     LSE,
     TICKET,
     PTR,
@@ -156,9 +160,6 @@ def block_sparse(
     spread,
     lq,
     lk,
-    out_b,
-    out_l,
-    out_h,
     bias_b,
     bias_h,
     k_len_stride,
@@ -206,7 +207,7 @@ def block_sparse(
     rows = (PTR, N_FULL, COUNTS, row_stride, count_stride, spread)
     fetched = (TICKET, IDX, K_LEN, total, q_tiles, text_tiles, heads, lk, k_len_stride)
     given = (IDX, Q_LEN, K_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk, k_len_stride)
-    strides = (out_b, out_l, out_h, bias_b, bias_h)
+    strides = (bias_b, bias_h)
     C: gl.constexpr = CONSUMERS
     S: gl.constexpr = SHARE
     R: gl.constexpr = REGISTERS
@@ -215,8 +216,8 @@ def block_sparse(
         gl.warp_specialize(
             [
                 (producer, (maps, shared, rows, fetched, KEYS, STAGES, C, S, PERSISTENT)),
-                (rows_consumer, (OUT, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 0)),
-                (rows_consumer, (OUT, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 1)),
+                (rows_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 0)),
+                (rows_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 1)),
             ],
             [4, 4],
             [R, R],
@@ -225,8 +226,8 @@ def block_sparse(
         gl.warp_specialize(
             [
                 (producer, (maps, shared, rows, fetched, KEYS, STAGES, C, S, PERSISTENT)),
-                (joined_consumer, (OUT, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 0)),
-                (joined_consumer, (OUT, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 1)),
+                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 0)),
+                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 1)),
             ],
             [4, 4],
             [R, R],
@@ -235,9 +236,9 @@ def block_sparse(
         gl.warp_specialize(
             [
                 (producer, (maps, shared, rows, fetched, KEYS, STAGES, C, S, PERSISTENT)),
-                (joined_consumer, (OUT, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 0)),
-                (joined_consumer, (OUT, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 1)),
-                (joined_consumer, (OUT, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 2)),
+                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 0)),
+                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 1)),
+                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 2)),
             ],
             [4, 4, 4],
             [R, R, R],

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+# Triton 3.9 gave it its other name.
+_send = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 # Queries of one consumer: what a warp group multiplies at once.
 ROWS = gl.constexpr(64)
 # Slots of the rings of facts and of queries: the next tile is fetched while this one is worked on.
@@ -149,24 +151,26 @@ def softmax(s, m, mass, factor, POLYNOMIAL: gl.constexpr):
 
 @gluon.jit
 def write(
-    OUT,
+    out_tma,
     LSE,
     Q_LEN,
     acc,
     m,
     mass,
     tile,
+    q,
     given,
-    strides,
     W: gl.constexpr,
     D: gl.constexpr,
     CONSUMERS: gl.constexpr,
     SHARE: gl.constexpr,
     DT: gl.constexpr,
 ):
-    """Divide by the mass, and store 64 rows and their LSE: 0 and -inf for holes and for rows that keep nothing."""
+    """Divide by the mass, and store 64 rows and their LSE: 0 and -inf for holes and for rows that keep nothing.
+
+    The rows leave by TMA, from the slot that held their queries: `sent` says when it is free again.
+    """
     q_tiles, heads, q_blocks, lq = given
-    out_b, out_l, out_h = strides
     R_L: gl.constexpr = m.type.layout
     O_L: gl.constexpr = acc.type.layout
     RO_L: gl.constexpr = gl.SliceLayout(1, O_L)
@@ -179,15 +183,18 @@ def write(
     # A row that kept no key at all never left the floor.
     nothing = (m == FLOOR) | (query >= tokens)
     over = gl.where(nothing, 0.0, 1.0 / gl.where(nothing, 1.0, mass))
-    lse = gl.where(nothing, float("-inf"), (m + gl.log2(gl.where(nothing, 1.0, mass))) * 0.6931471805599453)
-    line = (sample * heads + head).to(gl.int64) * lq + start
-    gl.store(LSE + line + query, lse, mask=start + query < lq)
     # NaN times 0 is NaN, so what a hole holds is selected away.
     keep = gl.expand_dims(gl.convert_layout(nothing, RO_L), 1)
     out = gl.where(keep, 0.0, acc * gl.expand_dims(gl.convert_layout(over, RO_L), 1))
-    slot = start + gl.arange(0, ROWS, RO_L)
-    channel = gl.arange(0, D, gl.SliceLayout(0, O_L))
-    base = OUT + sample.to(gl.int64) * out_b + head.to(gl.int64) * out_h
-    # Offsets that do not depend on the tile would be kept in registers from tile to tile.
-    at = gl.expand_dims(slot.to(gl.int64) * out_l, 1) + gl.expand_dims(channel, 0)
-    gl.store(base + at, out.to(DT), mask=gl.expand_dims(slot < lq, 1))
+    q.reshape([ROWS, D]).store(out.to(DT))
+    fence_async_shared()
+    _send(out_tma, [sample, head, start, 0], q)
+    lse = gl.where(nothing, float("-inf"), (m + gl.log2(gl.where(nothing, 1.0, mass))) * 0.6931471805599453)
+    line = (sample * heads + head).to(gl.int64) * lq + start
+    gl.store(LSE + line + query, lse, mask=start + query < lq)
+
+
+@gluon.jit
+def sent():
+    """Wait until what was written last has left its slot."""
+    tma.store_wait(0)
