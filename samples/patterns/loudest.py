@@ -1,7 +1,7 @@
 """A pattern of one's own that chooses: tiles whose keys match a query and whose values say much.
 
-Where `checkerboard.py` is planned once, this one looks at q, k and v at every call, head by head. A learned selector or
-a clustering would stand in the same place: `choose` may use any weights, and a `Choice` may also move tokens.
+Where `checkerboard.py` is planned once, this one looks at q, k and v at every call, head by head. `learned.py` does so
+with trained weights, and `clusters.py` moves tokens too.
 
     >>> import vidaccel
     >>> from loudest import Loudest

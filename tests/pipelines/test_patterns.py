@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounter
 
 import vidaccel
 from vidaccel import processors
 from vidaccel.errors import PatternError, VidaccelWarning
+from vidaccel.grid import Site, TokenLayout
 from vidaccel.patterns import (
     PATTERNS,
     Ann,
@@ -336,7 +338,23 @@ def sample(name: str) -> Any:
     return module
 
 
-def test_a_users_own_pattern_that_chooses(wan: Any, render: Any) -> None:
+def gates(tmp_path: Path, query: torch.Tensor) -> str:
+    """A file with the weights of a selector for three layers of heads of 32."""
+    file = tmp_path / "gates.safetensors"
+    save_file({"query": query, "key": torch.eye(32).expand(3, 32, 32).contiguous()}, file)
+    return str(file)
+
+
+@pytest.mark.parametrize("own", ["loudest", "clusters", "clusters for two steps", "learned"])
+def test_a_users_own_pattern_that_chooses(wan: Any, render: Any, tmp_path: Path, own: str) -> None:
+    """By rule, by clusters, or by weights of its own: on stock SDPA with the pairs that it chooses."""
+    if own == "loudest":
+        pattern = sample("loudest").Loudest(block=16)
+    elif own == "learned":
+        weights = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(1))
+        pattern = sample("learned").Learned(gates(tmp_path, weights), block=16)
+    else:
+        pattern = sample("clusters").Clusters(clusters=8, block=16, reselect=2 if "two" in own else 1)
     stock = render(wan, "ragged", steps=2)
     with vidaccel.accelerate(wan, sample("loudest").Loudest(block=16), density=0.4, schedule=Schedule()) as run:
         latents = render(wan, "ragged", steps=2)
@@ -361,5 +379,30 @@ def test_a_pattern_that_cannot_help_says_so_before_the_run(wan: Any, render: Any
     with (
         vidaccel.accelerate(wan, Neighborhood(block=64), density=0.4, schedule=Schedule()),
         pytest.warns(VidaccelWarning, match=r"neighborhood cannot help on a 7x8x8 grid .* stride=\(.*\) visits 0"),
+def test_a_selector_that_projects_nothing_is_top_k(wan: Any, render: Any, tmp_path: Path) -> None:
+    learned = sample("learned").Learned(gates(tmp_path, torch.eye(32).expand(3, 32, 32).contiguous()), block=16)
+    videos = []
+    for pattern in (learned, TopK(block=16, sink_frames=0)):
+        with vidaccel.accelerate(wan, pattern, density=0.4, schedule=Schedule()):
+            videos.append(render(wan, "ragged", steps=2))
+    torch.testing.assert_close(*videos)
+
+
+def test_clusters_stand_together() -> None:
+    """Tokens of four kinds, strewn over the video: sorted, hardly a block holds two, and blocks keep their own kind."""
+    random = torch.Generator().manual_seed(0)
+    kinds = torch.randperm(256, generator=random) % 4
+    x = torch.eye(4)[kinds][None, :, None] * 5 + 0.1 * torch.randn(1, 256, 2, 4, generator=random)
+    pattern, layout = sample("clusters").Clusters(clusters=8, block=16), TokenLayout.of((4, 8, 8), block=16)
+    choice = pattern.plan(layout, 0.25, Site("", 0, "self", "wan")).select.choose(x, x, x)
+    assert torch.nn.functional.one_hot(kinds.view(16, 16)).sum(1).amax(1).sum() < 0.6 * 256
+    for head in range(2):
+        there = torch.nn.functional.one_hot(kinds[choice.k_order[0, :, head]].view(16, 16)).sum(1)
+        assert there.amax(1).sum() >= 0.8 * 256
+        same = there.argmax(1)
+        kept = choice.mask.video_map()[head] > 0
+        assert (same[:, None] == same)[kept].float().mean() > 0.8
+
+
     ):
         render(wan)
