@@ -356,29 +356,22 @@ def test_a_users_own_pattern_that_chooses(wan: Any, render: Any, tmp_path: Path,
     else:
         pattern = sample("clusters").Clusters(clusters=8, block=16, reselect=2 if "two" in own else 1)
     stock = render(wan, "ragged", steps=2)
-    with vidaccel.accelerate(wan, sample("loudest").Loudest(block=16), density=0.4, schedule=Schedule()) as run:
+    with vidaccel.accelerate(wan, pattern, density=0.4, schedule=Schedule()) as run:
         latents = render(wan, "ragged", steps=2)
-        plan = next(iter(run._installations[0].plans.values()))
+        installation = run._installations[0]
+        plans = {site.name: plan for site in installation.sites for key, plan in installation.plans.items()
+                 if not pattern.per_site or site in key}  # fmt: skip
+    assert all(len(call.kernels) == 3 for call in run.trace.calls)
+    assert [len(call.held) for call in run.trace.calls] == [0, 0, *([3, 3] if "two" in own else [0, 0])]
     originals = dict(wan.transformer.attn_processors)
     wan.transformer.set_attn_processor(
-        {name: ChoosingProcessor(p, plan) if ".attn1." in name else p for name, p in originals.items()}
+        {name: kind(p, plans[name]) if ".attn1." in name else p for name, p in originals.items()}
     )
     torch.testing.assert_close(latents, render(wan, "ragged", steps=2), atol=2e-5, rtol=1e-4)
     assert (latents - stock).abs().max() > 1e-3
 
 
-def test_a_users_own_pattern(wan: Any, assert_equals_masked_stock: Any) -> None:
-    run = vidaccel.accelerate(wan, sample("checkerboard").Checkerboard(block=16), schedule=Schedule())
-    assert_equals_masked_stock(wan, run, "ragged", steps=2)
-    even, odd = (density for _, density in run.trace.calls[0].scheduled[:2])
-    assert even == pytest.approx(0.5, abs=0.06)
-    assert even != odd
-
-
-def test_a_pattern_that_cannot_help_says_so_before_the_run(wan: Any, render: Any) -> None:
-    with (
-        vidaccel.accelerate(wan, Neighborhood(block=64), density=0.4, schedule=Schedule()),
-        pytest.warns(VidaccelWarning, match=r"neighborhood cannot help on a 7x8x8 grid .* stride=\(.*\) visits 0"),
+    kind = HoldingProcessor if "two" in own else ChoosingProcessor
 def test_a_selector_that_projects_nothing_is_top_k(wan: Any, render: Any, tmp_path: Path) -> None:
     learned = sample("learned").Learned(gates(tmp_path, torch.eye(32).expand(3, 32, 32).contiguous()), block=16)
     videos = []
@@ -406,3 +399,15 @@ def test_clusters_stand_together() -> None:
 
     ):
         render(wan)
+def test_a_users_own_pattern(wan: Any, assert_equals_masked_stock: Any) -> None:
+    run = vidaccel.accelerate(wan, sample("checkerboard").Checkerboard(block=16), schedule=Schedule())
+    assert_equals_masked_stock(wan, run, "ragged", steps=2)
+    even, odd = (density for _, density in run.trace.calls[0].scheduled[:2])
+    assert even == pytest.approx(0.5, abs=0.06)
+    assert even != odd
+
+
+def test_a_pattern_that_cannot_help_says_so_before_the_run(wan: Any, render: Any) -> None:
+    with (
+        vidaccel.accelerate(wan, Neighborhood(block=64), density=0.4, schedule=Schedule()),
+        pytest.warns(VidaccelWarning, match=r"neighborhood cannot help on a 7x8x8 grid .* stride=\(.*\) visits 0"),
