@@ -364,6 +364,7 @@ def test_a_users_own_pattern_that_chooses(wan: Any, render: Any, tmp_path: Path,
     assert all(len(call.kernels) == 3 for call in run.trace.calls)
     assert [len(call.held) for call in run.trace.calls] == [0, 0, *([3, 3] if "two" in own else [0, 0])]
     originals = dict(wan.transformer.attn_processors)
+    kind = HoldingProcessor if "two" in own else ChoosingProcessor
     wan.transformer.set_attn_processor(
         {name: kind(p, plans[name]) if ".attn1." in name else p for name, p in originals.items()}
     )
@@ -371,7 +372,6 @@ def test_a_users_own_pattern_that_chooses(wan: Any, render: Any, tmp_path: Path,
     assert (latents - stock).abs().max() > 1e-3
 
 
-    kind = HoldingProcessor if "two" in own else ChoosingProcessor
 def test_a_selector_that_projects_nothing_is_top_k(wan: Any, render: Any, tmp_path: Path) -> None:
     learned = sample("learned").Learned(gates(tmp_path, torch.eye(32).expand(3, 32, 32).contiguous()), block=16)
     videos = []
@@ -397,8 +397,6 @@ def test_clusters_stand_together() -> None:
         assert (same[:, None] == same)[kept].float().mean() > 0.8
 
 
-    ):
-        render(wan)
 def test_a_users_own_pattern(wan: Any, assert_equals_masked_stock: Any) -> None:
     run = vidaccel.accelerate(wan, sample("checkerboard").Checkerboard(block=16), schedule=Schedule())
     assert_equals_masked_stock(wan, run, "ragged", steps=2)
@@ -411,3 +409,5 @@ def test_a_pattern_that_cannot_help_says_so_before_the_run(wan: Any, render: Any
     with (
         vidaccel.accelerate(wan, Neighborhood(block=64), density=0.4, schedule=Schedule()),
         pytest.warns(VidaccelWarning, match=r"neighborhood cannot help on a 7x8x8 grid .* stride=\(.*\) visits 0"),
+    ):
+        render(wan)
