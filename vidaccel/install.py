@@ -225,12 +225,12 @@ class Installation:
         plan, choice = processor.plan, processor.chosen
         if plan is None:
             return
-        if choice is not None:
+        if choice is not None and processor.held is None:
             moved = self.choices.keep(plan, name, record.branch, record.step, self.door.clock.trajectory, choice)
             if moved is not None:
                 record.drift[name] = moved
         if plan.varies and (used := choice or processor.held) is not None:
-            record.measured[name] = kept_share(used.mask)
+            record.measured[name] = kept_share(used.mask) if used.spent is None else used.spent
 
     def _heads(self, ranks: Ranks, site: Site) -> HeadPart:
         attn: Any = self.door.transformer.get_submodule(site.name.removesuffix(".processor"))
@@ -245,6 +245,7 @@ class Installation:
             )
         key = (ranks, call.grid, call.text, call.text_slots, call.device)
         if key not in self._exchanges:
+            self.door.trace.note(f"{ranks.count} processes share the video, each with its own heads in attention")
             self._exchanges[key] = Exchange.of(
                 ranks,
                 call.grid.tokens,

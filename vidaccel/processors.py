@@ -13,6 +13,7 @@ from .grid import Site, VideoGrid
 from .install import Installation
 from .patterns import (
     Ann,
+    FlashBlock,
     FreeSwim,
     LightForcing,
     Neighborhood,
@@ -121,6 +122,12 @@ class SlidingWindowAttnProcessor(NamedAttnProcessor):
     """Sliding tile attention (arXiv 2502.04507) for all layers; see `patterns.SlidingWindow`."""
 
     pattern_type = SlidingWindow
+
+
+class FlashBlockAttnProcessor(NamedAttnProcessor):
+    """A sparse pattern, the rest from an earlier step (arXiv 2602.05305), for all layers; see `patterns.FlashBlock`."""
+
+    pattern_type = FlashBlock
 
 
 class FreeSwimAttnProcessor(NamedAttnProcessor):

@@ -11,6 +11,7 @@ from .family import Family
 from .kernels.attention import attention
 from .kernels.elementwise import to_model
 from .patterns import Choice, Plan
+from .reuse.residual import completed
 
 
 def attend(
@@ -47,7 +48,10 @@ def attend(
         given = key.shape[1]
         text = torch.nn.functional.pad(text, (given - text.shape[2], chosen.k.shape[1] - given))
         bias = text if bias is None else bias + text
-    out, _ = attention(moved, chosen.k, chosen.v, chosen.mask, scale=scale, key_bias=bias)
+    out, lse = attention(moved, chosen.k, chosen.v, chosen.mask, scale=scale, key_bias=bias)
+    if plan.residual is not None:
+        is_held = held is not None
+        out, choice = completed(plan, choice, is_held, (query, key, value), (out, lse), scale=scale, key_bias=bias)
     if order is not None:
         out = torch.zeros_like(out).scatter(1, order, out)
     out = out[0].unflatten(1, (batch, -1))
@@ -79,7 +83,7 @@ class SparseAttnProcessor:
         valid: numbers (n,) of the valid text tokens of each sample of the call, where some are padding; set likewise.
             Tensors, so that torch.compile takes their lengths for variables.
         held: what an earlier step chose, where it serves this one; set likewise.
-        chosen: what this call chose, where a later step or the trace will look at it.
+        chosen: what this call chose or held, where a later step or the trace will look at it.
         exchange: what ranks swap around attention, where they share the video; set likewise.
         full_rows: how many rows, the last ones, see everything: the second path of `guide.py`.
     """
@@ -126,7 +130,7 @@ class SparseAttnProcessor:
             out = torch.cat([sparse, attend_to_all(plan, *second)])
         else:
             out, choice = attend(plan, query, key, value, self.held)
-            if plan.is_watched and self.held is None:
+            if plan.is_watched:
                 self.chosen = choice
         if exchange is None:
             return self.family.output(attn, to_model(plan.layout, out), *inputs)

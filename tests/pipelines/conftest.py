@@ -36,6 +36,9 @@ class PlannedAttention(TorchFunctionMode):
         given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
         query, key, value, own = (given.get(name) for name in ("query", "key", "value", "attn_mask"))
         first, self.samples = self.samples, self.samples + len(query)
+        if self.plan.residual is not None:
+            assert self.plan.residual.threshold == 0, "what is reused has no mask; ask that all of it is computed"
+            return function(query, key, value, attn_mask=own)
         if self.plan.mask is not None:
             keep = fitted(dense_mask(self.plan), query.shape[2])
             return function(query, key, value, attn_mask=keep if own is None else keep & own)

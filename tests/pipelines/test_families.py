@@ -20,13 +20,15 @@ from torch._dynamo.testing import CompileCounter
 import vidaccel
 from vidaccel.errors import InstallError
 from vidaccel.family import attn_processors_of
-from vidaccel.patterns import PATTERNS, Pattern, Radial, TopK
+from vidaccel.patterns import PATTERNS, FlashBlock, LightForcing, Pattern, Radial, TopK
 from vidaccel.processors import RadialAttnProcessor, TopKAttnProcessor
 from vidaccel.schedule import Schedule
 
 # One example of each pattern: its parameters, and the density that it is asked for.
 EXAMPLES: dict[str, tuple[dict[str, Any], float | None]] = {
     "ann": ({"bits": 4}, 0.4),
+    # Every head's error is above 0, so that the rest is computed anew at every step.
+    "flashblock": ({"part": {"name": "topk", "block": 16}, "threshold": 0}, 0.5),
     "freeswim": ({"native": (4, 4), "sink_frames": 1}, None),
     "light-forcing": ({"keep_frames": 5}, 0.4),
     "neighborhood": ({}, 0.4),
@@ -58,7 +60,7 @@ def build(family: str) -> Any:
 
 def example(name: str) -> tuple[Pattern, float | None]:
     arguments, density = EXAMPLES[name]
-    own = {} if "parts" in arguments or "layers" in arguments else {"block": 16}
+    own = {} if {"part", "parts", "layers"} & set(arguments) else {"block": 16}
     return PATTERNS[name](**arguments, **own), density
 
 
@@ -100,8 +102,29 @@ def test_equals_stock(pipeline: Any, assert_equals_masked_stock: Any, render: An
         sites = {site.name for site in run._installations[0].sites}
         assert [call.step for call in run.trace.calls] in ([0, 1], [0, 0, 1, 1])
         assert all({name for name, _ in call.scheduled} == sites for call in run.trace.calls)
-        if size == "even":
+        if size == "even" and pattern != "flashblock":
             assert (latents - render(pipe)).abs().max() > 1e-3, "nothing changed, so this test could not fail"
+
+
+@each_family
+def test_what_is_left_out_is_late_not_lost(pipeline: Any, render: Any, family: str) -> None:
+    """flashblock: the rest of a pattern from an earlier step, measured against dropping it"""
+    pipe, part = pipeline(family), {"name": "light-forcing", "keep_frames": 4, "block": 16}
+    stock = render(pipe, steps=3)
+    errors, spent = {}, {}
+    for threshold in (0, 0.05, 1e9):
+        with accelerate(pipe, FlashBlock(part, every=3, threshold=threshold), density=0.55) as run:
+            errors[threshold] = float((render(pipe, steps=3) - stock).norm())
+        spent[threshold] = [sum(call.densities()) / len(call.scheduled) for call in run.trace.calls]
+        assert all(len(call.kernels) == len(call.scheduled) for call in run.trace.calls)
+    with accelerate(pipe, LightForcing(keep_frames=4, block=16), density=0.325):
+        dropped = float((render(pipe, steps=3) - stock).norm())
+    assert errors[0] < 1e-3 < errors[1e9] < dropped
+    assert errors[0] <= errors[0.05] <= errors[1e9]
+    # The first of three calls is dense, the others have what is left of the budget.
+    branches = len(spent[0]) // 3
+    assert spent[0] == [1.0] * 3 * branches
+    assert spent[1e9] == pytest.approx([1.0] * branches + [0.325] * 2 * branches, abs=0.02)
 
 
 @each_family

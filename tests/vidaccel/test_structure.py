@@ -31,7 +31,7 @@ ARROWS = {
     "schedule": BELOW,
     "family": BELOW,
     "frontdoor": BELOW | {"family", "schedule"},
-    "wrapping": BELOW | {"family", "kernels", "patterns"},
+    "wrapping": BELOW | {"family", "kernels", "patterns", "reuse"},
     "choices": BELOW | {"blocks", "patterns"},
     "guide": BELOW | {"family", "frontdoor", "patterns", "schedule", "wrapping"},
     "install": BELOW | {"choices", "guide", "family", "frontdoor", "patterns", "schedule", "wrapping"},
@@ -42,9 +42,9 @@ ARROWS = {
     "api": BELOW | {"caching", "family", "frontdoor", "install", "patterns", "recipe", "report", "schedule"},
     "render": BELOW
     | {"_samples", "api", "caching", "family", "patterns", "pipelines", "recipe", "report", "reuse", "schedule"}
-    | {"streaming"},
+    | {"parallel", "streaming"},
     "caching": BELOW | {"family", "frontdoor", "kernels", "schedule"},
-    "reuse": BELOW | {"blocks", "kernels", "streaming"},
+    "reuse": BELOW | {"blocks", "kernels", "patterns", "streaming"},
     "streaming": BELOW,
     "lab": BELOW
     | {"api", "blocks", "caching", "family", "kernels", "patterns", "pipelines", "recipe", "render", "report"}

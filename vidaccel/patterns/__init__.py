@@ -5,6 +5,7 @@ from __future__ import annotations
 from .ann import Ann
 from .combine import PerLayer, Union
 from .dense import Dense
+from .flashblock import FlashBlock
 from .freeswim import FreeSwim
 from .gain import advice
 from .light_forcing import LightForcing
@@ -21,6 +22,7 @@ from .topk import TopK
 PATTERNS: dict[str, type[Pattern]] = {
     "ann": Ann,
     "dense": Dense,
+    "flashblock": FlashBlock,
     "freeswim": FreeSwim,
     "light-forcing": LightForcing,
     "neighborhood": Neighborhood,
@@ -40,6 +42,7 @@ __all__ = [
     "Ann",
     "Choice",
     "Dense",
+    "FlashBlock",
     "FreeSwim",
     "LightForcing",
     "Neighborhood",

@@ -24,11 +24,36 @@ class Choice(NamedTuple):
         mask: kept blocks of the queries and of the keys, in the orders below.
         q_order: (1, slots, h) int64, which of the given queries stands in each slot of a head; None where none moves.
         k_order: likewise for keys.
+        rest: attention to all that the mask leaves out, (1, slots, h, d), and its log-sum-exp (1, h, slots), where a
+            plan's `residual` asks for it.
+        spent: () fp32, the share of pairs that a call computed, where the mask does not say it.
     """
 
     mask: BlockMask
     q_order: torch.Tensor | None = None
     k_order: torch.Tensor | None = None
+    rest: tuple[torch.Tensor, torch.Tensor] | None = None
+    spent: torch.Tensor | None = None
+
+
+class Residual(NamedTuple):
+    """How the rest of a choice is used again; see `patterns.flashblock`.
+
+    Attributes:
+        threshold: predicted relative error from which a head is computed whole.
+        rows: (n,) int64, slots of the queries that see everything anew.
+        few: a layout of as many queries.
+        kept: () fp32, share of pairs that the mask keeps.
+    """
+
+    threshold: float
+    rows: torch.Tensor
+    few: TokenLayout
+    kept: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Residual:
+        """The same with its tensors on `device`."""
+        return Residual(self.threshold, self.rows.to(device), self.few.to(device), self.kept.to(device))
 
 
 class Selection(NamedTuple):
@@ -105,6 +130,7 @@ class Plan:
         varies: how much a choice keeps depends on q and k; the densities above are the most that it can be.
         text_bias: (b, text slots) fp32, 0 or -inf where a text key is padding, for samples whose blocks have one
             length; None where the layout's key lengths say it.
+        residual: what the choice leaves out is taken from an earlier step; None drops it.
     """
 
     requested: float | None
@@ -118,6 +144,7 @@ class Plan:
     scale: float = 1.0
     varies: bool = False
     text_bias: torch.Tensor | None = None
+    residual: Residual | None = None
 
     @classmethod
     def of(cls, mask: BlockMask, requested: float | None, rule: str = "", notes: tuple[str, ...] = ()) -> Plan:
@@ -189,11 +216,15 @@ class Plan:
         """The same plan with its tensors on `device`."""
         mask, select = self.mask and self.mask.to(device), self.select and self.select.to(device)
         bias = None if self.text_bias is None else self.text_bias.to(device)
-        return replace(self, mask=mask, select=select, text_bias=bias)
+        residual = self.residual and self.residual.to(device)
+        return replace(self, mask=mask, select=select, text_bias=bias, residual=residual)
 
 
 class Pattern(Protocol):
     """Which pairs of tokens attend. A frozen dataclass; its fields are the keys of a recipe.
+
+    A pattern with fields that decide its density themselves names them in `knobs`, so that a command line knows that
+    such a field and a recipe's density replace each other.
 
     Attributes:
         name: what recipes and reports call it.

@@ -13,7 +13,6 @@ Limits: blocks never cross frames: whatever its size, a frame is cut into nearly
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -79,7 +78,7 @@ def only_heads(mask: BlockMask, wanted: torch.Tensor) -> BlockMask:
     start = torch.where(row_wanted, ptr[:-1].long(), heads * rows * kept)
     place = start[:, None] + torch.where(row_wanted[:, None], torch.arange(kept, device=wanted.device), 0)
     idx = chosen.new_zeros(heads * rows * kept + 1).scatter(0, place.flatten(), chosen.flatten())
-    return replace(mask, ptr=ptr, idx=idx, n_full=count.int())
+    return BlockMask(ptr, idx, count.int(), mask.layout, k_len=mask.k_len)
 
 
 def block_means(x: torch.Tensor, length: torch.Tensor, block: int, weight: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,0 +1,112 @@
+"""A pattern whose rest is an earlier step's: exact where nothing moved, late and not lost where something did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vidaccel.errors import PatternError
+from vidaccel.grid import Site, TokenLayout
+from vidaccel.kernels.attention import attention
+from vidaccel.kernels.merge import merge
+from vidaccel.patterns import Ann, FlashBlock, FreeSwim, Plan, Radial, TempCache, TopK
+from vidaccel.reuse.residual import rest
+from vidaccel.wrapping import attend
+
+SITE = Site("", 0, "self", "wan")
+LAYOUT = TokenLayout.of((4, 5, 7), 9, block=16)
+
+
+def tensors(batch: int = 1, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, LAYOUT.tokens, 2, 16, generator=generator) for _ in range(3)]
+
+
+def plan(threshold: float, part: Any = None, density: float = 0.5) -> Plan:
+    return FlashBlock(part or TopK(block=16), every=5, threshold=threshold, probe=16).plan(LAYOUT, density, SITE)
+
+
+def run(made: Plan, qkv: list[torch.Tensor], held: Any = None) -> tuple[torch.Tensor, Any]:
+    out, choice = attend(made, *(made.layout.to_kernel(x) for x in qkv), held)
+    return made.layout.to_model(out), choice
+
+
+@pytest.mark.parametrize("part", [TopK(block=16), Radial(block=16)], ids=lambda part: part.name)
+def test_the_first_call_is_dense_and_so_is_a_second_with_the_same_queries(part: Any) -> None:
+    qkv, made = tensors(batch=2), plan(1e9, part)
+    expected = attention(*qkv)[0]
+    first, choice = run(made, qkv)
+    torch.testing.assert_close(first, expected, atol=2e-5, rtol=0)
+    assert float(choice.spent) == 1
+    again, held = run(made, qkv, choice)
+    torch.testing.assert_close(again, expected, atol=2e-5, rtol=0)
+    assert float(held.spent) == pytest.approx(float(made.residual.kept))
+
+
+def test_late_is_better_than_lost_and_the_probe_buys_exactness() -> None:
+    (q, k, v), errors, spent = tensors(), [], []
+    moved = [q + 0.2 * tensors(seed=1)[0], k, v]
+    expected = attention(*moved)[0]
+    # Heads differ: the second one's queries stay where they are.
+    moved[0][:, :, 1] = q[:, :, 1]
+    expected = attention(*moved)[0]
+    for threshold in (0, 0.05, 1e9):
+        made = plan(threshold)
+        out, held = run(made, moved, run(made, [q, k, v])[1])
+        errors.append(float((out - expected).norm() / expected.norm()))
+        spent.append(float(held.spent))
+    dropped = TopK(block=16).plan(LAYOUT, 0.375, SITE)
+    lost = float((run(dropped, moved)[0] - expected).norm() / expected.norm())
+    assert errors[0] < 1e-5
+    assert errors[1] < 1e-5, "the head that moved was not computed anew"
+    assert 1e-3 < errors[2] < 0.5 * lost
+    kept = float(plan(0).residual.kept)
+    assert spent == pytest.approx([1, (1 + kept) / 2, kept])
+
+
+def test_what_was_computed_anew_is_kept() -> None:
+    q, k, v = tensors()
+    made, moved = plan(0.05), [q + tensors(seed=1)[0], k, v]
+    choice = run(made, [q, k, v])[1]
+    run(made, moved, choice)
+    assert float(run(made, moved, choice)[1].spent) == pytest.approx(float(made.residual.kept))
+
+
+def test_the_rest_is_what_is_left_of_everything() -> None:
+    q, k, v = tensors()
+    everything, kept, left = attention(q, k, v), attention(q, k[:, :50], v[:, :50]), attention(q, k[:, 50:], v[:, 50:])
+    found = rest(everything, kept)
+    for one, other in zip(found, left, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(merge(*kept, *found)[0], everything[0], atol=2e-5, rtol=0)
+    # Next to nothing is left: rounding must not become a result. Nothing was computed: nothing is left.
+    for of in (everything, (torch.zeros_like(everything[0]), torch.full_like(everything[1], -torch.inf))):
+        out, lse = rest(of, everything)
+        assert torch.equal(out, torch.zeros_like(out))
+        assert bool((lse == -torch.inf).all())
+
+
+def test_one_budget_pays_for_dense_calls_and_sparse_ones() -> None:
+    made = plan(0.1)
+    # 140 tokens are nine blocks, the last one short.
+    assert made.residual is not None
+    assert float(made.residual.kept) == pytest.approx((0.5 - 0.2) / 0.8, abs=0.5 / 9)
+    assert made.delivered == pytest.approx(0.2 + 0.8 * float(made.residual.kept))
+    assert made.reselect == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "density", "says"),
+    [
+        ({}, 0.2, "every=10"),
+        ({"part": Ann(block=16)}, 0.5, "moves or merges"),
+        ({"part": TempCache(block=16)}, 0.5, "moves or merges"),
+        ({"part": FreeSwim(block=16, logit_scale=2)}, 0.9, "changes logits"),
+        ({"every": 1}, 0.5, "every=1"),
+    ],
+)
+def test_what_cannot_be_is_said(arguments: Any, density: float, says: str) -> None:
+    with pytest.raises(PatternError, match=says):
+        FlashBlock(**{"part": TopK(block=16)} | arguments).plan(LAYOUT, density, SITE)
