@@ -3,8 +3,10 @@
     python -m samples.train.cogvideox --latents build/latents --out build/cogvideox --minutes 8
     python -m samples.train.cogvideox --out build/cogvideox --export samples/models/cogvideox-tiny
 
-Taught by wan-tiny, on its latents, with its sampler: the stock pipeline takes any scheduler. CogVideoX masks no pads,
-neither in the text encoder nor in the transformer, so the text has always the same number of tokens.
+Taught by wan-tiny, on its latents, with its sampler: the stock pipeline takes any scheduler. What it learns for a
+caption is guided already, by BAKED; the pipeline guides it further, to wan-tiny's strength. A caption then says more,
+and a small model's errors are raised by 1.6 instead of by 4. CogVideoX masks no pads, neither in the text encoder nor
+in the transformer, so the text has always the same number of tokens.
 """
 
 from __future__ import annotations
@@ -31,13 +33,15 @@ from samples.train.parts import (
 
 SIDE = 16
 """Rows and columns of the latents."""
+BAKED = 2.5
+"""Strength of the guidance within the weights; the pipeline's multiplies it."""
 DEFAULTS = {
     "height": 256,
     "width": 256,
     "num_frames": 33,
     "fps": 16,
     "num_inference_steps": 20,
-    "guidance_scale": 4.0,
+    "guidance_scale": 1.6,
     "max_sequence_length": SLOTS,
 }
 
@@ -116,17 +120,23 @@ def train(args: argparse.Namespace) -> None:
     teacher = joint.Teacher().to(device)
     loop.compile_blocks([*blocks, *teacher.transformer.blocks], args.eager)
 
-    def loss(generator: torch.Generator, progress: float) -> Tensor:
+    # An empty caption's guided velocity is its plain one, whatever the strength.
+    strength = torch.full((args.batch,), BAKED, device=device)
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
         latents, ids, _ = data.batch(args.batch, generator, drop=0.12)
         time = flow.times((args.batch,), generator)
-        inputs, _ = flow.noisy(latents, time[:, None, None, None, None], generator)
-        return (model(inputs, time, ids).float() - teacher(inputs, time, ids)).square().mean()
+        return flow.noisy(latents, time[:, None, None, None, None], generator)[0], time, ids
+
+    def loss(inputs: Tensor, time: Tensor, ids: Tensor) -> Tensor:
+        target = joint.guided(teacher, inputs, time, ids, data.empty, strength)
+        return (model(inputs, time, ids).float() - target).square().mean()
 
     def held() -> float:
         latents, ids, _ = data.held(64)
         return flow.held_loss(lambda noisy, time: average(noisy, time, ids), latents)
 
-    loop.fit(model, average, blocks, loss, held, args)
+    loop.fit(model, average, blocks, loss, held, args, draw)
 
 
 def assemble(weights: Path) -> CogVideoXPipeline:

@@ -4,8 +4,8 @@
     python -m samples.train.hunyuan --out build/hunyuan --export samples/models/hunyuan-tiny
 
 Taught by wan-tiny, on its latents. HunyuanVideo takes the strength of guidance as an input and needs one call a step,
-so half of each batch is asked for the teacher's guided velocity u + g (c - u) at a random strength g, where c and u are
-the velocities with and without the caption (Meng et al., "On distillation of guided diffusion models", 2023, 3.1).
+so it is asked for the teacher's guided velocity u + g (c - u) at random strengths g, where c and u are the velocities
+with and without the caption (Meng et al., "On distillation of guided diffusion models", 2023, 3.1).
 """
 
 from __future__ import annotations
@@ -164,18 +164,16 @@ def train(args: argparse.Namespace) -> None:
     average = loop.resume(model, args.out)
     teacher = joint.Teacher().to(device)
     loop.compile_blocks([*model.blocks, *teacher.transformer.blocks], args.eager)
-    guided = args.batch // 2
 
-    def loss(generator: torch.Generator, progress: float) -> Tensor:
-        latents, ids, mask = data.batch(args.batch, generator, drop=0.12)
+    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+        latents, ids, mask = data.batch(args.batch, generator, drop=0.0)
         time = flow.times((args.batch,), generator)
-        inputs, _ = flow.noisy(latents, time[:, None, None, None, None], generator)
-        # Dropped captions stay at strength 1: without a caption there is nothing to strengthen.
         low, high = STRENGTHS
-        drawn = low + (high - low) * torch.rand(args.batch, generator=generator, device=device)
-        worded = (ids != data.empty).any(1)
-        strength = torch.where(worded & (torch.arange(args.batch, device=device) < guided), drawn, 1.0)
-        target = taught(teacher, inputs, time, ids, strength, data.empty, guided)
+        strength = low + (high - low) * torch.rand(args.batch, generator=generator, device=device)
+        return flow.noisy(latents, time[:, None, None, None, None], generator)[0], time, ids, mask, strength
+
+    def loss(inputs: Tensor, time: Tensor, ids: Tensor, mask: Tensor, strength: Tensor) -> Tensor:
+        target = joint.guided(teacher, inputs, time, ids, data.empty, strength)
         # Errors grow with the strength; weighed evenly, the strongest would drown all others.
         errors = (model(inputs, time, ids, mask, strength).float() - target).square().mean((1, 2, 3, 4))
         return (errors / strength).mean()
@@ -185,18 +183,7 @@ def train(args: argparse.Namespace) -> None:
         ones = torch.ones(len(ids), device=device)
         return flow.held_loss(lambda noisy, time: average(noisy, time, ids, mask, ones), latents)
 
-    loop.fit(model, average, model.blocks, loss, held, args)
-
-
-def taught(
-    teacher: joint.Teacher, latents: Tensor, time: Tensor, ids: Tensor, strength: Tensor, empty: Tensor, guided: int
-) -> Tensor:
-    """Return the teacher's velocity, shaped as `latents`, the first `guided` of them at their strengths (b,)."""
-    nothing = empty.expand(guided, -1)
-    both = teacher(torch.cat((latents, latents[:guided])), torch.cat((time, time[:guided])), torch.cat((ids, nothing)))
-    worded, without = both[: len(latents)], both[len(latents) :]
-    worded[:guided] += (strength[:guided] - 1)[:, None, None, None, None] * (worded[:guided] - without)
-    return worded
+    loop.fit(model, average, model.blocks, loss, held, args, draw)
 
 
 def assemble(weights: Path) -> HunyuanVideoPipeline:

@@ -45,6 +45,13 @@ class Teacher(nn.Module):
         return self.transformer(latents, time * 1000, words, return_dict=False)[0].float()
 
 
+def guided(teacher: Teacher, latents: Tensor, time: Tensor, ids: Tensor, empty: Tensor, strength: Tensor) -> Tensor:
+    """Return u + g (c - u), shaped as `latents`, at strengths g (b,); `empty` (slots,) are the ids of no caption."""
+    both = teacher(torch.cat((latents, latents)), torch.cat((time, time)), torch.cat((ids, empty.expand_as(ids))))
+    worded, without = both.chunk(2)
+    return without + strength[:, None, None, None, None] * (worded - without)
+
+
 def copy_text_encoder(target: UMT5EncoderModel) -> None:
     """Start from wan-tiny's text encoder: words and the first layers, as many as both have."""
     source = UMT5EncoderModel.from_pretrained(path("wan-tiny") / "text_encoder", dtype=torch.float32).state_dict()

@@ -1,7 +1,8 @@
 """The training loop that all transformers share: Muon and AdamW, an average of the weights, checkpoints, a log.
 
 A model says what its loss is; the loop says when to stop, how fast to learn and what to write. Starting again with the
-same folder goes on from its checkpoint.
+same folder goes on from its checkpoint. Where batches are drawn apart from their loss, nothing in a step is random, and
+steps are replayed as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ import copy
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from samples.train.budget import Budget, get_logger
+from samples.train.graph import capture
 from samples.train.muon import Muon
 from samples.train.parts import count
 
 log = get_logger("train")
-Loss = Callable[[torch.Generator, float], Tensor]
-"""Draws a batch and returns its loss; is told how much of the budget is spent, in [0, 1]."""
+Loss = Callable[..., Tensor]
+"""Returns the loss of what a `Draw` drew; without one, draws a batch itself: it is given the generator and how much of
+the budget is spent, in [0, 1]."""
+Draw = Callable[[torch.Generator], tuple[Tensor, ...]]
+"""Draws all that is random in a step; always the same shapes."""
 
 
 def arguments(doc: str | None, out: str) -> argparse.ArgumentParser:
@@ -89,6 +95,7 @@ def fit(
     loss: Loss,
     held: Callable[[], float],
     args: argparse.Namespace,
+    draw: Draw | None = None,
 ) -> None:
     """Train until the budget is spent, and write weights, average, optimizer state and `training.json` to `args.out`.
 
@@ -99,6 +106,7 @@ def fit(
         loss: Draws a batch; see `Loss`.
         held: The average's loss on clips that are never drawn.
         args: From `arguments`.
+        draw: Draws for `loss`.
     """
     device = next(model.parameters()).device
     budget = Budget(args.minutes, args.steps)
@@ -106,27 +114,44 @@ def fit(
     if (args.out / "optimizer.pt").exists():
         states = torch.load(args.out / "optimizer.pt", weights_only=True, map_location=device)
         for optimizer, state in zip(optimizers, states, strict=True):
+            given = [group["lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(state)
+            for group, lr in zip(optimizer.param_groups, given, strict=True):
+                group["lr"] = lr
     log.info("%d parameters on %s", count(model), device)
 
     generator = torch.Generator(device).manual_seed(args.seed)
     number, saved, total = 0, 0.0, torch.zeros((), device=device)
     pairs = [(e, p) for e, p in zip(average.parameters(), model.parameters(), strict=True) if p.requires_grad]
-    while (progress := budget.progress(number)) < 1:
-        for optimizer, rate in zip(optimizers, rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * budget.rate(number, args.warmup)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            value = loss(generator, progress)
-        value.backward()
+    value = torch.zeros((), device=device)
+    drawn: tuple[Any, ...] = draw(generator) if draw else ()
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        # Casts that are kept for later would be missing from a replay.
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
+            found = loss(*drawn)
+        found.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        value.copy_(found.detach())
+
+    run = capture(step) if draw and device.type == "cuda" and not args.eager else step
+    while (progress := budget.progress(number)) < 1:
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"].fill_(rate * budget.rate(number, args.warmup))
+        if draw:
+            for place, fresh in zip(drawn, draw(generator), strict=True):
+                place.copy_(fresh)
+        else:
+            drawn = (generator, progress)
+        run()
         decay = min(args.ema, (1 + number) / (10 + number))
         with torch.no_grad():
             torch._foreach_lerp_([e for e, _ in pairs], [p for _, p in pairs], 1 - decay)
-        total += value.detach()
+        total += value
         number += 1
         if number % args.log_every == 0:
             mean = total.item() / args.log_every
@@ -155,10 +180,12 @@ def _optimizers(
     ]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
-    adam = torch.optim.AdamW(others, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=device.type == "cuda")
+    gpu = device.type == "cuda"
+    rate = torch.zeros((), device=device)
+    adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=gpu, capturable=gpu)
     if not matrices:
         return [adam], [args.rate]
-    return [adam, Muon(matrices, lr=args.matrix_rate)], [args.rate, args.matrix_rate]
+    return [adam, Muon(matrices, lr=rate.clone())], [args.rate, args.matrix_rate]
 
 
 def save(out: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:

@@ -11,7 +11,6 @@ GPU one step is captured as a CUDA graph and replayed.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from samples.train import stream
 from samples.train.budget import Budget, get_logger
+from samples.train.graph import capture
 from samples.train.parts import build_vae, count
 from samples.train.pool import clip_pool, crops
 from samples.train.sheet import contact_sheet
@@ -105,24 +105,6 @@ def losses_of(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
 
 def _part(weight: Tensor, axis: int) -> Tensor:
     return weight.narrow(axis, 1, weight.shape[axis] - 1)
-
-
-def capture(step: Callable[[], None]) -> Callable[[], None]:
-    """Record `step` as a CUDA graph after a few warm-up runs; return its replay (or `step` if capture fails)."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(5):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            step()
-    except RuntimeError as error:
-        log.warning("no CUDA graph, running eagerly: %s", error)
-        return step
-    return graph.replay
 
 
 def last_channels(vae: AutoencoderKLWan) -> AutoencoderKLWan:

@@ -106,7 +106,7 @@ def test_the_teacher_says_what_the_pipeline_of_wan_tiny_computes_and_is_strength
     teacher = joint.Teacher()
     torch.testing.assert_close(teacher(x, time, ids), one, atol=1e-4, rtol=1e-4)
     empty = torch.tensor(build_tokenizer()([""], padding="max_length", max_length=40)["input_ids"])[0]
-    target = hunyuan.taught(teacher, x, time, ids, torch.tensor([3.0, 1.0]), empty, guided=1)
+    target = joint.guided(teacher, x, time, ids, empty, torch.tensor([3.0, 1.0]))
     torch.testing.assert_close(target, torch.stack((none[0] + 3 * (one[0] - none[0]), one[1])), atol=1e-4, rtol=1e-4)
 
 
