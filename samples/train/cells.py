@@ -34,10 +34,12 @@ CURVES: dict[str, tuple[CachePolicy, str, tuple[float, ...]]] = {
     "easycache": (EasyCache(), "threshold", (0.05, 0.1, 0.025, 0.2, 0.01)),
     "cg-taylor, 3 steps of warm-up": (CGTaylor(warmup=3), "threshold", (0.36, 0.1)),
     # What the forecast is made of. At order 1 both forms of it are the same line, and only the gate's differ.
-    "cg-taylor in sigma": (CGTaylor(axis="sigma"), "threshold", (0.36, 0.1)),
+    "cg-taylor in sigma": (CGTaylor(axis="sigma"), "threshold", (0.36, 0.1, 0.8, 0.6)),
+    "cg-taylor in sigma, 3 steps of warm-up": (CGTaylor(axis="sigma", warmup=3), "threshold", (0.36, 0.8, 0.6)),
     "cg-taylor of order 2": (CGTaylor(order=2), "threshold", (0.36, 0.1)),
     "cg-taylor of order 2, Taylor's form": (CGTaylor(order=2, form="taylor"), "threshold", (0.36, 0.1)),
-    "cg-taylor, Taylor's form": (CGTaylor(form="taylor"), "threshold", (0.36, 0.1)),
+    "cg-taylor, Taylor's form": (CGTaylor(form="taylor"), "threshold", (0.36, 0.1, 0.3, 0.24)),
+    "cg-taylor in sigma, Taylor's form": (CGTaylor(axis="sigma", form="taylor"), "threshold", (0.36, 0.3, 0.24)),
 }
 """Policies, what is varied of each, and its values, in the order in which a budget that runs out matters least."""
 KEPT = (0.25, 0.12, 0.5, 0.35)
