@@ -131,12 +131,14 @@ class HeadPart:
         filled = x.new_zeros(self.ranks.count, x.shape[0], self.each, *x.shape[2:])
         filled[:, :, :own] = x
         sizes = [x[:, :1].numel() * self.each] * self.ranks.count
-        found = _all_to_all(filled.flatten(), sizes, sizes, self.ranks.group).view_as(filled)
-        return found.movedim(0, 1).flatten(1, 2)[:, : self.total].flatten(0, 1)
+        found = all_to_all(filled.flatten(), sizes, sizes, self.ranks.group).view_as(filled)
+        whole: torch.Tensor = found.movedim(0, 1).flatten(1, 2)[:, : self.total]
+        return whole.flatten(0, 1)
 
     def own(self, x: torch.Tensor) -> torch.Tensor:
         """(samples * all heads, ...) -> (samples * own heads, ...)."""
-        return x.unflatten(0, (-1, self.total))[:, self.first : self.end].flatten(0, 1)
+        mine: torch.Tensor = x.unflatten(0, (-1, self.total))[:, self.first : self.end]
+        return mine.flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,18 +232,17 @@ class Exchange:
             x = torch.nn.functional.pad(x, (0, 0, 0, n * part.each - heads)) if heads % n else x
             sent[:, number] = x.unflatten(2, (n, part.each)).movedim(2, 0)
         row = part.each * d
-        rows = _all_to_all(
+        rows = all_to_all(
             sent.flatten(),
             [many * b * size * row for size in self.sizes],
             [many * b * length * row] * n,
             self.ranks.group,
         ).view(-1, part.each, d)
         # A rank sends all its tokens of each sample of each tensor; one gather puts those of all ranks in order.
-        start, size, place = (
-            table if order is None else table.index_select(0, order) for table in (self.start, self.size, self.place)
-        )
-        number = torch.arange(many * b, device=place.device)[:, None]
-        found = rows.index_select(0, (many * b * start + place + number * size).flatten())
+        tables = (self.start, self.size, self.place)
+        start, part_of, place = tables if order is None else (table.index_select(0, order) for table in tables)
+        nth = torch.arange(many * b, device=place.device)[:, None]
+        found = rows.index_select(0, (many * b * start + place + nth * part_of).flatten())
         found = found.view(many, b, -1, part.each, d)[:, :, :, : part.end - part.first]
         return found.unbind()
 
@@ -265,7 +266,7 @@ class Exchange:
         rows = torch.cat([(sample + part).flatten() for part in at.split(self.sizes)])
         sent = out.reshape(b * slots, each, d).index_select(0, rows)
         row = each * d
-        found = _all_to_all(
+        found = all_to_all(
             sent.flatten(), [b * mine * row] * n, [b * size * row for size in self.sizes], self.ranks.group
         )
         return found.view(n, b, mine, each, d).permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :heads]
@@ -285,7 +286,7 @@ def _flat_layout(video: int, text: int, text_first: bool) -> TokenLayout:
     return TokenLayout(VideoGrid(1, 1, video), text, 1, None, order, ones, ones, slot_of, text_first, identity)
 
 
-def _all_to_all(x: torch.Tensor, received: list[int], sent: list[int], group: Any) -> torch.Tensor:
+def all_to_all(x: torch.Tensor, received: list[int], sent: list[int], group: Any) -> torch.Tensor:
     """Elements of a flat tensor, so many from and to each rank. torch.compile can trace it."""
     from torch.distributed import _functional_collectives as functional
 

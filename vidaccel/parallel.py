@@ -31,7 +31,7 @@ def cp_plan(transformer: nn.Module) -> dict[str, Any]:
     return found
 
 
-def enable_parallelism(pipe: Any, ulysses_degree: int | None = None, *, uneven: bool = True) -> None:
+def enable_parallelism(pipe: Any, ulysses_degree: int | None = None, *, uneven: bool = True, mesh: Any = None) -> None:
     """Make several ranks render one video together. Before or after `accelerate`; call it on every rank.
 
     The same as `pipe.transformer.enable_parallelism(config=ContextParallelConfig(...), cp_plan=cp_plan(transformer))`
@@ -41,14 +41,15 @@ def enable_parallelism(pipe: Any, ulysses_degree: int | None = None, *, uneven: 
         pipe: a pipeline, or a transformer; the same weights, prompts and noise on every rank.
         ulysses_degree: ranks of one video; None for all. More ranks than that make groups, each with its own video:
             ranks 0 to n - 1 are the first.
-        uneven: sizes and heads need not divide by the ranks. diffusers' own dense layers then ask for sizes in each
-            layer.
+        uneven: sizes and heads need not divide by the ranks (NCCL only: gloo gathers even parts). diffusers' own dense
+            layers then ask each other for sizes in each layer.
+        mesh: the ranks, with dimensions "ring" and "ulysses", to share their groups with others; None makes one.
 
     Raises:
         InstallError: `torch.distributed` is not set up, a number of ranks that cannot be, or a model that cannot be
             split.
     """
-    if not torch.distributed.is_initialized():
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise InstallError(
             "several ranks were asked for, but torch.distributed is not set up; start with torchrun, and call "
             "torch.distributed.init_process_group first"
@@ -67,7 +68,8 @@ def enable_parallelism(pipe: Any, ulysses_degree: int | None = None, *, uneven: 
     plans = [cp_plan(module) for module in modules]
     accelerator = torch.accelerator.current_accelerator()
     device = torch.device("cpu") if accelerator is None else accelerator
-    mesh = init_device_mesh(device.type, (world // degree, 1, degree), mesh_dim_names=("videos", "ring", "ulysses"))
+    names = ("videos", "ring", "ulysses")
+    mesh = mesh or init_device_mesh(device.type, (world // degree, 1, degree), mesh_dim_names=names)
     for module, plan in zip(modules, plans, strict=True):
         config = ContextParallelConfig(ulysses_degree=degree, ulysses_anything=uneven, mesh=mesh)
         if accelerator is None:

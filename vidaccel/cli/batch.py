@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ..errors import RenderError, UsageError, VidaccelError
 from ..render import Model, ReadyJob, Rendering, open_pipeline, render, save, video, weights
 from .output import Screen, error
 from .progress import StepBar
+from .world import World
 
 _MOST_PROMPTS = 10_000
 
@@ -64,41 +65,65 @@ def run_jobs(
     seed_given: bool,
     overwrite: bool,
     report: Path | None,
+    world: World,
 ) -> None:
-    """Render every prompt whose video is not finished, and write the results.
+    """Render every prompt whose video is not finished, and write the results; each team of processes has its part.
 
     Raises:
-        UsageError: a file is in the way.
-        RenderError: at least one render failed; those that did not are kept.
+        UsageError: a file is in the way, or more teams than prompts.
+        RenderError: at least one render failed; those that did not are kept. A team of several processes ends with its
+            first failure, as its other processes may be anywhere in that video.
     """
-    jobs = [
-        first if n == 0 or seed_given else replace(first, seed=random.SystemRandom().randrange(2**31))
-        for n in range(len(prompts))
-    ]
-    jobs = [replace(job, prompt=prompt) for job, prompt in zip(jobs, prompts, strict=True)]
-    finished = {} if overwrite else _finished(model, jobs, paths, seed_given=seed_given, is_batch=is_batch)
+    if len(prompts) < world.teams:
+        raise UsageError(
+            f"{world.teams} processes were started for {len(prompts)} prompt; add --context-parallel {world.size} to "
+            "render one video together, or give --prompts"
+        )
+
+    def decide() -> tuple[list[ReadyJob], dict[int, dict[str, Any]]]:
+        jobs = [
+            first if n == 0 or seed_given else replace(first, seed=random.SystemRandom().randrange(2**31))
+            for n in range(len(prompts))
+        ]
+        jobs = [replace(job, prompt=prompt) for job, prompt in zip(jobs, prompts, strict=True)]
+        old = {} if overwrite else _finished(model, jobs, paths, seed_given=seed_given, is_batch=is_batch)
+        return jobs, old
+
+    # Seeds may be random, and files appear while others still look: one process decides for all.
+    jobs, finished = world.decided(decide)
+    jobs = [replace(job, device=first.device) for job in jobs]
     results = {n: {"file": str(paths[n]), "skipped": True, **_summary(old)} for n, old in finished.items()}
     if finished:
         screen.say(f"{len(finished)} of {len(paths)} videos are finished already")
     failed: list[str] = []
     try:
-        waiting = [n for n in range(len(jobs)) if n not in finished]
+        left = [n for n in range(len(jobs)) if n not in finished]
+        waiting = left[world.team :: world.teams]
         if waiting:
             video.check_writable(paths[waiting[0]])
             screen.say(f"loading {model.reference} ({model.pipeline}) on {first.device}, {first.dtype}")
-            pipe, mark = open_pipeline(first, model), weights.fingerprint(model)
+            pipe, mark = open_pipeline(first, model, world.together), weights.fingerprint(model)
         for n in waiting:
             try:
-                rendering = render_with_progress(screen, pipe, jobs[n], paths[n].name)
+                rendering = render_with_progress(
+                    screen,
+                    pipe,
+                    jobs[n],
+                    paths[n].name,
+                    lambda: f" ({world.count()} of {len(left)} videos finished)" if world.teams > 1 else "",
+                )
+                if not world.writes:
+                    continue
                 data = save(paths[n], rendering, jobs[n], model, mark)
             except RenderError as problem:
-                if not is_batch:
+                if not is_batch or world.together > 1:
                     raise
                 error(f"{paths[n].name}: {problem}")
                 failed.append(paths[n].name)
                 continue
             results[n] = {"file": str(paths[n]), "skipped": False, **_summary(data), **measured(rendering)}
-            _tell(screen, results[n], rendering)
+            world.count(1)
+            _tell(screen, results[n])
             if report is not None:
                 rendering.report.save(report / paths[n].stem if is_batch else report)
     except KeyboardInterrupt as stop:
@@ -106,6 +131,13 @@ def run_jobs(
         raise KeyboardInterrupt(
             f"{str(stop) or 'interrupted'}; {done if is_batch else 'nothing was written'}"
         ) from None
+    for theirs, broken in world.gathered((results, failed) if world.writes else ({}, [])):
+        for n in sorted(set(theirs) - set(results)):
+            results[n] = theirs[n]
+            _tell(screen, theirs[n])
+        failed += [name for name in broken if name not in failed]
+    if not world.is_first:
+        return
     ordered = [results[n] for n in sorted(results)]
     if not screen.json({"videos": ordered, "failed": failed}):
         screen.names(result["file"] for result in ordered)
@@ -113,9 +145,11 @@ def run_jobs(
         raise RenderError(f"{len(failed)} of {len(jobs)} renders failed, the first was {failed[0]}")
 
 
-def render_with_progress(screen: Screen, pipe: Any, job: ReadyJob, name: str) -> Rendering:
+def render_with_progress(
+    screen: Screen, pipe: Any, job: ReadyJob, name: str, note: Callable[[], str] = str
+) -> Rendering:
     """Render a job behind a progress bar, and warn of what looks broken."""
-    with StepBar(screen, name, job.num_inference_steps) as bar:
+    with StepBar(screen, name, job.num_inference_steps, note) as bar:
         rendering = render(pipe, job, bar)
     for problem in rendering.problems:
         screen.warn(
@@ -179,10 +213,10 @@ def _summary(data: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": job.get("prompt"), "seed": job.get("seed"), **kept} if isinstance(job, Mapping) else kept
 
 
-def _tell(screen: Screen, result: Mapping[str, Any], rendering: Rendering) -> None:
+def _tell(screen: Screen, result: Mapping[str, Any]) -> None:
     if screen.format.value != "human":
         return
-    seconds, effective = rendering.seconds, result["effective_density"]
+    seconds, effective = result["seconds"], result["effective_density"]
     screen.line(
         f"{result['file']}: seed {result['seed']}, denoising {seconds['denoise']:.1f} s, "
         f"decoding {seconds['decode']:.1f} s, effective density {effective:.3f}, recipe {result['recipe_hash']}"

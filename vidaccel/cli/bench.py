@@ -13,12 +13,16 @@ from ..errors import UsageError
 from ..files import replacing
 from .bench_causal import causal
 from .bench_model import model
+from .bench_parallel import parallel
 from .output import Format, FormatOption, Screen
 
 app = typer.Typer(help="Measure kernels and models on this machine.", no_args_is_help=True)
 app.command(
     epilog="Example: vidaccel bench model --model wan2.1-14b --attention radial --density 0.25 --compile -o wan.json"
 )(model)
+app.command(epilog="Example: torchrun --nproc-per-node 2 -m vidaccel bench parallel -m wan2.1-14b -o parallel.json")(
+    parallel
+)
 app.command(epilog="Example: vidaccel bench causal --size 480p,720p --compile -o causal.json")(causal)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from ..render import StepDone
@@ -13,9 +14,11 @@ from .output import Screen
 class StepBar:
     """Shows step, density, time spent and time left. Call it with every `StepDone`; use it as a context manager."""
 
-    def __init__(self, screen: Screen, name: str, total: int) -> None:
+    def __init__(self, screen: Screen, name: str, total: int, note: Callable[[], str] = str) -> None:
+        """Args: where, of what, how many steps, and what else to say behind the name, asked at every step."""
         self._screen = screen
         self._name = name
+        self._note = note
         self._total = total
         self._start = time.monotonic()
         self._bar = None
@@ -50,11 +53,10 @@ class StepBar:
         """Show a step that has ended."""
         density = "dense" if step.density is None else f"{step.density:.2f}"
         done = step.step + 1
+        name = f"{self._name}{self._note()}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=step.total, density=density)
+            self._bar.update(self._task, description=name, completed=done, total=step.total, density=density)
         elif done == step.total or done % max(1, step.total // 10) == 0:
             spent = time.monotonic() - self._start
             left = spent / done * (step.total - done)
-            self._screen.say(
-                f"{self._name}: step {done}/{step.total}, density {density}, {spent:.1f} s, {left:.1f} s left"
-            )
+            self._screen.say(f"{name}: step {done}/{step.total}, density {density}, {spent:.1f} s, {left:.1f} s left")

@@ -13,6 +13,7 @@ _INPUT, _SPARSE, _MACHINE, _RESULT = "What to show", "What runs sparse", "Where 
 
 
 def render(
+    ctx: typer.Context,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What to show.", rich_help_panel=_INPUT)] = None,
     prompts: Annotated[
         Path | None,
@@ -109,6 +110,10 @@ def render(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_MACHINE)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=_MACHINE)] = None,
     offload: Annotated[str, typer.Option(help="none, model, sequential or group.", rich_help_panel=_MACHINE)] = "none",
+    context_parallel: Annotated[
+        int,
+        typer.Option(help="Processes (GPUs) that make one video together, under torchrun.", rich_help_panel=_MACHINE),
+    ] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The mp4, or a folder for --prompts.", rich_help_panel=_RESULT)
     ] = None,
@@ -131,8 +136,10 @@ def render(
     from .output import prepare
     from .settings import build_recipe, guard, read_factor
     from .stream import run_stream
+    from .world import joined
 
-    screen = Screen(format)
+    world = ctx.with_resource(joined(context_parallel, device))
+    screen = Screen(format if world.is_first else Format.quiet)
     if (prompt is None) == (prompts is None):
         raise UsageError("give either --prompt TEXT or --prompts FILE")
     texts = [prompt] if prompt is not None else read_prompts(prompts)
@@ -209,7 +216,7 @@ def render(
         strength=strength,
         upscale=factor,
         dtype=dtype,
-        device=device,
+        device=world.device(device),
         dense_backend=dense_backend,
         offload=offload,
     ).complete(found)
@@ -222,7 +229,8 @@ def render(
     if planned["memory_gib"] is not None:
         screen.say(f"refining at {first.size[1]}x{first.size[0]} needs {_in_words(planned['memory_gib'])}")
     if dry_run:
-        _show(screen, first, found, planned, paths)
+        if world.is_first:
+            _show(screen, first, found, planned, paths)
         return
     if first.recipe.cache is not None:
         screen.say(f"cache {first.recipe.cache.name} holds at most {planned['cache_gib']:.3g} GiB")
@@ -236,6 +244,7 @@ def render(
         seed_given=seed is not None,
         overwrite=overwrite,
         report=report,
+        world=world,
     )
 
 

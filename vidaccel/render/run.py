@@ -17,6 +17,7 @@ import torch
 from ..api import Acceleration, accelerate
 from ..env import environment
 from ..errors import RenderError, UsageError, VidaccelError
+from ..parallel import enable_parallelism
 from ..recipe import Recipe
 from ..report import Report
 from . import dense, upscale, video, weights
@@ -57,8 +58,14 @@ class Rendering:
     sha256: str
 
 
-def open_pipeline(job: ReadyJob, model: Model) -> Any:
-    """Load the pipeline and put it where the job wants it."""
+def open_pipeline(job: ReadyJob, model: Model, together: int = 1) -> Any:
+    """Load the pipeline and put it where the job wants it.
+
+    Args:
+        job: what will be rendered first.
+        model: the pipeline.
+        together: processes that share each of its videos, of those that `torch.distributed` knows.
+    """
     pipe = weights.load(model, job.torch_dtype, image=bool(job.image), video=bool(job.video))
     try:
         if job.offload == "model":
@@ -73,6 +80,14 @@ def open_pipeline(job: ReadyJob, model: Model) -> Any:
         raise _failure(
             f"{model.reference} could not be placed on {job.device} with offload {job.offload}", error
         ) from error
+    if together > 1:
+        tokens = [model.grid(*size, job.num_frames).tokens for size in ((job.height, job.width), job.size)]
+        heads = model.transformer.get("num_attention_heads", 1)
+        odd = any(many % together for many in tokens)
+        # Text that attends with the video need not divide either.
+        uneven = odd or heads % together != 0 or model.family.split_plan(pipe.transformer) is not None
+        # Over gloo, video tokens must.
+        enable_parallelism(pipe, together, uneven=uneven and not (odd and job.device == "cpu"))
     return pipe
 
 
@@ -254,4 +269,10 @@ def _failure(what: str, error: BaseException) -> RenderError:
             f"{what}: the GPU ran out of memory; try offload model or group, fewer frames, or a smaller size"
         )
     lines = str(error).strip().splitlines()
+    spread = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if spread and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+        return RenderError(
+            f"{what}: another process of this video has stopped, so this one cannot go on; that one says why. The same "
+            f"command goes on from the videos that are finished ({lines[0][:120]})"
+        )
     return RenderError(f"{what}: {type(error).__name__}: {lines[0][:300] if lines else ''}")

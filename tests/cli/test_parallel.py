@@ -1,0 +1,140 @@
+"""Commands under a launcher: prompts over processes, one video on two of them, the bench; what happens if one dies."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import Result
+
+from vidaccel.lab.parallel_bench import Link, predict
+from vidaccel.render.video import read_frames
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs torch.distributed with gloo"),
+]
+
+
+def free_ports(many: int) -> int:
+    """The first of so many ports that nobody uses."""
+    while True:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            first = one.getsockname()[1]
+        if first + many < 65536:
+            return int(first)
+
+
+@pytest.fixture(scope="module")
+def ranks(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, dict[str, Any]]]]:
+    """Where two processes worked, and what each of them wrote, by command; the second dies in the last."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "prompts.txt").write_text("a cat\ntwo dogs\na bird\n")
+    port = free_ports(16)
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), str(port), str(wan)],
+            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        done = [process.communicate(timeout=300) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 9], done[0][1][-3000:] + done[1][1][-3000:]
+    lines = [[json.loads(line) for line in stdout.splitlines() if line.startswith('{"name"')] for stdout, _ in done]
+    return folder, [{found["name"]: found for found in each} for each in lines]
+
+
+def test_prompts_are_divided_and_told_once(ranks: Any) -> None:
+    folder, (first, second) = ranks
+    assert first["many"]["status"] == second["many"]["status"] == 0, first["many"]["err"]
+    told = json.loads(first["many"]["out"])
+    names = ["001-a-cat", "002-two-dogs", "003-a-bird"]
+    assert [Path(video["file"]).stem for video in told["videos"]] == names
+    assert not any(video["skipped"] for video in told["videos"])
+    assert second["many"]["out"] == ""
+    assert "videos finished" in first["many"]["err"]
+    assert "step" not in second["many"]["err"]
+    assert sorted(path.name for path in (folder / "reports").iterdir()) == names
+
+
+def test_a_rerun_makes_what_is_missing(ranks: Any) -> None:
+    _, (first, second) = ranks
+    told = json.loads(first["rerun"]["out"])["videos"]
+    assert [video["skipped"] for video in told] == [True, False, True]
+    assert first["rerun"]["status"] == second["rerun"]["status"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "words"),
+    [
+        ("in the way", 2, "num_inference_steps"),
+        ("two for one", 2, "--context-parallel 2"),
+        ("three of two", 2, "torchrun --nproc-per-node 3"),
+    ],
+)
+def test_all_processes_end_where_one_cannot_go_on(ranks: Any, name: str, status: int, words: str) -> None:
+    _, (first, second) = ranks
+    assert first[name]["status"] == second[name]["status"] == status
+    assert words in first[name]["err"]
+
+
+def test_one_video_on_two_processes(ranks: Any, wan: Path, invoke: Callable[..., Result], tmp_path: Path) -> None:
+    folder, (first, second) = ranks
+    assert first["together"]["status"] == second["together"]["status"] == 0, first["together"]["err"]
+    job = ["render", "-m", wan, "-a", "radial", "-d", 0.6, "--set", "attention.block=16", "--device", "cpu"]
+    assert invoke(*job, "--seed", 1, "-p", "a cat", "-o", "alone.mp4").exit_code == 0
+    alone, together = (read_frames(path, 9) for path in (tmp_path / "alone.mp4", folder / "together.mp4"))
+    assert np.abs(alone.astype(int) - together.astype(int)).max() <= 2
+    notes = json.loads((folder / "report" / "report.json").read_text())
+    assert "2 processes share the video" in json.dumps(notes)
+
+
+def test_a_dead_process_ends_the_other_with_a_message(ranks: Any) -> None:
+    folder, (first, second) = ranks
+    assert "death" not in second
+    assert first["death"]["status"] == 1
+    assert "another process of this video has stopped" in first["death"]["err"]
+    assert not (folder / "dog.mp4").exists()
+
+
+def test_the_bench_writes_measurements_and_marks_predictions(ranks: Any) -> None:
+    folder, (first, second) = ranks
+    assert first["bench"]["status"] == second["bench"]["status"] == 0, first["bench"]["err"]
+    assert second["bench"]["out"] == ""
+    record = json.loads((folder / "bench.json").read_text())
+    assert (record["what"], record["ranks"]) == ("parallel", 2)
+    link, dense, sparse, cached = record["rows"]
+    assert [row["kind"] for row in record["rows"]] == ["link", "call", "call", "cache"]
+    # 40 tokens of q, k, v and the output; of 4 heads, one of them empty, 2 leave; 64 channels of 4 bytes.
+    assert link["sent_bytes"] == 40 * 4 * 2 * 64 * 4
+    for row in (dense, sparse):
+        assert row["apart"] < 1e-5
+        assert row["speedup"] == pytest.approx(row["one"]["call_ms"] / row["all"]["call_ms"])
+        assert row["efficiency"] == pytest.approx(row["speedup"] / 2)
+        assert row["exchange_share"] == pytest.approx(6 * link["exchange_ms"] / row["all"]["call_ms"])
+        assert set(row["predicted"]) == {"2", "4", "8"}
+    assert cached["skipped_ms"]["uncond"] > 0
+
+
+def test_a_prediction_is_the_measurement_where_there_is_one() -> None:
+    link = Link(2, 800_000_000, 2.2, 0.1, 3.0)
+    found = predict(1000.0, 530.0, 10, link, 2)
+    assert found["call_ms"] == pytest.approx(530.0)
+    assert found["efficiency"] == pytest.approx(1000 / 530 / 2)
+    # On 4: a quarter of the compute, 3/4 of the bytes of 2 ranks, half the reordering, and what did not shrink.
+    layer = 0.2 + 2.0 * 0.75 + 0.8 / 2
+    assert predict(1000.0, 530.0, 10, link, 4)["call_ms"] == pytest.approx(250 + 10 * layer)
