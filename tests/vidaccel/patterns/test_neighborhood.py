@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vidaccel.blocks import BlockMask
 from vidaccel.errors import LayoutError, PatternError
 from vidaccel.grid import Site, TokenLayout
-from vidaccel.patterns import Neighborhood
+from vidaccel.patterns import Ann, LightForcing, Neighborhood, Radial, SlidingWindow, SparseVideoGen, TopK
 from vidaccel.patterns.axes import cheapest, simulate
 from vidaccel.patterns.neighborhood import neighborhood_axis
 
@@ -201,31 +201,51 @@ def test_visited_at_real_sizes(grid, visited):
     assert aligned.mask.window is None
 
 
+# 720p of Wan, HunyuanVideo and HunyuanVideo-1.5 (81, 129 and 121 frames), with tiles that divide them.
+LARGE = [((21, 45, 80), (3, 5, 8)), ((33, 45, 80), (3, 5, 8)), ((31, 45, 80), (1, 15, 8))]
+
+
 @pytest.mark.parametrize("density", [0.1, 0.15, 0.25, 0.35, 0.5])
-def test_strides_of_one_tile_visit_what_they_keep(density):
-    plan = Neighborhood(stride=(3, 5, 8)).plan(TokenLayout.of((21, 45, 80)), density, SITE)
+@pytest.mark.parametrize(("grid", "tile"), LARGE, ids=str)
+def test_strides_of_one_tile_visit_what_they_keep(grid, tile, density):
+    plan = Neighborhood(stride=tile).plan(TokenLayout.of(grid), density, SITE)
     assert plan.visited <= 1.2 * plan.delivered
     assert plan.delivered == pytest.approx(density, rel=0.1)
 
 
-def test_stride_one_visits_what_the_best_of_all_tiles_does():
+@pytest.mark.parametrize(("grid", "density"), [(LARGE[0][0], 0.15), (LARGE[1][0], 0.25), (LARGE[2][0], 0.35)], ids=str)
+def test_stride_one_visits_what_the_best_of_all_tiles_does(grid, density):
     """The mask that is built, against the counts of every box that divides the frame or nearly fills a block."""
-    grid = (21, 45, 80)
-    plan = Neighborhood().plan(TokenLayout.of(grid), 0.15, SITE)
+    plan = Neighborhood().plan(TokenLayout.of(grid), density, SITE)
     window = [int(n) for n in plan.rule.removeprefix("window ").split("x")]
     axes = [neighborhood_axis(*each) for each in zip(grid, window, strict=True)]
     tiles = [
         (t, y, 128 // (t * y))
-        for t, y in itertools.product(range(1, 22), range(1, 46))
+        for t, y in itertools.product(range(1, grid[0] + 1), range(1, grid[1] + 1))
         if 128 // (t * y) and t * y * (128 // (t * y)) >= 112
     ]
     sides = [{n: axis.tiles(n)[0] for n in range(1, min(len(axis.rank), 128) + 1)} for axis in axes]
     best = min(
         math.prod(int(touched[side].sum()) for touched, side in zip(sides, tile, strict=True))
         for tile in tiles
-        if tile[2] <= 80
+        if tile[2] <= grid[2]
     )
-    assert plan.visited <= 1.1 * best * 128**2 / math.prod(grid) ** 2
+    kinds = plan.mask.block_map() > 0
+    touched = int(kinds.sum())
+    assert touched <= 1.1 * best
+    assert plan.visited == pytest.approx(touched * 128**2 / math.prod(grid) ** 2)
+
+
+@pytest.mark.parametrize(("grid", "tile"), LARGE, ids=str)
+@pytest.mark.parametrize(
+    "pattern",
+    [SlidingWindow(), Radial(rule="ranked"), TopK(), SparseVideoGen(), LightForcing(), Ann()],
+    ids=lambda p: p.name,
+)
+def test_whole_tiles_visit_what_they_keep(pattern, grid, tile):
+    for density in (0.15, 0.5):
+        plan = pattern.plan(TokenLayout.of(grid), density, SITE)
+        assert plan.visited <= 1.2 * plan.delivered
 
 
 def test_dilation_folds_the_tiles():
