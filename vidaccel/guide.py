@@ -10,8 +10,9 @@ Cost: a guided call is a dense and a sparse one. All others carry one copy: noth
     are equal. Kept outputs are layers x tokens x width: 15.8 GB for Wan 1.3B at 1088x1920 and 81 frames.
 Source: FreeSwim, arXiv 2511.14712, sections 3.2 and 3.3. Its released code carries two copies through every call.
 Limits: families with cross-attention; no cache on the same transformer; of Wan 2.2's two experts, a period of 1 only.
-    Copies are equal before the first layer, which projects them twice all the same. Where the number of steps is not
-    known, what is kept is freed at the next video or on removal.
+    Before the first sparse layer copies are equal, and attention there is computed once; embeddings, and feed-forward
+    parts of dense layers that come first, are not. Where the number of steps is not known, what is kept is freed at the
+    next video or on removal.
 """
 
 from __future__ import annotations
@@ -162,15 +163,18 @@ class Guide:
         for processor in self.processors.values():
             processor.mode = self._mode
         rows = call.latents.shape[0] if self._mode == "both" and call.latents is not None else 0
+        same = rows
         for site in self._sites.values():
-            site.full_rows = rows
+            site.full_rows, site.same_rows = rows, same
+            # The first sparse layer, in the order in which they run, tells the copies apart.
+            same = 0 if site.plan is not None else same
 
     def after(self, record: CallRecord) -> None:
         """End of the call; after the last step nothing is kept."""
         for processor in self.processors.values():
             processor.mode = "alone"
         for site in self._sites.values():
-            site.full_rows = 0
+            site.full_rows = site.same_rows = 0
         is_last = record.total is not None and record.step + 1 >= record.total and record.branch != "uncond"
         if record.failed or is_last:
             self._forget()

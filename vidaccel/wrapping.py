@@ -70,6 +70,13 @@ def attend_to_all(plan: Plan, query: torch.Tensor, key: torch.Tensor, value: tor
     return plan.layout.to_kernel(out.transpose(1, 2))
 
 
+def _first_rows(inputs: Any, rows: int) -> Any:
+    """The first rows of whatever has twice as many; LTX-Video's rotary tables do, those of others have one."""
+    if isinstance(inputs, torch.Tensor):
+        return inputs[:rows] if inputs.shape[0] == 2 * rows else inputs
+    return tuple(_first_rows(each, rows) for each in inputs) if isinstance(inputs, tuple) else inputs
+
+
 class SparseAttnProcessor:
     """Stands in one attention layer and holds the processor that stood there before.
 
@@ -86,6 +93,8 @@ class SparseAttnProcessor:
         chosen: what this call chose or held, where a later step or the trace will look at it.
         exchange: what ranks swap around attention, where they share the video; set likewise.
         full_rows: how many rows, the last ones, see everything: the second path of `guide.py`.
+        same_rows: how many rows, the first ones, come once more behind themselves: copies of `guide.py` that nothing
+            has told apart yet, whose projections and dense attention are computed once.
     """
 
     def __init__(self, wrapped: Any, family: Family) -> None:
@@ -96,7 +105,7 @@ class SparseAttnProcessor:
         self.held: Choice | None = None
         self.chosen: Choice | None = None
         self.exchange: Exchange | None = None
-        self.full_rows = 0
+        self.full_rows = self.same_rows = 0
 
     def __call__(
         self,
@@ -115,16 +124,19 @@ class SparseAttnProcessor:
             attention_mask,
             rotary_emb if rotary_emb is not None else image_rotary_emb,
         )
-        plan, exchange = self.plan, self.exchange
+        plan, exchange, once = self.plan, self.exchange, self.same_rows
+        if once:
+            inputs = _first_rows(inputs, once)
         if plan is None:
-            return self.family.dense(attn, self.wrapped, self.valid, exchange, *inputs, **kwargs)
+            out = self.family.dense(attn, self.wrapped, self.valid, exchange, *inputs, **kwargs)
+            return torch.cat([out, out]) if once else out
         if exchange is None:
             query, key, value = self.family.project(attn, plan.layout, *inputs)
         else:
             own = self.family.project(attn, exchange.layout, *inputs)
             query, key, value = exchange.arrive(*own, order=plan.layout.order)
         if self.full_rows:
-            split = (x.tensor_split((-self.full_rows,)) for x in (query, key, value))
+            split = ((x, x) if once else x.tensor_split((-self.full_rows,)) for x in (query, key, value))
             first, second = zip(*split, strict=True)
             sparse, _ = attend(plan, *first)
             out = torch.cat([sparse, attend_to_all(plan, *second)])
