@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import InstallError, UsageError
+from ..exchange import Exchange, HeadPart, Ranks
 from ..frontdoor import FrontDoor
 from ..grid import TokenLayout
 from ..reuse import LayerMemory, Methods, Turn, remembered
-from ..reuse.cross import PromptChoice
+from ..reuse.cross import Prompt, PromptChoice, attend_merged
 from ..reuse.in_place import in_place
 from ..reuse.linear_state import LinearState
 from ..reuse.plan import ChunkPlanner, PlannedChunk
@@ -28,32 +30,46 @@ from .wan import WAN
 
 
 class PromptMemory:
-    """Keys and values of one prompt in one layer, projected at the first call and kept where they are."""
+    """Keys and values of one prompt in one layer, projected at the first call and kept where they are.
 
-    def __init__(self) -> None:
+    Args:
+        choice: of its tokens; None attends to all.
+    """
+
+    def __init__(self, choice: PromptChoice | None) -> None:
+        self.choice = choice
         self.kept: tuple[torch.Tensor, ...] | None = None
+        self.is_hashed = False
+        self.note = ""
         self.stale = True
 
     def of(self, attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Keys and values (b, text, h, d) of text states (b, text, width)."""
+        """Keys and values of text states (b, text, width), as `reuse.cross.Prompt` has them."""
         if self.stale or self.kept is None:
             if attn.fused_projections:
                 key, value = attn.to_kv(text).chunk(2, dim=-1)
             else:
                 key, value = attn.to_k(text), attn.to_v(text)
-            self.kept = in_place(self.kept, *(x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_k(key), value)))
+            key, value = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_k(key), value))
+            made = Prompt((key, value)) if self.choice is None else self.choice.prepare(text, key, value)
+            before = self.kept if self.kept is not None and len(self.kept) == len(made.tensors) else None
+            self.kept, self.is_hashed, self.note = in_place(before, *made.tensors), made.is_hashed, made.note
             self.stale = False
         return self.kept
 
 
 class CausalAttnProcessor:
-    """Self-attention of an open chunk, with `memory` for what it sees."""
+    """Self-attention of an open chunk, with `memory` for what it sees.
+
+    On several ranks each remembers its own heads, of all tokens.
+    """
 
     _attention_backend = None
     _parallel_config = None
 
-    def __init__(self, layout: TokenLayout) -> None:
+    def __init__(self, layout: TokenLayout, exchange: Exchange | None) -> None:
         self.layout = layout
+        self.exchange = exchange
         self.memory: LayerMemory | None = None
 
     def __call__(
@@ -66,9 +82,16 @@ class CausalAttnProcessor:
     ) -> torch.Tensor:
         """Attend; the arguments are those of diffusers' Wan processor."""
         assert self.memory is not None
-        query, key, value = WAN.project(attn, self.layout, hidden_states, None, attention_mask, rotary_emb)
+        layout = self.layout if self.exchange is None else self.exchange.layout
+        query, key, value = WAN.project(attn, layout, hidden_states, None, attention_mask, rotary_emb)
+        if self.exchange is not None:
+            query, key, value = self.exchange.arrive(query, key, value, order=self.layout.order)
         out: torch.Tensor = remembered(query, key, value, self.memory.ticket)
-        return WAN.output(attn, self.layout.to_model(out), hidden_states)
+        if self.exchange is None:
+            out = self.layout.to_model(out)
+        else:
+            out = self.exchange.leave(out, attn.heads, self.layout.slot_of)
+        return WAN.output(attn, out, hidden_states)
 
 
 class PromptAttnProcessor:
@@ -77,9 +100,8 @@ class PromptAttnProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __init__(self, stock: Any, choice: PromptChoice | None) -> None:
+    def __init__(self, stock: Any) -> None:
         self.stock = stock
-        self.choice = choice
         self.memory: PromptMemory | None = None
 
     def __call__(
@@ -93,10 +115,11 @@ class PromptAttnProcessor:
         """Attend; the arguments are those of diffusers' Wan processor."""
         assert self.memory is not None
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        key, value = self.memory.of(attn, encoder_hidden_states)
-        if self.choice is not None:
-            key, value = self.choice(query, key, value)
-        out = dense(query, key, value, self.stock)
+        kept = self.memory.of(attn, encoder_hidden_states)
+        if self.memory.is_hashed:
+            assert self.memory.choice is not None
+            kept = self.memory.choice(query, *kept)
+        out = dense(query, *kept, stock=self.stock) if len(kept) == 2 else attend_merged(query, *kept)
         return WAN.output(attn, out, hidden_states)
 
 
@@ -174,9 +197,18 @@ class CausalTransformer:
                 "this transformer is accelerated; a causal stream has methods of its own: call vidaccel.remove() on "
                 "the transformer first, and name them to the stream"
             )
+        self._ranks = Ranks.of(transformer)
+        if self._ranks is not None and replays is not None:
+            raise UsageError("CUDA graphs and context parallelism were both asked for; give one of them")
+        if self._ranks is not None and methods is not None and methods.cross is not None:
+            raise UsageError(
+                "ann-cross was asked for under context parallelism: it counts the queries of all tokens, of which each "
+                "rank has a part; leave it out"
+            )
+        part = None if self._ranks is None else self._ranks.heads(config.num_attention_heads)
         self.transformer = transformer
         self.rollout = rollout
-        self.methods = methods or Methods()
+        self.methods = _of_heads(methods or Methods(), part)
         self.grid = grid
         self.device = torch.device(device)
         self.chunk: PlannedChunk | None = None
@@ -192,7 +224,7 @@ class CausalTransformer:
             len(self._blocks),
             batch,
             self._planner.slots,
-            config.num_attention_heads,
+            config.num_attention_heads if part is None else part.end - part.first,
             config.attention_head_dim,
             dtype,
             device,
@@ -209,17 +241,18 @@ class CausalTransformer:
             )
             for branch in branches
         }
-        self.prompts = {branch: [PromptMemory() for _ in self._blocks] for branch in branches}
+        cross = self.methods.cross
+        choice = None if cross is None else PromptChoice.of(cross, config.attention_head_dim, self.device)
+        self.prompts = {branch: [PromptMemory(choice) for _ in self._blocks] for branch in branches}
         self.turns = {branch: Turn(torch.zeros(2, device=self.device)) for branch in branches}
         self.memories: dict[str, list[LayerMemory]] = {}
         self._evicted: dict[str, list[Any]] = {}
-        cross = self.methods.cross
-        self._choice = None if cross is None else PromptChoice.of(cross, config.attention_head_dim, self.device)
         self._processors: list[tuple[CausalAttnProcessor, PromptAttnProcessor]] = []
         self._replays = replays
         # Of the open chunk, as the model has tokens and in the plan's order.
         self._rotary: tuple[torch.Tensor, ...] | None = None
         self._ordered: tuple[torch.Tensor, ...] | None = None
+        self._exchange: Exchange | None = None
 
     @property
     def start(self) -> int:
@@ -230,6 +263,12 @@ class CausalTransformer:
     def bytes(self) -> int:
         """What the caches take."""
         return sum(cache.bytes for cache in self.caches.values())
+
+    @property
+    def note(self) -> str:
+        """Why the open chunk runs as it does; of its prompt, once that was projected."""
+        prompt = next(iter(self.prompts.values()))[0].note
+        return "; ".join(each for each in (prompt, self.chunk.note if self.chunk else "") if each)
 
     @property
     def reuse_rate(self) -> float | None:
@@ -248,8 +287,10 @@ class CausalTransformer:
         planned = self._planner.plan(self.start, frames, next(iter(self.caches.values())).frames)
         self._ordered = in_place(self._ordered, *map(planned.plan.layout.to_kernel, rotary))
         self.chunk = planned._replace(plan=planned.plan._replace(rotary=(self._ordered[0], self._ordered[1])))
+        if self._ranks is not None:
+            self._exchange = Exchange.of(self._ranks, frames * self.grid[0] * self.grid[1], device=self.device)
         self._processors = [
-            (CausalAttnProcessor(self.chunk.plan.layout), PromptAttnProcessor(block.attn2.processor, self._choice))
+            (CausalAttnProcessor(self.chunk.plan.layout, self._exchange), PromptAttnProcessor(block.attn2.processor))
             for block in self._blocks
         ]
         for branch, cache in self.caches.items():
@@ -282,6 +323,8 @@ class CausalTransformer:
         """
         if timestep.ndim == 2:
             timestep = timestep.repeat_interleave(self.grid[0] * self.grid[1], 1)
+        if self._ranks is not None and self.turns[branch].calls == 0:
+            self._ranks.check_same(latents)
         turn = self.turns[branch]
         turn.writes = writes
         with self.attached(branch):
@@ -324,7 +367,7 @@ class CausalTransformer:
     def attached(self, branch: str = "cond") -> Iterator[None]:
         """Our processors stand in the transformer in this block."""
         stock = [(block.attn1.processor, block.attn2.processor) for block in self._blocks]
-        hook = self.transformer.rope.register_forward_hook(lambda *_: self._rotary)
+        hook = self.transformer.rope.register_forward_hook(lambda *_: self._own_rotary())
         try:
             for number, (block, (own, cross)) in enumerate(zip(self._blocks, self._processors, strict=True)):
                 own.memory, cross.memory = self.memories[branch][number], self.prompts[branch][number]
@@ -353,7 +396,15 @@ class CausalTransformer:
         memory, cache = self.memories[branch][0], self.caches[branch].layers[0]
         remembers = memory.linear is not None and memory.linear.tokens > 0
         weight = self.transformer.patch_embedding.weight
-        return self.chunk.plan, cache.k, self._rotary, self.prompts[branch][0].kept, remembers, weight
+        prompt = self.prompts[branch][0]
+        return self.chunk.plan, cache.k, self._rotary, prompt.kept, prompt.is_hashed, remembers, weight
+
+    def _own_rotary(self) -> tuple[torch.Tensor, ...] | None:
+        """Positions of the open chunk's tokens that this rank holds."""
+        if self._exchange is None or self._rotary is None:
+            return self._rotary
+        rank, sizes = self._exchange.ranks.rank, self._exchange.sizes
+        return tuple(table.narrow(1, sum(sizes[:rank]), sizes[rank]) for table in self._rotary)
 
     def _absorb(self, branch: str, layer: int, frames: list[int], keys: torch.Tensor, values: torch.Tensor) -> None:
         evicted = self._evicted[branch][layer]
@@ -373,7 +424,8 @@ class CausalTransformer:
         linear: list[LinearState | None] = [None] * len(cache.layers)
         if merge is not None:
             tokens, slots = self.grid[0] * self.grid[1], self._planner.token_slots
-            made = [MergedKeys(layer, merge, self.rope, tokens, slots) for layer in cache.layers]
+            horizon = self._planner.horizon
+            made = [MergedKeys(layer, merge, tokens, slots, horizon) for layer in cache.layers]
             self._evicted[branch], merged = made, list(made)
         elif hybrid is not None and hybrid.linear is not None:
             states = [LinearState(*self._projection(hybrid.linear, layer), self.rope) for layer in range(len(linear))]
@@ -390,6 +442,15 @@ class CausalTransformer:
             raise UsageError(f"hybrid memory was given no projection of {d} x {d} with its bias for layer {layer}")
         weight, bias = (x.to(self.device) for x in found if x is not None)
         return weight, bias
+
+
+def _of_heads(methods: Methods, part: HeadPart | None) -> Methods:
+    """Methods for the heads that a rank attends with: a calibration names all heads of a layer."""
+    flash = methods.flash
+    if part is None or flash is None or flash.calibrated is None:
+        return methods
+    own = tuple(tuple(layer[part.first : part.end] for layer in step) for step in flash.calibrated)
+    return replace(methods, flash=replace(flash, calibrated=own))
 
 
 def _unset(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -159,7 +159,7 @@ class CausalStream(Iterator[Chunk]):
         frames = None if self._decode is None else self._postprocess(self._decode(latents))
         self._made += 1
         return Chunk(
-            self._made - 1, start, latents, frames, planned.history, planned.density, planned.note, self.model.bytes
+            self._made - 1, start, latents, frames, planned.history, planned.density, self.model.note, self.model.bytes
         )
 
     @torch.no_grad()

@@ -77,7 +77,7 @@ EVERY_BLOCK = CausalLightForcing(density=1.0, base_density=1.0, keep_frames=9, n
         (EVERY_BLOCK, FlashBlock(threshold=0.0)),
         (CausalAnn(density=1.0, block=16),),
         (CausalAnn(density=1.0, block=16), FlashBlock(threshold=0.0)),
-        (AnnCross(density=1.0),),
+        (AnnCross(density=1.0, block=1),),
     ],
     ids=lambda methods: "+".join(type(method).__name__ for method in methods),
 )
@@ -94,6 +94,14 @@ def test_tempcache_that_never_merges_is_a_longer_window(transformer: Any, others
     whole = build(transformer, window=None)
     assert merged._planner.window == 4
     assert worst(run(merged, chunks=4), run(whole, chunks=4)) < 2e-5
+
+
+@pytest.mark.parametrize(("frames", "recent"), [(4, 0), (3, 1)])
+def test_tempcache_that_never_merges_shows_what_the_window_shows(transformer: Any, frames: int, recent: int) -> None:
+    """And nothing that has left it, however long the stream."""
+    merged = build(transformer, TempCache(frames=frames, recent=recent, threshold=1.01))
+    assert merged._planner.window == 4 + recent
+    assert worst(run(merged, chunks=7), run(build(transformer), chunks=7)) < 2e-5
 
 
 def test_hybrid_memory_keeps_the_window_and_remembers_what_left_it(transformer: Any, dense: Any) -> None:
@@ -243,8 +251,8 @@ COMBINATIONS = [
     (TempCache(frames=2, recent=2, match="nearest"), FlashBlock()),
     (TempCache(frames=2, recent=2), LIGHT),
     (TempCache(frames=2, recent=2), CausalAnn(block=16)),
-    (HybridMemory(frames=1), LIGHT, FlashBlock(), AnnCross()),
-    (LIGHT, FlashBlock(), AnnCross()),
+    (HybridMemory(frames=1), LIGHT, FlashBlock(), AnnCross(block=2)),
+    (LIGHT, FlashBlock(), AnnCross(block=2)),
     (CausalAnn(block=16), FlashBlock()),
 ]
 
@@ -259,7 +267,7 @@ def test_samples_of_a_batch_choose_for_themselves(transformer: Any) -> None:
     generator = torch.Generator().manual_seed(2)
     latents = torch.randn(4, 2, 4, CHUNK, 10, 14, generator=generator)
     embeds = torch.randn(2, 8, 16, generator=generator)
-    methods = (LIGHT, FlashBlock(threshold=0.05), AnnCross(), TempCache(frames=2, recent=2))
+    methods = (LIGHT, FlashBlock(threshold=0.05), AnnCross(block=2), TempCache(frames=2, recent=2))
 
     def outs(which: slice) -> torch.Tensor:
         batch = len(range(2)[which])
@@ -309,7 +317,9 @@ def test_what_does_not_go_together_is_said(transformer: Any, methods: Any, rollo
         build(transformer, *methods, **rollout)
 
 
-@pytest.mark.parametrize("methods", [(), (TempCache(frames=2, recent=2), LIGHT, FlashBlock(), AnnCross())], ids=len)
+@pytest.mark.parametrize(
+    "methods", [(), (TempCache(frames=2, recent=2), LIGHT, FlashBlock(), AnnCross(block=2))], ids=len
+)
 def test_one_graph_serves_all_layers_steps_and_chunks(transformer: Any, methods: Any) -> None:
     """Also while the window fills up and density falls; a new prompt is projected outside of it."""
     from torch._dynamo.testing import CompileCounter

@@ -116,7 +116,7 @@ def run(model: CausalTransformer, chunks: int, switch: int | None = None) -> lis
         ((), {"rope": "sink-shift"}),
         ((FlashBlock(0.05),), {}),
         ((CausalAnn(block=16), FlashBlock(0.05)), {}),
-        ((TempCache(frames=2, recent=2), LIGHT, FlashBlock(0.05), AnnCross()), {}),
+        ((TempCache(frames=2, recent=2), LIGHT, FlashBlock(0.05), AnnCross(block=2)), {}),
         ((HybridMemory(linear=LINEAR),), {}),
     ],
     ids=["dense", "sink-shift", "flashblock", "ann+flashblock", "all", "hybrid"],
@@ -170,7 +170,7 @@ def test_cuda_graphs_are_the_forwards(name: str, compiled: bool) -> None:
             text_dim=16, freq_dim=32, ffn_dim=48, num_layers=2, cross_attn_norm=True, rope_max_seq_len=64,
         ).bfloat16().eval()  # fmt: skip
     light = CausalLightForcing(density=0.5, base_density=0.5, keep_frames=3, near=1, sink=1, frames=12, block=64)
-    methods = () if name == "dense" else (TempCache(frames=2, recent=2), light, FlashBlock(0.05), AnnCross())
+    methods = () if name == "dense" else (TempCache(frames=2, recent=2), light, FlashBlock(0.05), AnnCross(block=2))
     if compiled:
         model.compile_repeated_blocks(fullgraph=True, dynamic=False)
     outs = []

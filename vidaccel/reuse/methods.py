@@ -30,7 +30,7 @@ class TempCache:
 
     frames: int = 3
     recent: int | None = 0
-    threshold: float = 0.9
+    threshold: float = 0.98
     match: str = "position"
     key: str = "last"
 
@@ -110,18 +110,21 @@ class CausalAnn:
 
 @dataclass(frozen=True)
 class AnnCross:
-    """The prompt tokens that hash like the queries (AnnCA).
+    """Padding as one token, and of longer prompts the tokens that hash like the queries (AnnCA); see `cross.py`.
 
     Attributes:
-        density: fraction of prompt tokens kept in each head.
+        density: fraction of the padded prompt kept in each head.
         bits: of the hash.
+        block: keys that a kernel reads together; no prompt is cut below one block.
     """
 
     density: float = 0.5
     bits: int = 8
+    block: int = 64
 
     def __post_init__(self) -> None:
-        _check(0 < self.density <= 1 and 1 <= self.bits <= 8, f"{self}: density in (0, 1], bits 1 to 8")
+        ok = 0 < self.density <= 1 and 1 <= self.bits <= 8 and self.block >= 1
+        _check(ok, f"{self}: density in (0, 1], bits 1 to 8, block 1 or more")
 
 
 @dataclass(frozen=True)

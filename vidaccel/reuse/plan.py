@@ -46,6 +46,7 @@ class ChunkPlanner:
         window: frames in the cache, the own chunk included; None for all.
         slots: of one frame.
         extra: slots of merged keys.
+        horizon: frames before those kept whole that the rollout's window would show; None where all are remembered.
         token_slots: (tokens,) slots of a frame that hold tokens; None where all do.
 
     Raises:
@@ -71,8 +72,10 @@ class ChunkPlanner:
         keeps_window = methods.hybrid is not None or (self.merge is not None and self.merge.recent is None)
         if keeps_window and rollout.window is None:
             raise UsageError("a memory of evicted frames was asked for, but without a window none is evicted")
+        self.horizon: int | None = None
         if self.merge is not None and self.merge.recent is not None:
             wanted = rollout.sink + self.merge.recent + rollout.chunk
+            self.horizon = None if rollout.window is None else max(0, rollout.window - wanted)
             self.window = wanted if rollout.window is None else min(wanted, rollout.window)
 
     def layout(self, frames: int) -> TokenLayout:

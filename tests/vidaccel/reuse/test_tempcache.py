@@ -15,14 +15,16 @@ from vidaccel.reuse.tempcache import MergedKeys
 from vidaccel.streaming import VideoRope
 from vidaccel.streaming.kvcache import LayerCache
 
-ROPE, GRID, HEADS, D = VideoRope((12, 6, 6)), (3, 4), 2, 24
+# Rotated by place alone, so that what is still has equal keys; and by time alone.
+PLACE, TIME = VideoRope((0, 12, 12)), VideoRope((24, 0, 0))
+GRID, HEADS, D = (3, 4), 2, 24
 TOKENS = GRID[0] * GRID[1]
 
 
-def build(room: int = 4, **settings: Any) -> tuple[LayerCache, MergedKeys]:
+def build(room: int = 4, horizon: int | None = None, **settings: Any) -> tuple[LayerCache, MergedKeys]:
     buffers = [torch.zeros(1, room * TOKENS, HEADS, D) for _ in range(2)]
     layer = LayerCache(buffers[0], buffers[1], room * TOKENS, TOKENS)
-    return layer, MergedKeys(layer, TempCache(frames=room, **settings), ROPE, TOKENS)
+    return layer, MergedKeys(layer, TempCache(frames=room, **settings), TOKENS, horizon=horizon)
 
 
 def frames(count: int, moving: int = 0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,7 +33,7 @@ def frames(count: int, moving: int = 0, seed: int = 0) -> tuple[torch.Tensor, to
     raw = torch.randn(1, TOKENS, HEADS, D, generator=generator).repeat(count, 1, 1, 1)
     raw[:, :moving] = torch.randn(count, moving, HEADS, D, generator=generator)
     values = torch.randn(count, 1, TOKENS, HEADS, D, generator=generator)
-    keys = torch.stack([rotate_pairs(frame[None], *ROPE.rotary(n, 1, *GRID)) for n, frame in enumerate(raw)])
+    keys = torch.stack([rotate_pairs(frame[None], *PLACE.rotary(n, 1, *GRID)) for n, frame in enumerate(raw)])
     return keys, values
 
 
@@ -47,11 +49,8 @@ def seen(merged: MergedKeys, layer: LayerCache, q: torch.Tensor, bias: bool = Tr
 
 
 def test_identical_keys_are_one_key_with_the_logarithm_of_their_number() -> None:
-    """The lemma, where time does not rotate: exactly equal to attention over all copies."""
-    rope = VideoRope((0, 12, 12))
-    buffers = [torch.zeros(1, 2 * TOKENS, HEADS, D) for _ in range(2)]
-    layer = LayerCache(buffers[0], buffers[1], 2 * TOKENS, TOKENS)
-    merged = MergedKeys(layer, TempCache(frames=2), rope, TOKENS)
+    """The lemma: exactly equal to attention over all copies."""
+    layer, merged = build(room=2)
     generator = torch.Generator().manual_seed(0)
     key = torch.randn(1, TOKENS, HEADS, D, generator=generator)
     values = torch.randn(6, 1, TOKENS, HEADS, D, generator=generator)
@@ -91,13 +90,53 @@ def test_a_group_stands_at_its_latest_place() -> None:
     assert layer.k[:, TOKENS:].abs().max() == 0
 
 
-def test_a_mean_key_is_the_mean_of_keys_without_time() -> None:
+def test_a_mean_key_is_the_mean_of_the_keys() -> None:
     layer, merged = build(key="mean", threshold=0.5)
     keys, values = frames(2)
     noisy = keys[1] + 0.1 * torch.randn(keys[1].shape, generator=torch.Generator().manual_seed(4))
     merged.absorb(0, keys[0], values[0])
     merged.absorb(1, noisy, values[1])
     torch.testing.assert_close(layer.k[:, :TOKENS], (keys[1] + noisy) / 2, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("match", ["position", "nearest"])
+def test_a_head_that_tells_moments_apart_keeps_them_apart(match: str) -> None:
+    """A still thing has other keys in each frame where time turns them; queries see the difference, so it counts."""
+    still = torch.randn(1, TOKENS, HEADS, D, generator=torch.Generator().manual_seed(0)).sign()
+    # From one frame to the next their cosine is 0.95: the mean over frequencies of cos(frequency).
+    keys = [rotate_pairs(still, *TIME.rotary(number, 1, *GRID)) for number in range(4)]
+    for threshold, groups in ((0.98, 4), (0.9, 1)):
+        _, merged = build(threshold=threshold, match=match)
+        for number in range(4):
+            merged.absorb(number, keys[number], still)
+        assert int((merged.size > 0).sum()) == groups * HEADS * TOKENS, threshold
+
+
+def test_what_the_window_would_not_show_is_forgotten() -> None:
+    """Three frames are to be seen: moving tokens of older ones go, still ones never count more than three."""
+    layer, merged = build(room=8, horizon=3)
+    keys, values = frames(9, moving=5)
+    for number in range(9):
+        merged.absorb(number, keys[number], values[number])
+        assert merged.size.amax() <= 3
+        assert int(merged.size.sum()) == HEADS * TOKENS * min(number + 1, 3)
+    q = queries()
+    moving = [x[6:, 0, :5].flatten(0, 1) for x in (keys, values)]
+    # A still token's value is a mean over all frames, older ones fading.
+    fading = values[0, 0, 5:]
+    for number in range(1, 9):
+        fading = fading + (values[number, 0, 5:] - fading) / min(number + 1, 3)
+    k = torch.cat([moving[0], keys[8, 0, 5:].repeat(3, 1, 1)])[None]
+    v = torch.cat([moving[1], fading.repeat(3, 1, 1)])[None]
+    torch.testing.assert_close(seen(merged, layer, q), attention(q, k, v)[0], atol=1e-5, rtol=0)
+
+
+def test_a_window_that_needs_no_memory_has_none() -> None:
+    _, merged = build(horizon=0)
+    keys, values = frames(3)
+    for number in range(3):
+        merged.absorb(number, keys[number], values[number])
+        assert merged.size.amax() == 0
 
 
 def test_a_threshold_beyond_one_keeps_every_key() -> None:
