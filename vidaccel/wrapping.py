@@ -70,13 +70,6 @@ def attend_to_all(plan: Plan, query: torch.Tensor, key: torch.Tensor, value: tor
     return plan.layout.to_kernel(out.transpose(1, 2))
 
 
-def _first_rows(inputs: Any, rows: int) -> Any:
-    """The first rows of whatever has twice as many; LTX-Video's rotary tables do, those of others have one."""
-    if isinstance(inputs, torch.Tensor):
-        return inputs[:rows] if inputs.shape[0] == 2 * rows else inputs
-    return tuple(_first_rows(each, rows) for each in inputs) if isinstance(inputs, tuple) else inputs
-
-
 class SparseAttnProcessor:
     """Stands in one attention layer and holds the processor that stood there before.
 
@@ -126,7 +119,7 @@ class SparseAttnProcessor:
         )
         plan, exchange, once = self.plan, self.exchange, self.same_rows
         if once:
-            inputs = _first_rows(inputs, once)
+            inputs = (hidden_states[:once], encoder_hidden_states, attention_mask, inputs[3])
         if plan is None:
             out = self.family.dense(attn, self.wrapped, self.valid, exchange, *inputs, **kwargs)
             return torch.cat([out, out]) if once else out
