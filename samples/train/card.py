@@ -2,7 +2,8 @@
 
     python -m samples.train.card --model samples/models/hunyuan-tiny --training build/hunyuan/training.json
 
-Numbers come from all `reports/*.json` in the model's folder. Everything else about a model is in this file.
+Numbers come from all `reports/*.json` in the model's folder but `repeat.json`, the few prompts that CI repeats.
+Everything else about a model is in this file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Rows = list[list[str]]
 
 ABOUT = {
     "hunyuan-tiny": (
-        "A small text-to-video model in the format of HunyuanVideo: a real `HunyuanVideoPipeline` folder, which "
+        "A small text-to-video model in the format of HunyuanVideo: parts of a real `HunyuanVideoPipeline`, which "
         "draws 33 frames of 256x256 on a CPU. Joint attention over video and text, guidance as an input, one call "
         "a step. Its tokenizer makes as many tokens of the pipeline's instructions for a language model as "
         "Llama's does, so that the pipeline's defaults work.",
@@ -26,10 +27,10 @@ ABOUT = {
         "3 dual and 4 single layers, 2 heads of 64, one token a latent place: 9x16x16 = 2,304 tokens beside the text",
     ),
     "cogvideox-tiny": (
-        "A small text-to-video model in the format of CogVideoX: a real `CogVideoXPipeline` folder, which draws "
+        "A small text-to-video model in the format of CogVideoX: parts of a real `CogVideoXPipeline`, which draws "
         "33 frames of 256x256 on a CPU. Joint attention with the text in front, rotary positions, guidance as two "
-        "samples of one call. Trained by flow matching and sampled by UniPC, where the released CogVideoX predict "
-        "v and take DDIM steps.",
+        "samples of one call. It predicts velocities and is sampled by UniPC, where the released CogVideoX "
+        "predict v and take DDIM steps. Its weights hold guidance of 2.5 already: 1.6 makes it 4.",
         "CogVideoXPipeline",
         "8 layers, 2 heads of 64, one token a latent place: 9x16x16 = 2,304 tokens behind the text",
     ),
@@ -42,11 +43,14 @@ ABOUT = {
         "5 layers, 3 heads of 64, one token a latent place: 768 queries, at most 3,072 keys",
     ),
 }
+REPEATED = "repeat"
 _STOCK = """import torch
 from diffusers import {pipeline}
 from vidaccel._samples import path
+from vidaccel._samples.shared import shared_parts
 
-pipe = {pipeline}.from_pretrained(path("{name}"), dtype=torch.float32)"""
+folder = path("{name}")
+pipe = {pipeline}.from_pretrained(folder, **shared_parts(folder), dtype=torch.float32)"""
 _CAUSAL = """from vidaccel.render.stream import StreamJob, open_stream
 
 pipe, _ = open_stream(StreamJob("", "{name}"))"""
@@ -74,7 +78,8 @@ def card(folder: Path, trainings: list[dict[str, Any]]) -> str:
     stages = ", then ".join(
         f"{stage['steps']:,} steps of batch {stage['batch']} in {stage['seconds']} s" for stage in trainings
     )
-    reports = {file.stem: json.loads(file.read_text()) for file in sorted((folder / "reports").glob("*.json"))}
+    files = [file for file in sorted((folder / "reports").glob("*.json")) if file.stem != REPEATED]
+    reports = [json.loads(file.read_text()) for file in files]
     return f"""# {name}
 
 {about} It exists so that sparse attention and caching can be tried, tested and shown without a download or a GPU. It
@@ -88,7 +93,8 @@ video = pipe(
 ```
 `defaults.json` holds these settings. Weights are stored in bf16; compute in fp32 on a CPU.
 
-Transformer: {shape}; {size:.2f} MiB. Autoencoder: that of `wan-tiny`.
+Transformer: {shape}; {size:.2f} MiB. Autoencoder: that of `wan-tiny`, in whose folder its
+weights are.
 
 ## How good it is
 
@@ -96,7 +102,7 @@ Transformer: {shape}; {size:.2f} MiB. Autoencoder: that of `wan-tiny`.
 and `samples/models/checker.py` reads the answers off the frames. Intervals are of 95 %: Wilson's of a share, Agresti
 and Min's of a paired difference. `reports/` holds every number, with settings, versions and hardware.
 
-{"".join(section(report) for report in reports.values()) or "Not measured yet."}
+{"".join(section(report) for report in reports) or "Not measured yet."}
 ## How it was made, and licences
 
 On {trainings[0]["device"]}: {stages}. Commands and ideas: `samples/train/README.md`. Trained on procedurally drawn

@@ -56,6 +56,7 @@ def main(words: list[str] | None = None) -> None:
     settings = json.loads((folder / "defaults.json").read_text())
     settings.pop("fps")
     settings |= {"num_inference_steps": args.steps} if args.steps else {}
+    settings |= {"num_frames": args.frames} if args.frames else {}
     settings |= {"guidance_scale": args.guidance} if args.guidance is not None else {}
     settings |= {"max_sequence_length": args.text_length} if args.text_length else {}
     scenes = unseen(args.prompts) if args.objects == 1 else crowded(args.prompts, args.objects)
@@ -253,6 +254,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--objects", type=int, choices=(1, 2), default=1)
     parser.add_argument("--dense-steps", type=float, default=0.1, help="share of the first steps, in sparse cells")
+    parser.add_argument("--frames", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--text-length", type=int)

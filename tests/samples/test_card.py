@@ -21,6 +21,7 @@ def test_a_card_holds_the_numbers_of_training_and_reports(tmp_path: Path) -> Non
         "radial 0.35", answer | {"right_to_dense": [-0.25, -0.5, 0.0], "psnr_to_dense": 24.5, "ssim_to_dense": 0.9}
     )
     record.add("broken 0.35", {"failed": "ValueError: no"})
+    (folder / "reports" / "repeat.json").write_text("not a table of the card")
     training = tmp_path / "training.json"
     training.write_text(json.dumps({"steps": 1200, "seconds": 60, "batch": 64, "device": "a card"}))
     card.main(["--model", str(folder), "--training", str(training)])
@@ -29,5 +30,6 @@ def test_a_card_holds_the_numbers_of_training_and_reports(tmp_path: Path) -> Non
     assert "| radial 0.35 | 1.00 | 0.75 (0.30 to 0.95) | -0.25 (-0.50 to +0.00) | 24.5 | 0.900 |" in text
     assert "Did not run: broken 0.35 (ValueError: no)" in text
     assert "height=256" in text
+    assert "from_pretrained(folder, **shared_parts(folder), dtype=torch.float32)" in text
     assert "fps=" not in text
     assert "64 of 384" in text

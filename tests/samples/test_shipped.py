@@ -1,0 +1,43 @@
+"""Every sample that ships draws what its committed report says: four prompts, dense and sparse, again on this CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from samples.models import MODELS, path
+from samples.train import evaluate
+
+SHIPPED = sorted(name for name in set(MODELS.values()) if (path(name) / "model_index.json").is_file())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_four_prompts_come_out_as_in_the_report(name: str, tmp_path: Path) -> None:
+    committed = json.loads((path(name) / "reports" / "repeat.json").read_text())
+    given, cells = committed["settings"], committed["cells"]
+    options = {
+        "--model": name,
+        "--prompts": given["prompts"],
+        "--seed": given["seed"],
+        "--batch": given["batch"],
+        "--frames": given["num_frames"],
+        "--steps": given["num_inference_steps"],
+        "--sweep": "attention",
+        "--report": tmp_path / "report.json",
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    evaluate.main([*words, "--only", *(cell for cell in cells if cell != "dense")])
+    again = json.loads((tmp_path / "report.json").read_text())
+    assert again["settings"] == given
+    assert list(again["cells"]) == list(cells)
+    assert len(cells) >= 2
+    for cell, before in cells.items():
+        now = again["cells"][cell]
+        assert now["answers"] == before["answers"], cell
+        assert now.get("delivered_density") == before.get("delivered_density"), cell
+        if cell != "dense":
+            assert now["psnr_to_dense"] == pytest.approx(before["psnr_to_dense"], abs=0.3), cell
+            assert set(now["kernels"]) == {"cpu"}, cell
