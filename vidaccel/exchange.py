@@ -96,14 +96,23 @@ class Ranks:
             )
         return HeadPart(self.rank * each, min(total, (self.rank + 1) * each), total, each, self)
 
-    def agree(self, *tensors: torch.Tensor) -> bool:
-        """All ranks hold about the same tensors; waits for all of them."""
-        sums = torch.stack([part for x in tensors for part in (x.double().sum(), x.double().square().sum())])
-        sums = sums.to(tensors[0].device)
+    def check_same(self, latents: torch.Tensor) -> None:
+        """Look whether all ranks were given the same video to make; waits for all of them.
+
+        Raises:
+            InstallError: they were not; every rank is told.
+        """
+        x = latents.double()
+        sums = torch.stack([x.sum(), x.square().sum()])
         both = torch.cat([sums, -sums])
         torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX, group=self.group)
         most, least = both.chunk(2)
-        return bool(torch.allclose(most, -least, rtol=1e-2, atol=1e-2))
+        # GPUs may round differently; other noise is another sum altogether.
+        if not torch.allclose(most, -least, rtol=1e-2, atol=1e-2):
+            raise InstallError(
+                f"the {self.count} ranks of this video were given different noise; pass a generator of the same seed "
+                "on every rank: generator=torch.Generator().manual_seed(0)"
+            )
 
 
 @dataclass(frozen=True)

@@ -238,11 +238,8 @@ class Installation:
 
     def _exchange(self, ranks: Ranks, call: Call, step: Step) -> Exchange:
         """What ranks swap in this call; looks whether all of them were given the same video to make."""
-        if step.new_trajectory and call.latents is not None and not ranks.agree(call.latents):
-            raise InstallError(
-                f"the {ranks.count} ranks of this video were given different noise; pass a generator of the same seed "
-                "on every rank: generator=torch.Generator().manual_seed(0)"
-            )
+        if step.new_trajectory and call.latents is not None:
+            ranks.check_same(call.latents)
         key = (ranks, call.grid, call.text, call.text_slots, call.device)
         if key not in self._exchanges:
             self.door.trace.note(f"{ranks.count} processes share the video, each with its own heads in attention")

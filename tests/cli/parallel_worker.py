@@ -25,11 +25,14 @@ def commands(model: str) -> list[tuple[str, list[str]]]:
     tiny = ["--height", "64", "--width", "64", "--frames", "17", "--layers", "1", "--repeats", "1", "-d", "0.5"]
     bench = ["bench", "parallel", "-m", "wan-tiny", "--device", "cpu", *tiny, "--cache", "-o", "bench.json"]
     together = [*job, "--seed", "1", "--context-parallel", "2"]
+    stream = ["render", "-m", model, "--stream", "--rollout", "self-forcing", "--device", "cpu", "-p", "a cat"]
     return [
         ("many", [*many, "--seed", "1"]),
         ("rerun", many),
         ("in the way", [*many, "--steps", "2"]),
         ("together", [*together, "-p", "a cat", "-o", "together.mp4", "--report", "report"]),
+        ("stream", [*stream, "--frames", "25", "--seed", "1", "--context-parallel", "2", "-o", "stream.mp4"]),
+        ("two for one stream", [*stream, "-o", "one.mp4"]),
         ("two for one", [*job, "-p", "a cat", "-o", "one.mp4"]),
         ("three of two", [*job, "-p", "a cat", "-o", "one.mp4", "--context-parallel", "3"]),
         ("bench", bench),

@@ -83,6 +83,7 @@ def test_a_rerun_makes_what_is_missing(ranks: Any) -> None:
     [
         ("in the way", 2, "num_inference_steps"),
         ("two for one", 2, "--context-parallel 2"),
+        ("two for one stream", 2, "--context-parallel 2"),
         ("three of two", 2, "torchrun --nproc-per-node 3"),
     ],
 )
@@ -92,15 +93,28 @@ def test_all_processes_end_where_one_cannot_go_on(ranks: Any, name: str, status:
     assert words in first[name]["err"]
 
 
-def test_one_video_on_two_processes(ranks: Any, wan: Path, invoke: Callable[..., Result], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("together", ("-a", "radial", "-d", 0.6, "--set", "attention.block=16")),
+        ("stream", ("--stream", "--rollout", "self-forcing", "--frames", 25)),
+    ],
+)
+def test_one_video_on_two_processes(
+    ranks: Any, wan: Path, invoke: Callable[..., Result], tmp_path: Path, name: str, arguments: tuple[object, ...]
+) -> None:
     folder, (first, second) = ranks
-    assert first["together"]["status"] == second["together"]["status"] == 0, first["together"]["err"]
-    job = ["render", "-m", wan, "-a", "radial", "-d", 0.6, "--set", "attention.block=16", "--device", "cpu"]
-    assert invoke(*job, "--seed", 1, "-p", "a cat", "-o", "alone.mp4").exit_code == 0
-    alone, together = (read_frames(path, 9) for path in (tmp_path / "alone.mp4", folder / "together.mp4"))
+    assert first[name]["status"] == second[name]["status"] == 0, first[name]["err"]
+    assert second[name]["out"] == ""
+    job = ["render", "-m", wan, "--device", "cpu", "--seed", 1, "-p", "a cat", "-o", "alone.mp4", *arguments]
+    assert invoke(*job).exit_code == 0
+    alone, together = (read_frames(path, 25) for path in (tmp_path / "alone.mp4", folder / f"{name}.mp4"))
     assert np.abs(alone.astype(int) - together.astype(int)).max() <= 2
-    notes = json.loads((folder / "report" / "report.json").read_text())
-    assert "2 processes share the video" in json.dumps(notes)
+
+
+def test_the_report_says_how_many_processes_made_it(ranks: Any) -> None:
+    folder, _ = ranks
+    assert "2 processes share the video" in (folder / "report" / "report.json").read_text()
 
 
 def test_a_dead_process_ends_the_other_with_a_message(ranks: Any) -> None:

@@ -16,10 +16,14 @@ from typing import Any
 import torch
 
 import vidaccel
+from vidaccel import patterns
 from vidaccel.caching import CGTaylor
 from vidaccel.family import family_of
 from vidaccel.patterns import PerHead, TopK
+from vidaccel.pipelines.causal_wan import CausalWanPipeline
+from vidaccel.reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, HybridMemory, TempCache
 from vidaccel.schedule import Schedule
+from vidaccel.streaming import Rollout
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import tiny_pipelines  # noqa: E402
@@ -46,6 +50,10 @@ def cases() -> Iterator[Case]:
     both = {**sparse, "cache": CGTaylor(threshold=0.5, warmup=2)}
     yield "radial and cache", wan, "wide", both
     yield "after: radial and cache", wan, "even", both
+    later = TopK(reselect=2, block=16)
+    yield "reselect", wan, "even", {"attention": later, "density": 0.4, "steps": 4}
+    residual = patterns.FlashBlock(part=TopK(block=16), every=2)
+    yield "flashblock", wan, "even", {"attention": residual, "density": 0.7, "steps": 4}
     yield "3 heads", lambda: wan(heads=3), "ragged", sparse
     adaptive = {"attention": TopK(adaptive=True, block=16), "density": 0.4}
     yield "3 heads, adaptive", lambda: wan(heads=3), "ragged", adaptive
@@ -62,13 +70,42 @@ def cases() -> Iterator[Case]:
     yield "cogvideox 1.5", lambda: tiny_pipelines.cogvideox("1.5"), "ragged", sparse
 
 
+LIGHT = CausalLightForcing(density=0.5, base_density=0.5, keep_frames=3, near=1, sink=1, block=16)
+TABLE = tuple(tuple((step + layer == 0, step == layer) for layer in range(2)) for step in range(2))
+STREAMS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "stream": ((), {"guidance_scale": 3.0, "negative_prompt": "bad"}),
+    "stream, many steps": ((), {"num_inference_steps": 3}),
+    "stream, uneven": ((LIGHT,), {"height": 80, "width": 80}),
+    "stream, light forcing": ((LIGHT, FlashBlock()), {}),
+    "stream, flashblock calibrated": ((FlashBlock(calibrated=TABLE),), {}),
+    "stream, tempcache": ((TempCache(frames=2, recent=2), CausalAnn(block=16)), {}),
+    "stream, hybrid": ((HybridMemory(frames=1),), {}),
+}
+
+
+def stream(name: str, together: bool) -> tuple[Any, list[int], int]:
+    """Latents of a causal stream, tokens of the first layer's calls, and bytes that its cache holds."""
+    methods, settings = STREAMS[name]
+    parts = wan().components
+    kept = {part: parts[part] for part in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}
+    pipe = CausalWanPipeline(**kept, rollout=Rollout(chunk=2, window=6, sink=2, steps=(1000, 500)))
+    pipe.set_progress_bar_config(disable=True)
+    seen = tokens(pipe.transformer)
+    if together:
+        vidaccel.enable_parallelism(pipe, uneven="uneven" in name)
+    size = {"height": 32, "width": 48, "num_frames": 25, "max_sequence_length": 8, "output_type": "latent"}
+    given = size | {"generator": torch.Generator().manual_seed(3)} | settings
+    chunks = list(pipe.stream("a cat", methods=methods, **given))
+    return torch.cat([chunk.latents for chunk in chunks], 2), seen, chunks[-1].cache_bytes
+
+
 def video(pipe: Any, size: str, how: dict[str, Any], then: Callable[[], None] = lambda: None) -> tuple[Any, list[int]]:
     """Latents, and the numbers of the calls that were forecast."""
-    asked = {name: value for name, value in how.items() if name == "prompt"}
+    asked = {name: value for name, value in how.items() if name in ("prompt", "steps")}
     given = {name: value for name, value in how.items() if name not in asked}
     with vidaccel.accelerate(pipe, schedule=Schedule(dense_steps=1), **given) as run:
         then()
-        latents = tiny_pipelines.render(pipe, size, steps=6 if "cache" in how else 2, **asked)
+        latents = tiny_pipelines.render(pipe, size, **{"steps": 6 if "cache" in how else 2, **asked})
     return latents, [number for number, call in enumerate(run.trace.calls) if call.forecast]
 
 
@@ -107,6 +144,11 @@ def refusals() -> Iterator[tuple[str, Callable[[], Any]]]:
         pattern = PerHead((part, {"name": "radial", "block": 16}), (0, 1))
         video(pipe, "even", {"attention": pattern, "density": 0.4})
 
+    def cross() -> None:
+        pipe = CausalWanPipeline(**{n: part for n, part in wan().components.items() if n != "transformer_2"})
+        vidaccel.enable_parallelism(pipe)
+        pipe.stream("a cat", height=32, width=48, methods=(AnnCross(),))
+
     def cache_alone() -> None:
         pipe = tiny_pipelines.cogvideox()
         vidaccel.enable_parallelism(pipe)
@@ -118,6 +160,7 @@ def refusals() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "other noise", other_noise
     yield "part adaptive", part_adaptive
     yield "cache alone", cache_alone
+    yield "ann-cross", cross
     yield "no plan", lambda: vidaccel.enable_parallelism(tiny_pipelines.mochi())
     yield "token replace", lambda: vidaccel.enable_parallelism(tiny_pipelines.hunyuan("token_replace"))
     yield "degree", lambda: vidaccel.enable_parallelism(tiny_pipelines.wan(), 3)
@@ -148,6 +191,11 @@ def main(rank: int, store: str) -> None:
             together, same = video(pipe, size, how)
         found = {"forecast": forecast, "together": same, "tokens": max(seen)}
         print(json.dumps({"name": name, "apart": float((together - alone).abs().max()), **found}), flush=True)
+    for name in STREAMS:
+        alone, whole, held = stream(name, together=False)
+        together, part, own = stream(name, together=True)
+        found = {"name": name, "apart": float((together - alone).abs().max()), "bytes": own / held}
+        print(json.dumps({**found, "tokens": sum(part) / sum(whole)}), flush=True)
     for name, attempt in refusals():
         try:
             attempt()

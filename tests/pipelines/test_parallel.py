@@ -30,6 +30,7 @@ REFUSED = {
     "few heads": "leaves none for the last",
     "other noise": "different noise",
     "part adaptive": "adaptive=False",
+    "ann-cross": "counts the queries of all tokens",
     "cache alone": 'accelerate(pipe, "dense", ...)',
     "no plan": "MochiTransformer3DModel",
     "token replace": "token_replace cannot be split",
@@ -68,6 +69,14 @@ def test_two_ranks_make_the_video_of_one(ranks: list[dict[str, dict[str, Any]]],
     size = next(size for name, _, size, _ in worker.cases() if name == case)
     frames = 4 / 7 if "1.5" in case else 1  # Its tokens hold two latent frames.
     assert first["tokens"] + second["tokens"] == GRIDS[size] * frames
+
+
+@pytest.mark.parametrize("case", worker.STREAMS)
+def test_two_ranks_stream_as_one(ranks: list[dict[str, dict[str, Any]]], case: str) -> None:
+    first, second = (rank[case] for rank in ranks)
+    assert max(first["apart"], second["apart"]) <= 1e-5
+    assert first["tokens"] + second["tokens"] == pytest.approx(1)
+    assert first["bytes"] == second["bytes"] == 0.5
 
 
 @pytest.mark.parametrize("case", REFUSED)

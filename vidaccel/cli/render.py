@@ -163,7 +163,7 @@ def render(
             max_sequence_length=max_sequence_length,
             seed=seed,
             dtype=dtype,
-            device=device,
+            device=world.device(device),
         )
         unused = {"negative_prompt": negative_prompt, "image": image, "video": video, "strength": strength}
         unused |= {"upscale": upscale}
@@ -179,6 +179,7 @@ def render(
             output=path,
             overwrite=overwrite,
             unused=unused,
+            world=world,
         )
         return
     prepare(screen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from ..errors import UsageError
 from ..render import stream, video
 from .output import Screen, prepare
 from .settings import scalars
+from .world import World
 
 
 def run_stream(
@@ -22,6 +25,7 @@ def run_stream(
     output: Path,
     overwrite: bool,
     unused: Mapping[str, Any],
+    world: World,
 ) -> None:
     """Stream one prompt.
 
@@ -33,6 +37,7 @@ def run_stream(
         output: the mp4.
         overwrite: replace it where it exists.
         unused: options of other renders, by name; none may have been given.
+        world: the processes of this command, which all make this one video.
 
     Raises:
         UsageError: options that do not go together, or a model that does not stream.
@@ -42,13 +47,27 @@ def run_stream(
             f"--{given[0].replace('_', '-')} is for models that see all frames at once; a stream takes --method "
             f"({', '.join(stream.METHODS)}) and --set method.setting=value"
         )
-    if output.exists() and not overwrite:
-        raise UsageError(f"{output} exists; --overwrite replaces it, -o names another file")
-    video.check_writable(output)
+    if world.teams > 1:
+        raise UsageError(
+            f"{world.size} processes were started for one stream; add --context-parallel {world.size}, or start one"
+        )
     chosen = stream.methods_from(methods, scalars(settings))
+
+    def decide() -> int:
+        if output.exists() and not overwrite:
+            raise UsageError(f"{output} exists; --overwrite replaces it, -o names another file")
+        video.check_writable(output)
+        return random.SystemRandom().randrange(2**31) if job.seed is None else job.seed
+
+    seed = world.decided(decide)
     prepare(screen)
     screen.say(f"loading {job.model}")
-    pipe, ready = stream.open_stream(replace(job, methods=chosen))
+    pipe, ready = stream.open_stream(replace(job, methods=chosen, seed=seed), world.together)
+    if not world.is_first:
+        # Its frames are the first one's, which writes them; what it keeps of them goes with it.
+        with tempfile.TemporaryDirectory() as folder:
+            stream.stream(pipe, ready, Path(folder) / output.name, lambda done: None)
+        return
     rollout = pipe.rollout
     screen.say(
         f"chunks of {rollout.chunk} latent frames, window {rollout.window or 'of all'}, on {ready.device}, "

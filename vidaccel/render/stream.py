@@ -14,6 +14,7 @@ import torch
 from .. import _samples
 from ..env import environment
 from ..errors import ModelError, RenderError, UsageError
+from ..parallel import enable_parallelism
 from ..reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, HybridMemory, TempCache
 from ..streaming import ROLLOUTS, Rollout
 from . import video, weights
@@ -120,11 +121,15 @@ def methods_from(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[Any
     return tuple(found.values())
 
 
-def open_stream(job: StreamJob) -> tuple[Any, StreamJob]:
+def open_stream(job: StreamJob, together: int = 1) -> tuple[Any, StreamJob]:
     """The pipeline, and the job with what was left out filled in.
 
     A folder with nothing but a `transformer` (and a `rollout.json`, and a `defaults.json`) shares tokenizer, text
     encoder, VAE and scheduler with the sample wan-tiny.
+
+    Args:
+        job: what to stream.
+        together: processes that share the video, of those that `torch.distributed` knows.
 
     Raises:
         UsageError, ModelError: no such model, or settings that it does not take.
@@ -156,6 +161,10 @@ def open_stream(job: StreamJob) -> tuple[Any, StreamJob]:
         pipe = weights.load_as(CausalWanPipeline, model, DTYPES[dtype], rollout=rollout or Rollout.of(own or {}))
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
+    if together > 1:
+        # Over gloo tokens must divide; heads need not.
+        heads = pipe.transformer.config.num_attention_heads
+        enable_parallelism(pipe, together, uneven=device != "cpu" or heads % together != 0)
     filled: dict[str, Any] = {
         "height": job.height or defaults.get("height", 480),
         "width": job.width or defaults.get("width", 832),
