@@ -57,6 +57,18 @@ GPUS: dict[str, Gpu] = {
 }
 
 
+def gpu_key(name: str) -> str:
+    """The key in `GPUS` of a GPU's full name, such as "NVIDIA H100 80GB HBM3".
+
+    Raises:
+        UsageError: none of them.
+    """
+    found = [key for key in GPUS if key.upper() in name.upper().split()]
+    if not found:
+        raise UsageError(f"gpu {name!r} has no rates here; known: {', '.join(GPUS)}")
+    return found[0]
+
+
 def flops(model: RealModel, grid: VideoGrid) -> tuple[float, float]:
     """Of all layers in one call: (attention over all pairs, matrix products)."""
     tokens, width = grid.tokens + model.joint_text, model.width
@@ -165,7 +177,7 @@ def estimate(
     }
     shares, depth = [0.0] * steps, sum(model.layers.values())
     if attention is not None:
-        plan = _plan(model, grid, attention, density)
+        plan = planned(model, grid, attention, density)
         shares = _sparse_shares(schedule or Schedule(), steps, depth, density)
         visited = kept_pairs(grid, model.joint_text, min(1.0, plan.visited))
         slots = plan.layout.video_blocks * plan.layout.block
@@ -198,7 +210,12 @@ def estimate(
     return found
 
 
-def _plan(model: RealModel, grid: VideoGrid, pattern: Pattern, density: float | None) -> Plan:
+def planned(model: RealModel, grid: VideoGrid, pattern: Pattern, density: float | None) -> Plan:
+    """The plan of a model's first layer, text without its padding.
+
+    Raises:
+        PatternError: a density that the pattern cannot give here.
+    """
     family = family_named(model.transformer)
     call = Call(grid, model.joint_text, torch.zeros(1), None, torch.device("cpu"))
     site = Site("", 0, "self" if model.cross else "joint", family.name)
