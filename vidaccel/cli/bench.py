@@ -14,12 +14,16 @@ from ..files import replacing
 from .bench_causal import causal
 from .bench_model import model
 from .bench_parallel import parallel
+from .bench_render import render
 from .output import Format, FormatOption, Screen
 
-app = typer.Typer(help="Measure kernels and models on this machine.", no_args_is_help=True)
+app = typer.Typer(help="Measure kernels, models and renders on this machine.", no_args_is_help=True)
 app.command(
     epilog="Example: vidaccel bench model --model wan2.1-14b --attention radial --density 0.25 --compile -o wan.json"
 )(model)
+app.command(epilog="Example: vidaccel bench render -r wan-tiny --cache cg-taylor --peers installed -o renders.json")(
+    render
+)
 app.command(epilog="Example: torchrun --nproc-per-node 2 -m vidaccel bench parallel -m wan2.1-14b -o parallel.json")(
     parallel
 )
@@ -35,7 +39,7 @@ class Device(str, enum.Enum):
 
 @app.callback()
 def root() -> None:
-    """Measure kernels and models on this machine."""
+    """Measure kernels, models and renders on this machine."""
 
 
 @app.command(epilog="Example: vidaccel bench kernels --device cpu --format json -o kernels-cpu.json")

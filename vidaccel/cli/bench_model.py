@@ -46,6 +46,10 @@ def model(
         str | None,
         typer.Option(help="Dense backends to try: flash3,cudnn; all that are here without it.", rich_help_panel=_HOW),
     ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(help="Attention of other projects: natten:density=0.25; installed.", rich_help_panel=_HOW),
+    ] = None,
     repeats: Annotated[
         int, typer.Option(min=1, help="Rounds of interleaved calls; the median counts.", rich_help_panel=_HOW)
     ] = 5,
@@ -65,6 +69,7 @@ def model(
     from ..lab import steps_bench
     from ..lab.estimate import spread
     from ..lab.model_bench import Job, ModelBench
+    from ..lab.peers import named
     from ..lab.rows import Rows
     from ..pipelines.zoo import real_model
     from ..recipe import pattern_from, policy_from
@@ -81,18 +86,20 @@ def model(
     kind = dtype or ("bfloat16" if where.startswith("cuda") else "float32")
     if kind not in DTYPES:
         raise UsageError(f"dtype {kind!r} is unknown; possible: {', '.join(DTYPES)}")
-    densities = [_density(text) for text in density.split(",")]
     patterns = [
-        (pattern, each) for text in attention.split(",") for each in densities if (pattern := pattern_from(text))
+        (pattern, each)
+        for text in attention.split(",")
+        for each in densities(density)
+        if (pattern := pattern_from(text))
     ]
-    policy = policy_from(cache)
+    policy, others = policy_from(cache), named(peers) if peers else []
     prepare(screen)
     size = height or found.size[0], width or found.size[1], frames or found.size[2]
     rivals = tuple(dense.split(",")) if dense else ()
     job = Job(found, size, where, DTYPES[kind], layers, repeats, compiled, whole, rivals)
     rows = Rows(bench.about(), output)
     lab = ModelBench(job, rows, lambda row: screen.say(_line(row)))
-    lab.run(patterns)
+    lab.run(patterns, others)
     if policy is not None:
         steps_bench.cache(lab, policy)
     if steps is not None:
@@ -104,6 +111,15 @@ def model(
         screen.table([_cells(row) for row in rows.rows], title=f"{name}, {size[0]}x{size[1]}, {size[2]} frames")
     if not any(row["ok"] for row in rows.rows):
         raise typer.Exit(1)
+
+
+def densities(text: str) -> list[float]:
+    """Densities that stand in one option.
+
+    Raises:
+        UsageError: something that is none.
+    """
+    return [_density(part) for part in text.split(",")]
 
 
 def _density(text: str) -> float:

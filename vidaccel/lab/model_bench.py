@@ -5,15 +5,17 @@ and head are told apart and any model fits; `whole` builds it in full and checks
 interleaved calls of one process, sparse and dense side by side, on the same inputs and the same dense backend.
 
 The record (schema 1) is {"schema", "what": "model", "versions", "device", "system", "rows"}. A row has
-    key, model, size, grid, tokens, text, kind ("dense", "sparse", "cache", "trajectory"), variant, compiled, commit
+    key, model, size, grid, tokens, text, variant, compiled, commit
+    kind                  "dense", "sparse", "peer", "cache" or "trajectory"
     ok, reason            whether there is a figure, and why not
     first_s               seconds of the first call at the largest depth: planning, compiling, checks
     base_ms, layer_ms     a call with one block in each list; what one more block of each list costs
     call_ms, whole_ms     all blocks, as the sum of these; measured in full (`whole`)
     weights_gib, activations_gib     of all blocks; most memory that a call takes beside them
     clock_mhz             of the GPU after the row
-and, where it is sparse,
+and, where it is sparse or a peer,
     against, against_ms, speedup     the dense row that ran side by side, its time in that very run, and the ratio
+and, where it is sparse,
     requested, delivered, visited    densities; visited also over text (`visited_pairs`)
     bound_ms, bound, reached         the dense call with its attention scaled by the visited pairs, the speed-up that
                                      would be, and how much of it there is
@@ -27,8 +29,9 @@ and trajectory rows, with steps, computed_steps, seconds, dense_seconds (steps x
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -40,6 +43,7 @@ from ..patterns import Pattern
 from ..pipelines.zoo import RealModel, build, parameters
 from . import pieces, timing
 from .estimate import kept_pairs
+from .peers import Peer
 from .rivals import Context, rivals
 from .rows import Rows
 from .sides import Planned, Shape, Side, shapes, twin
@@ -140,8 +144,8 @@ class ModelBench:
         }
         self._weights = parameters(job.model) * job.dtype.itemsize / 2**30
 
-    def run(self, patterns: Sequence[tuple[Pattern, float | None]]) -> None:
-        """Measure the dense backends, then every pattern beside the fastest."""
+    def run(self, patterns: Sequence[tuple[Pattern, float | None]], peers: Sequence[Peer] = ()) -> None:
+        """Measure the dense backends, then every pattern and every peer beside the fastest."""
         kinds = (False, True) if self.job.compiled else (False,)
         if self.job.compiled:
             # Each list of blocks and each pattern is a graph of its own.
@@ -151,6 +155,9 @@ class ModelBench:
         for pattern, density in patterns:
             for compiled in kinds:
                 self.sparse(pattern, density, compiled)
+        for peer in peers:
+            for compiled in kinds:
+                self.peer(peer, compiled)
 
     def dense(self, compiled: bool) -> None:
         """One row for each dense backend; compiled, for the fastest of them that compiles."""
@@ -176,24 +183,48 @@ class ModelBench:
         """One row: a pattern beside the fastest dense backend."""
 
         def measure() -> dict[str, Any]:
-            best, planned = self.best(compiled)["variant"], Planned(pattern)
-            side = self._sides(best, compiled=compiled, attention=planned, density=density)
-            dense = self._sides(best, compiled=compiled)
-            found = self._first(side)
+            planned = Planned(pattern)
+            side, found = self._beside(compiled, attention=planned, density=density)
             if not found["ok"]:
                 return found
-            for one in dense.values():
-                one()
-            times = self._times({"sparse": side, "dense": dense})
-            mine, other = times["sparse"].call, times["dense"].call
-            found |= times["sparse"].row() | self._densities(planned)
-            found |= {"against": best, "against_ms": other, "speedup": other / mine}
+            found |= self._densities(planned)
             calls = [call for one in side.values() if one.run for call in one.run.trace.calls]
             found["kernels"] = sorted({name for call in calls for name in call.kernels})
-            return found | self._bound(mine, other, found["visited_pairs"]) | ({} if compiled else self._split(side))
+            found |= self._bound(found["call_ms"], found["against_ms"], found["visited_pairs"])
+            return found | ({} if compiled else self._split(side))
 
         variant = pattern.name if density is None else f"{pattern.name} {density:g}"
         self.measure("sparse", variant, compiled, measure)
+
+    def peer(self, peer: Peer, compiled: bool) -> None:
+        """One row: another project's attention beside the fastest dense backend."""
+
+        def measure() -> dict[str, Any]:
+            if peer.kind == "cache":
+                return {
+                    "ok": False,
+                    "reason": "it decides from step to step; `vidaccel bench render` shows what it does",
+                }
+            if peer.whole:
+                return {"ok": False, "reason": "it takes whole pipelines only; `vidaccel bench render` has one"}
+            return self._beside(compiled, peer=peer)[1]
+
+        self.measure("peer", str(peer), compiled, measure)
+
+    def _beside(self, compiled: bool, **how: Any) -> tuple[dict[str, Side], dict[str, Any]]:
+        """One way to run the model beside the fastest dense backend: its sides, and a row's figures."""
+        best = self.best(compiled)["variant"]
+        side = self._sides(best, compiled=compiled, **how)
+        dense = self._sides(best, compiled=compiled)
+        found = self._first(side)
+        if not found["ok"]:
+            return side, found
+        for one in dense.values():
+            one()
+        times = self._times({"this": side, "dense": dense})
+        mine, other = times["this"].call, times["dense"].call
+        found |= times["this"].row() | {"against": best, "against_ms": other, "speedup": other / mine}
+        return side, found
 
     def measure(self, kind: str, variant: str, compiled: bool, measure: Callable[[], dict[str, Any]]) -> None:
         """Add the row that `measure` makes, or one with the reason why there is none."""
@@ -221,9 +252,11 @@ class ModelBench:
             raise UsageError(f"dense backend {unknown[0]!r} is not here; here are {', '.join(found)}")
         return {name: found[name] for name in asked}
 
-    def side(self, rival: str, depth: str, **how: Any) -> Side:
-        """The model at one depth on one dense backend; `how` as `Side` takes it."""
+    def side(self, rival: str, depth: str, peer: Peer | None = None, **how: Any) -> Side:
+        """The model at one depth on one dense backend, with a peer's attention over it; `how` as `Side` takes it."""
         context, trimmed = self._rivals[rival]
+        if peer is not None:
+            context = _over(context, lambda: peer.around(None, self.grid))
         # Accelerated, a model gets what its pipeline passes: the text's padding is ours to deal with.
         accelerated = how.get("attention") is not None or how.get("cache") is not None
         inputs = self.inputs[trimmed and not accelerated]
@@ -339,3 +372,14 @@ class ModelBench:
         }
         self.rows.add(row)
         self._say(row)
+
+
+def _over(context: Context, other: Context) -> Context:
+    """Both, the second inside the first."""
+
+    @contextlib.contextmanager
+    def both() -> Iterator[None]:
+        with context(), other():
+            yield
+
+    return both

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import BackendError
 
 Context = Callable[[], AbstractContextManager[Any]]
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "float | None"], torch.Tensor]
 
 # Packages of FlashAttention 3 for Hopper, by the module that holds `flash_attn_func`.
 _FLASH3 = ("fa3_fwd_interface", "flash_attn_interface")
@@ -54,22 +55,25 @@ def _flash3() -> Callable[..., Any] | None:
     return None
 
 
-class FlashAttention3(TorchFunctionMode):
-    """Sends attention of the video tokens to FlashAttention 3, which takes no mask.
-
-    Without padding a model's mask hides nothing, and leaving it out changes nothing but time.
+class OverVideo(TorchFunctionMode):
+    """Sends attention over the video's tokens elsewhere, and lets everything else pass.
 
     Args:
-        flash: `flash_attn_func`, on (b, l, h, d).
-        tokens: video tokens.
+        attend: takes query, key, value (b, h, l, d) and the scale (None: 1 / sqrt(d)), gives (b, h, l, d). It takes no
+            mask: without padding a model's mask hides nothing, and leaving it out changes nothing but time.
+        name: of what attends, for errors.
+        tokens: video tokens; attention of fewer queries (text refiners) passes.
         padded: masks hide something.
+        cross: attention to keys that are text alone goes there too.
     """
 
-    def __init__(self, flash: Callable[..., Any], tokens: int, padded: bool) -> None:
+    def __init__(self, attend: Attend, name: str, tokens: int, padded: bool = False, cross: bool = False) -> None:
         super().__init__()
-        self._flash = flash
+        self._attend = attend
+        self._name = name
         self._tokens = tokens
         self._padded = padded
+        self._cross = cross
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Catch `scaled_dot_product_attention`, let everything else pass."""
@@ -78,17 +82,31 @@ class FlashAttention3(TorchFunctionMode):
             return func(*args, **kwargs)
         query, key, value = args[:3] if len(args) >= 3 else (kwargs[name] for name in ("query", "key", "value"))
         mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-        if query.shape[2] < self._tokens:
+        if query.shape[2] < self._tokens or (key.shape[2] < self._tokens and not self._cross):
             return func(*args, **kwargs)
         if mask is not None and self._padded:
-            raise BackendError("FlashAttention 3 takes no mask, and this model masks padded text")
-        return flash3_attention(self._flash, query, key, value, kwargs.get("scale"))
+            raise BackendError(f"{self._name} takes no mask, and this model masks padded text")
+        return self._attend(query, key, value, kwargs.get("scale"))
+
+
+class FlashAttention3(OverVideo):
+    """FlashAttention 3 for everything that the video's tokens look at.
+
+    Args:
+        flash: `flash_attn_func`, on (b, l, h, d).
+        tokens: video tokens.
+        padded: masks hide something.
+    """
+
+    def __init__(self, flash: Callable[..., Any], tokens: int, padded: bool) -> None:
+        # Looked up at each call, so that `pieces` can watch it.
+        super().__init__(lambda *qkv: flash3_attention(flash, *qkv), "FlashAttention 3", tokens, padded, cross=True)
 
 
 def flash3_attention(
     flash: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
 ) -> torch.Tensor:
-    """FlashAttention 3 on (b, h, l, d) tensors. A function of its own, so that `pieces` can watch it."""
+    """FlashAttention 3 on (b, h, l, d) tensors."""
     out = flash(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), softmax_scale=scale)
     result: torch.Tensor = out[0] if isinstance(out, tuple) else out
     return result.transpose(1, 2)

@@ -16,30 +16,32 @@ class Rows:
     """Measurements with what they were made on. Each row has a `key`; a key that is there is not measured again.
 
     Args:
-        about: hardware, versions, commit: `kernels.bench.about()`.
+        about: hardware, versions, commit: `kernels.bench.about()`; and what else all rows of a file must share.
         path: where to keep them; None keeps them in memory.
+        what: is measured; the record says it, and its command.
 
     Raises:
         UsageError: the file holds something else, or was measured on another machine or with other versions.
     """
 
-    def __init__(self, about: dict[str, Any], path: Path | None = None) -> None:
+    def __init__(self, about: dict[str, Any], path: Path | None = None, what: str = "model") -> None:
         self._path = path
-        self._about = about
+        # As it will be read back: tuples become lists.
+        self._about: dict[str, Any] = {"what": what, **json.loads(json.dumps(about))}
         self.rows: list[dict[str, Any]] = []
         if path is None or not path.exists():
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            known = {key: found[key] for key in ("schema", "what", "device", "versions")}
+            known = {key: found[key] for key in self._head()}
             self.rows = list(found["rows"])
         except (OSError, ValueError, KeyError, TypeError):
-            raise UsageError(f"{path} is not a record of `vidaccel bench model`; choose another file with -o") from None
+            raise UsageError(f"{path} is not a record of {what} measurements; choose another place with -o") from None
         for key, value in self._head().items():
             if key in known and known[key] != value:
                 raise UsageError(
                     f"{path} was measured with another {key} ({known[key]}), this is {value}; rows of both in one file "
-                    "could not be compared: choose another file with -o"
+                    "could not be compared: choose another place with -o"
                 )
 
     def find(self, key: str) -> dict[str, Any] | None:
@@ -60,4 +62,4 @@ class Rows:
 
     def _head(self) -> dict[str, Any]:
         about = {key: value for key, value in self._about.items() if key != "commit"}
-        return {"schema": SCHEMA, "what": "model", **about}
+        return {"schema": SCHEMA, **about}

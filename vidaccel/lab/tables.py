@@ -97,6 +97,19 @@ KINDS: Mapping[str, tuple[Mapping[str, tuple[object, ...]], Columns]] = {
             "attention alone": _number("kernel_alone_ms", 1),
         },
     ),
+    "renders": (
+        {"kind": ("render",)},
+        {
+            "who": _variant,
+            "first render, s": _number("first_s", 1),
+            "denoising, s": _number("denoise_s"),
+            "whole, s": _number("total_s"),
+            "times faster": _number("speedup"),
+            "PSNR, dB": _number("psnr", 1),
+            "SSIM": _number("ssim", 3),
+            "peak, GiB": _number("peak_gib", 1),
+        },
+    ),
     "caches": (
         {"kind": ("cache",)},
         {
