@@ -10,6 +10,7 @@ VidaccelError
  ├── ModelError         a model that cannot be found, or must not be loaded
  ├── RenderError        a render that failed, or whose result is no video
  ├── StreamError        an autoregressive stream that cannot go on
+ ├── TuneError          a goal that nothing that was tried reaches
  ├── VideoError         a video file that cannot be written or read
  └── UsageError         arguments of a command or a job
 
@@ -55,6 +56,10 @@ class RenderError(VidaccelError, RuntimeError):
 
 class StreamError(VidaccelError, RuntimeError):
     """An autoregressive stream that cannot go on."""
+
+
+class TuneError(VidaccelError, RuntimeError):
+    """A goal that nothing that was tried reaches."""
 
 
 class VideoError(VidaccelError, RuntimeError):

@@ -83,6 +83,7 @@ def _policy(name: str, threshold: float) -> Any:
 def _thresholds(cache: str, model: Any, given: str | None) -> list[float]:
     """Ascending thresholds to try."""
     from ..caching import POLICIES
+    from ..caching.calibration import usual_threshold
     from ..errors import UsageError
 
     if cache not in POLICIES or not hasattr(POLICIES[cache], "threshold"):
@@ -96,6 +97,4 @@ def _thresholds(cache: str, model: Any, given: str | None) -> list[float]:
         if found[0] <= 0:
             raise UsageError(f"--thresholds {given}: they lie above 0, where nothing is forecast")
         return found
-    # The published one of Wan: families do not matter here, the range does.
-    rule = POLICIES[cache]().parts(model.family.name, "480p").rule
-    return [factor * float(getattr(rule, "threshold")) for factor in _FACTORS]  # noqa: B009
+    return [factor * (usual_threshold(cache, model.family.name) or 0.0) for factor in _FACTORS]

@@ -22,6 +22,7 @@ from .output import error
 from .presets import presets
 from .render import render
 from .rerun import rerun
+from .tune import tune
 
 _BAD_USAGE = (UsageError, RecipeError, PatternError, LayoutError)
 
@@ -74,6 +75,7 @@ app.command(epilog="Example: vidaccel rerun out.mp4 -o again.mp4")(rerun)
 app.command(epilog="Example: vidaccel compare dense.mp4 sparse.mp4 -o compare.html")(compare)
 app.command(epilog="Example: vidaccel estimate --model wan2.1-14b --attention radial --density 0.25")(estimate)
 app.command(epilog="Example: vidaccel calibrate --model wan-tiny --cache cg-taylor --thresholds 0.1,0.2,0.4")(calibrate)
+app.command(epilog="Example: vidaccel tune --target 'psnr>=28' -o out/tune")(tune)
 app.command(epilog="Example: vidaccel explain --attention radial,topk --density 0.35 -o out/explain")(explain)
 app.command(epilog="Example: vidaccel doctor --format json")(doctor)
 app.command(epilog="Example: vidaccel presets wan2.1-14b-720p > my.yaml")(presets)
