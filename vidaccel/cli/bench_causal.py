@@ -17,7 +17,9 @@ def causal(
     frames: Annotated[int, typer.Option(min=4, help="Latent frames of the video.")] = 240,
     window: Annotated[int, typer.Option(min=3, help="Latent frames that a chunk sees.")] = 12,
     sink: Annotated[int, typer.Option(min=0, help="First frames that stay visible.")] = 3,
-    only: Annotated[str | None, typer.Option(help="Only rivals with this in their name, and dense.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Only the rival of this name, or those with this in their name, and dense.")
+    ] = None,
     layers: Annotated[int, typer.Option(min=1, help="Layers of the model; 30 is Wan 2.1 1.3B.")] = 30,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
     graphs: Annotated[bool, typer.Option("--graphs", help="Play repeated forwards back as CUDA graphs.")] = False,
@@ -61,7 +63,9 @@ def causal(
         check_name(dense)
     backends = (dense,) if dense is not None else causal_bench.DENSE
     end = time.monotonic() + budget
-    chosen = [r for r in causal_bench.rivals(frames) if r.name == "dense" or only is None or only in r.name]
+    dense_one, *others = causal_bench.rivals(frames)
+    named = [rival for rival in others if rival.name == only]
+    chosen = [dense_one, *(named or [rival for rival in others if only is None or only in rival.name])]
     rollout = Rollout(window=window, sink=sink)
     prepare(screen)
     record: dict[str, Any] = {"what": "causal", "device": where, "dtype": kind, **bench.about(), "rows": []}
