@@ -25,21 +25,28 @@ DENSITIES = (0.35, 0.15, 0.25, 0.5)
 SINGLE = ("ann", "freeswim", "light-forcing", "neighborhood", "pyramid", "radial", "sliding-window", "svg", "topk")
 BLOCK = 64
 """Tokens a block: the smallest of the GPU kernels, for a small grid."""
+NEWTON = CGTaylor(form="newton")
 CURVES: dict[str, tuple[CachePolicy, str, tuple[float, ...]]] = {
-    "cg-taylor": (CGTaylor(), "threshold", (0.36, 0.1, 0.18, 0.8, 0.05, 0.02)),
+    "cg-taylor": (CGTaylor(), "threshold", (0.36, 0.1, 0.18, 0.3, 0.24, 0.05)),
     "taylorseer": (TaylorSeer(), "interval", (5, 3, 8, 2, 6)),
     "first-block": (FirstBlock(), "threshold", (0.1, 0.05, 0.2, 0.02, 0.4)),
     "teacache": (TeaCache(), "threshold", (0.1, 0.05, 0.2, 0.02, 0.4)),
     "magcache": (MagCache(), "threshold", (0.12, 0.06, 0.24, 0.03, 0.5)),
     "easycache": (EasyCache(), "threshold", (0.05, 0.1, 0.025, 0.2, 0.01)),
-    "cg-taylor, 3 steps of warm-up": (CGTaylor(warmup=3), "threshold", (0.36, 0.1)),
     # What the forecast is made of. At order 1 both forms of it are the same line, and only the gate's differ.
-    "cg-taylor in sigma": (CGTaylor(axis="sigma"), "threshold", (0.36, 0.1, 0.8, 0.6)),
-    "cg-taylor in sigma, 3 steps of warm-up": (CGTaylor(axis="sigma", warmup=3), "threshold", (0.36, 0.8, 0.6)),
-    "cg-taylor of order 2": (CGTaylor(order=2), "threshold", (0.36, 0.1)),
-    "cg-taylor of order 2, Taylor's form": (CGTaylor(order=2, form="taylor"), "threshold", (0.36, 0.1)),
-    "cg-taylor, Taylor's form": (CGTaylor(form="taylor"), "threshold", (0.36, 0.1, 0.3, 0.24)),
-    "cg-taylor in sigma, Taylor's form": (CGTaylor(axis="sigma", form="taylor"), "threshold", (0.36, 0.3, 0.24)),
+    "cg-taylor, Newton's form": (NEWTON, "threshold", (0.36, 0.1, 0.18, 0.8, 0.05, 0.02)),
+    "cg-taylor, order 2": (CGTaylor(order=2), "threshold", (0.36, 0.1)),
+    "cg-taylor, Newton's form, order 2": (replace(NEWTON, order=2), "threshold", (0.36, 0.1)),
+    "cg-taylor, in sigma": (CGTaylor(axis="sigma"), "threshold", (0.36, 0.3, 0.24)),
+    "cg-taylor, Newton's form, in sigma": (replace(NEWTON, axis="sigma"), "threshold", (0.36, 0.1, 0.8, 0.6)),
+    "cg-taylor, 3 steps of warm-up": (CGTaylor(warmup=3), "threshold", (0.36, 0.18)),
+    "cg-taylor, Newton's form, 3 steps of warm-up": (replace(NEWTON, warmup=3), "threshold", (0.36, 0.1)),
+    "cg-taylor, Newton's form, in sigma, 3 steps of warm-up": (
+        replace(NEWTON, axis="sigma", warmup=3),
+        "threshold",
+        (0.36, 0.8, 0.6),
+    ),
+    "cg-taylor, of the output": (CGTaylor(site="output"), "threshold", (0.36, 0.1)),
 }
 """Policies, what is varied of each, and its values, in the order in which a budget that runs out matters least."""
 KEPT = (0.25, 0.12, 0.5, 0.35)

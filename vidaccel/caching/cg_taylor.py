@@ -20,12 +20,18 @@ class CGTaylor(CachePolicy):
     output is forecast too and everything between is skipped. The uncond branch follows the cond branch's decision and
     then runs no layer at all.
 
+    Taylor's form is the default, although Newton's is exact on more curves, because it was no worse wherever both were
+    measured: 128 prompts of wan-tiny, 50 steps, PSNR to the video without a cache against the share of computed steps
+    (`samples/models/wan-tiny/reports/caches-h200.json`). At order 1, where the forms differ in the gate alone: Taylor
+    42.6 dB at 32 %, Newton 40.4 dB at 30 % and 42.8 dB at 34 %. At order 2: Taylor 40.9 dB at 36 %, Newton 36.7 dB at
+    37 %. Published thresholds are the authors', and belong to their form.
+
     Attributes:
         threshold: relative error of the first layer's forecast, from 0. Wan 0.18 (0.36 "fast"), HunyuanVideo 0.08.
         warmup: first steps that are computed.
         gate_order: order of the first layer's forecast.
         order: order of the last layer's forecast.
-        form: "newton" (exact on irregular steps) or "taylor" (the authors').
+        form: "taylor" (the authors') or "newton" (exact for polynomials on irregular steps).
         axis: forecast along the step's index, or along sigma.
         site: what is forecast, the last layer's output or the transformer's, which takes far less memory.
         gate_stride: the gate looks at every n-th token.
@@ -38,7 +44,7 @@ class CGTaylor(CachePolicy):
     last: int = 1
     gate_order: int | None = None
     order: int | None = None
-    form: Form = "newton"
+    form: Form = "taylor"
     axis: Literal["step", "sigma"] = "step"
     site: Site = "layer"
     gate_stride: int = 1
