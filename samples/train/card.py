@@ -44,6 +44,7 @@ ABOUT = {
     ),
 }
 REPEATED = "repeat"
+ASPECTS = ("colour", "shape", "direction", "speed", "texture", "camera")
 _STOCK = """import torch
 from diffusers import {pipeline}
 from vidaccel._samples import path
@@ -121,13 +122,21 @@ def section(report: dict[str, Any]) -> str:
     settings, cells = report["settings"], report["cells"]
     device = report["device"].get("gpu") or report["device"]["cpu"]
     measured = f"{settings['prompts']} prompts, seed {settings['seed']}, {device}, torch {report['versions']['torch']}"
+    measured += f", commit {report['commit']}"
     if "stretches" in cells["dense"]:
         table = _table(["", "density", *_columns(cells)], [_stretches(name, cell) for name, cell in cells.items()])
         return f"Right in each stretch of 40 frames, one after the other; {measured}.\n\n{table}\n"
     header = ["", "computed", "right", "to dense", "PSNR, dB", "SSIM"]
     rows = [_row(name, cell) for name, cell in cells.items() if "failed" not in cell]
     failed = "".join(f"Did not run: {name} ({cell['failed']}).\n" for name, cell in cells.items() if "failed" in cell)
-    return f"{settings['num_inference_steps']} steps; {measured}.\n\n{_table(header, rows)}\n{failed}"
+    opening = f"{settings['num_inference_steps']} steps; {measured}. {_aspects(cells['dense'])}"
+    return f"{opening}\n\n{_table(header, rows)}\n{failed}"
+
+
+def _aspects(dense: dict[str, Any]) -> str:
+    """Say what the dense clips have right; a camera can be seen only where the background has a pattern."""
+    counts = [f"{name} {dense[name]} of {dense.get(f'{name}_of', dense['clips'])}" for name in ASPECTS]
+    return f"Dense: {', '.join(counts)}."
 
 
 def _columns(cells: dict[str, Any]) -> list[str]:

@@ -15,7 +15,8 @@ def test_a_card_holds_the_numbers_of_training_and_reports(tmp_path: Path) -> Non
     (folder / "transformer" / "weights").write_bytes(bytes(2**20))
     (folder / "defaults.json").write_text(json.dumps({"height": 256, "fps": 16}))
     record = Record(folder / "reports" / "attention.json", {"prompts": 4, "seed": 0, "num_inference_steps": 20})
-    answer = {"clips": 4, "computed": 1.0, "right": 3, "right_interval": [0.3, 0.95]}
+    seen = {"colour": 4, "shape": 3, "direction": 4, "speed": 2, "texture": 1, "camera": 1, "camera_of": 3}
+    answer = seen | {"clips": 4, "computed": 1.0, "right": 3, "right_interval": [0.3, 0.95]}
     record.add(cells.DENSE.name, answer)
     record.add(
         "radial 0.35", answer | {"right_to_dense": [-0.25, -0.5, 0.0], "psnr_to_dense": 24.5, "ssim_to_dense": 0.9}
@@ -29,6 +30,7 @@ def test_a_card_holds_the_numbers_of_training_and_reports(tmp_path: Path) -> Non
     assert "1,200 steps of batch 64 in 60 s" in text
     assert "| radial 0.35 | 1.00 | 0.75 (0.30 to 0.95) | -0.25 (-0.50 to +0.00) | 24.5 | 0.900 |" in text
     assert "Did not run: broken 0.35 (ValueError: no)" in text
+    assert "Dense: colour 4 of 4, shape 3 of 4, direction 4 of 4, speed 2 of 4, texture 1 of 4, camera 1 of 3." in text
     assert "height=256" in text
     assert "from_pretrained(folder, **shared_parts(folder), dtype=torch.float32)" in text
     assert "fps=" not in text

@@ -9,6 +9,7 @@ import pytest
 
 from samples.models import MODELS, path
 from samples.train import evaluate
+from vidaccel.render import find, weights
 
 SHIPPED = sorted(name for name in set(MODELS.values()) if (path(name) / "model_index.json").is_file())
 
@@ -41,3 +42,12 @@ def test_four_prompts_come_out_as_in_the_report(name: str, tmp_path: Path) -> No
         if cell != "dense":
             assert now["psnr_to_dense"] == pytest.approx(before["psnr_to_dense"], abs=0.3), cell
             assert set(now["kernels"]) == {"cpu"}, cell
+
+
+@pytest.mark.parametrize("name", sorted(name for name, folder in MODELS.items() if folder in SHIPPED))
+def test_every_name_renders(name: str) -> None:
+    model = find(name)
+    assert model.kind == "sample"
+    assert tuple(model.grid(256, 256, 33)) == (9, 16, 16)
+    weights.check_weights(model, model.folder)
+    assert {"num_inference_steps", "guidance_scale"} <= set(model.defaults())
