@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from samples.models.shared import autoencoder
 from samples.train import flow, joint, loop
 from samples.train.data import Latents
+from samples.train.hints import Hints
 from samples.train.padding import SLOTS
 from samples.train.parts import (
     LATENT_CHANNELS,
@@ -57,9 +58,17 @@ class Denoiser(nn.Module):
 
     def forward(self, latents: Tensor, time: Tensor, ids: Tensor) -> Tensor:
         """Return the velocity, shaped as `latents` (b, c, f, h, w); `time` (b,) lies in [0, 1]."""
+        return self.velocity(latents, time, self.words(ids))
+
+    def words(self, ids: Tensor) -> Tensor:
+        """Return what the pipeline hands to the transformer: one vector a token, pads too."""
+        return self.text_encoder(ids).last_hidden_state
+
+    def velocity(self, latents: Tensor, time: Tensor, words: Tensor) -> Tensor:
+        """Return what `forward` does, of captions already read."""
         velocity = self.transformer(
             latents.transpose(1, 2),
-            self.text_encoder(ids).last_hidden_state,
+            words,
             time * 1000,
             image_rotary_emb=rotary(latents),
             return_dict=False,
@@ -100,9 +109,7 @@ def rotary(latents: Tensor) -> tuple[Tensor, Tensor]:
 
 def main(words: list[str] | None = None) -> None:
     """Train until the budget is spent, or export what was trained."""
-    parser = loop.arguments(__doc__, "build/cogvideox")
-    parser.add_argument("--export", type=Path, help="write the pipeline to this folder and stop")
-    args = parser.parse_args(words)
+    args = joint.arguments(__doc__, "build/cogvideox").parse_args(words)
     if args.export:
         joint.write(assemble(args.out / "ema.safetensors"), args.export, DEFAULTS)
     else:
@@ -119,24 +126,28 @@ def train(args: argparse.Namespace) -> None:
     blocks = model.transformer.transformer_blocks
     teacher = joint.Teacher().to(device)
     loop.compile_blocks([*blocks, *teacher.transformer.blocks], args.eager)
-
+    hints = Hints(blocks, teacher.transformer.blocks, 128, 192).to(device)
+    told, read = joint.table(teacher.words, data.ids), joint.table(model.words, data.ids)
     # An empty caption's guided velocity is its plain one, whatever the strength.
     strength = torch.full((args.batch,), BAKED, device=device)
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
-        latents, ids, _ = data.batch(args.batch, generator, drop=0.12)
+    def draw(generator: torch.Generator, progress: float) -> tuple[Tensor, ...]:
+        latents, numbers = data.pick(args.batch, generator, drop=0.12)
         time = flow.times((args.batch,), generator)
-        return flow.noisy(latents, time[:, None, None, None, None], generator)[0], time, ids
+        inputs, _ = flow.noisy(latents, time[:, None, None, None, None], generator)
+        weight = torch.full((), args.hints * (1 - progress), device=device)
+        return inputs, time, told[numbers], read[numbers], weight
 
-    def loss(inputs: Tensor, time: Tensor, ids: Tensor) -> Tensor:
-        target = joint.guided(teacher, inputs, time, ids, data.empty, strength)
-        return (model(inputs, time, ids).float() - target).square().mean()
+    def loss(inputs: Tensor, time: Tensor, words: Tensor, own: Tensor, weight: Tensor) -> Tensor:
+        target = joint.guided(teacher, inputs, time, words, told[-1], strength)
+        errors = (model.velocity(inputs, time, own).float() - target).square().mean((1, 2, 3, 4))
+        return joint.evened(errors, time) + weight * hints()
 
     def held() -> float:
         latents, ids, _ = data.held(64)
         return flow.held_loss(lambda noisy, time: average(noisy, time, ids), latents)
 
-    loop.fit(model, average, blocks, loss, held, args, draw)
+    loop.fit(model, average, blocks, loss, held, args, draw, hints.parameters())
 
 
 def assemble(weights: Path) -> CogVideoXPipeline:

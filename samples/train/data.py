@@ -16,6 +16,8 @@ from samples.train.padding import SLOTS
 class Latents:
     """All shards of a folder, normalised by the folder's `stats.json`.
 
+    `ids` (captions + 1, slots) holds every clip's captions, one clip after the other, and last the empty one.
+
     Args:
         folder: What `encode` wrote.
         tokenizer: For the captions.
@@ -38,8 +40,8 @@ class Latents:
         self.variants = len(captions[0])
         flat = [caption for line in captions for caption in line] + [""]
         tokens = tokenizer(flat, padding="max_length", max_length=SLOTS, truncation=True)
-        ids = torch.tensor(tokens["input_ids"], device=device)
-        self.ids, self.empty = ids[:-1].view(len(captions), self.variants, SLOTS), ids[-1]
+        self.ids = torch.tensor(tokens["input_ids"], device=device)
+        self.empty = self.ids[-1]
         self.pad = tokenizer.pad_token_id
         self.count = len(self.latents) - held
 
@@ -48,17 +50,22 @@ class Latents:
 
     def batch(self, size: int, generator: torch.Generator, drop: float) -> tuple[Tensor, Tensor, Tensor]:
         """Draw clips: latents (b, c, f, h, w) in float32, token ids (b, slots), mask (b, slots)."""
+        latents, numbers = self.pick(size, generator, drop)
+        ids = self.ids[numbers]
+        return latents, ids, (ids != self.pad).float()
+
+    def pick(self, size: int, generator: torch.Generator, drop: float) -> tuple[Tensor, Tensor]:
+        """Draw clips: latents (b, c, f, h, w) in float32, and which of the `ids` are their captions (b,)."""
         device = generator.device
         rows = torch.randint(self.count, (size,), generator=generator, device=device)
         variant = torch.randint(self.variants, (size,), generator=generator, device=device)
         dropped = torch.rand(size, generator=generator, device=device) < drop
-        ids = torch.where(dropped[:, None], self.empty, self.ids[rows, variant])
-        return self._latents(rows), ids, (ids != self.pad).float()
+        return self._latents(rows), torch.where(dropped, len(self.ids) - 1, rows * self.variants + variant)
 
     def held(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return clips that `batch` never draws, with their full captions."""
         rows = torch.arange(self.count, min(self.count + size, len(self.latents)), device=self.latents.device)
-        ids = self.ids[rows, 0]
+        ids = self.ids[rows * self.variants]
         return self._latents(rows), ids, (ids != self.pad).float()
 
     def _latents(self, rows: Tensor) -> Tensor:

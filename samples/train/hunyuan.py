@@ -23,6 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast,
 from samples.models.shared import autoencoder
 from samples.train import flow, joint, loop
 from samples.train.data import Latents
+from samples.train.hints import Hints
+from samples.train.packed import PackedAttention
 from samples.train.parts import (
     FLOW_SHIFT,
     LATENT_CHANNELS,
@@ -34,7 +36,7 @@ from samples.train.parts import (
 INSTRUCTION = "<instruction>"
 CROP = int(DEFAULT_PROMPT_TEMPLATE["crop_start"])
 """Tokens of the stock template, which the pipeline cuts off the front of the text."""
-STRENGTHS = (1.0, 7.0)
+STRENGTHS = (1.0, 5.0)
 DEFAULTS = {
     "height": 256,
     "width": 256,
@@ -56,9 +58,8 @@ class Denoiser(nn.Module):
         joint.copy_text_encoder(self.text_encoder)
         for block in self.text_encoder.encoder.block[2:]:
             for parameter in block.parameters():
-                nn.init.zeros_(parameter.requires_grad_(False))
-        self.text_encoder.encoder.final_layer_norm.requires_grad_(False)
-        self.text_encoder_2 = build_pooled_encoder(vocabulary)
+                nn.init.zeros_(parameter)
+        self.text_encoder_2 = build_pooled_encoder(vocabulary).requires_grad_(False)
         self.transformer = build_transformer(dual, single)
 
     @property
@@ -68,18 +69,32 @@ class Denoiser(nn.Module):
 
     def forward(self, latents: Tensor, time: Tensor, ids: Tensor, mask: Tensor, strength: Tensor) -> Tensor:
         """Return the velocity, shaped as `latents` (b, c, f, h, w), at times (b,) in [0, 1] and strengths (b,)."""
+        return self.velocity(latents, time, self.words(ids), mask, self.summary(ids), strength)
+
+    def summary(self, ids: Tensor) -> Tensor:
+        """Return one vector a caption, for the modulation."""
+        return self.text_encoder_2(ids).pooler_output
+
+    def words(self, ids: Tensor) -> Tensor:
+        """Return what the pipeline hands to the transformer: one vector a token."""
+        mask = (ids != 0).long()
         instructions = torch.full((len(ids), CROP), self.text_encoder.config.vocab_size - 1, device=ids.device)
-        words = self.text_encoder(
+        return self.text_encoder(
             input_ids=torch.cat((instructions, ids), 1),
-            attention_mask=torch.cat((torch.ones_like(instructions), mask.long()), 1),
+            attention_mask=torch.cat((torch.ones_like(instructions), mask), 1),
             output_hidden_states=True,
         ).hidden_states[-3][:, CROP:]
+
+    def velocity(
+        self, latents: Tensor, time: Tensor, words: Tensor, mask: Tensor, summary: Tensor, strength: Tensor
+    ) -> Tensor:
+        """Return what `forward` does, of captions already read."""
         return self.transformer(
             latents,
             time * 1000,
             words,
             mask,
-            self.text_encoder_2(ids).pooler_output,
+            summary,
             guidance=strength * 1000,
             return_dict=False,
         )[0]
@@ -146,8 +161,8 @@ def build_template_tokenizer() -> PreTrainedTokenizerFast:
 
 def main(words: list[str] | None = None) -> None:
     """Train until the budget is spent, or export what was trained."""
-    parser = loop.arguments(__doc__, "build/hunyuan")
-    parser.add_argument("--export", type=Path, help="write the pipeline to this folder and stop")
+    parser = joint.arguments(__doc__, "build/hunyuan")
+    parser.add_argument("--packed", action="store_true", help="attend without a mask, on a GPU; see packed.py")
     args = parser.parse_args(words)
     if args.export:
         joint.write(assemble(args.out / "ema.safetensors"), args.export, DEFAULTS)
@@ -163,27 +178,37 @@ def train(args: argparse.Namespace) -> None:
     model = Denoiser(len(tokenizer)).to(device)
     average = loop.resume(model, args.out)
     teacher = joint.Teacher().to(device)
+    if args.packed:
+        for block in model.blocks:
+            block.attn.set_processor(PackedAttention())
     loop.compile_blocks([*model.blocks, *teacher.transformer.blocks], args.eager)
+    hints = Hints(model.blocks, teacher.transformer.blocks, 128, 192).to(device)
+    told, read = joint.table(teacher.words, data.ids), joint.table(model.words, data.ids)
+    summaries, masks = joint.table(model.summary, data.ids), (data.ids != data.pad).float()
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
-        latents, ids, mask = data.batch(args.batch, generator, drop=0.0)
+    def draw(generator: torch.Generator, progress: float) -> tuple[Tensor, ...]:
+        latents, numbers = data.pick(args.batch, generator, drop=0.0)
         time = flow.times((args.batch,), generator)
         low, high = STRENGTHS
         strength = low + (high - low) * torch.rand(args.batch, generator=generator, device=device)
-        return flow.noisy(latents, time[:, None, None, None, None], generator)[0], time, ids, mask, strength
+        inputs, _ = flow.noisy(latents, time[:, None, None, None, None], generator)
+        weight = torch.full((), args.hints * (1 - progress), device=device)
+        return inputs, time, told[numbers], strength, read[numbers], masks[numbers], summaries[numbers], weight
 
-    def loss(inputs: Tensor, time: Tensor, ids: Tensor, mask: Tensor, strength: Tensor) -> Tensor:
-        target = joint.guided(teacher, inputs, time, ids, data.empty, strength)
+    def loss(*drawn: Tensor) -> Tensor:
+        inputs, time, words, strength, own, mask, summary, weight = drawn
+        target = joint.guided(teacher, inputs, time, words, told[-1], strength)
         # Errors grow with the strength; weighed evenly, the strongest would drown all others.
-        errors = (model(inputs, time, ids, mask, strength).float() - target).square().mean((1, 2, 3, 4))
-        return (errors / strength).mean()
+        found = model.velocity(inputs, time, own, mask, summary, strength).float()
+        errors = (found - target).square().mean((1, 2, 3, 4))
+        return joint.evened(errors / strength, time) + weight * hints()
 
     def held() -> float:
         latents, ids, mask = data.held(64)
         ones = torch.ones(len(ids), device=device)
         return flow.held_loss(lambda noisy, time: average(noisy, time, ids, mask, ones), latents)
 
-    loop.fit(model, average, model.blocks, loss, held, args, draw)
+    loop.fit(model, average, model.blocks, loss, held, args, draw, hints.parameters())
 
 
 def assemble(weights: Path) -> HunyuanVideoPipeline:

@@ -27,8 +27,8 @@ log = get_logger("train")
 Loss = Callable[..., Tensor]
 """Returns the loss of what a `Draw` drew; without one, draws a batch itself: it is given the generator and how much of
 the budget is spent, in [0, 1]."""
-Draw = Callable[[torch.Generator], tuple[Tensor, ...]]
-"""Draws all that is random in a step; always the same shapes."""
+Draw = Callable[[torch.Generator, float], tuple[Tensor, ...]]
+"""Draws all that changes from step to step, given the same two; always the same shapes."""
 
 
 def arguments(doc: str | None, out: str) -> argparse.ArgumentParser:
@@ -85,7 +85,7 @@ def compile_blocks(blocks: Iterable[nn.Module], eager: bool) -> None:
     """Compile each block on a GPU; equal blocks share one graph, each shape has its own."""
     if torch.cuda.is_available() and not eager:
         for block in blocks:
-            block.compile(fullgraph=True, dynamic=False)
+            block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
 
 
 def fit(
@@ -96,6 +96,7 @@ def fit(
     held: Callable[[], float],
     args: argparse.Namespace,
     draw: Draw | None = None,
+    helpers: Iterable[nn.Parameter] = (),
 ) -> None:
     """Train until the budget is spent, and write weights, average, optimizer state and `training.json` to `args.out`.
 
@@ -107,10 +108,11 @@ def fit(
         held: The average's loss on clips that are never drawn.
         args: From `arguments`.
         draw: Draws for `loss`.
+        helpers: Parameters that are trained along and thrown away.
     """
     device = next(model.parameters()).device
     budget = Budget(args.minutes, args.steps)
-    optimizers, rates = _optimizers(model, blocks, args, device)
+    optimizers, rates = _optimizers(model, blocks, helpers, args, device)
     if (args.out / "optimizer.pt").exists():
         states = torch.load(args.out / "optimizer.pt", weights_only=True, map_location=device)
         for optimizer, state in zip(optimizers, states, strict=True):
@@ -124,10 +126,11 @@ def fit(
     number, saved, total = 0, 0.0, torch.zeros((), device=device)
     pairs = [(e, p) for e, p in zip(average.parameters(), model.parameters(), strict=True) if p.requires_grad]
     value = torch.zeros((), device=device)
-    drawn: tuple[Any, ...] = draw(generator) if draw else ()
+    drawn: tuple[Any, ...] = draw(generator, 0.0) if draw else ()
 
     def step() -> None:
-        model.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         # Casts that are kept for later would be missing from a replay.
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
             found = loss(*drawn)
@@ -143,7 +146,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"].fill_(rate * budget.rate(number, args.warmup))
         if draw:
-            for place, fresh in zip(drawn, draw(generator), strict=True):
+            for place, fresh in zip(drawn, draw(generator, progress), strict=True):
                 place.copy_(fresh)
         else:
             drawn = (generator, progress)
@@ -169,7 +172,11 @@ def fit(
 
 
 def _optimizers(
-    model: nn.Module, blocks: Iterable[nn.Module], args: argparse.Namespace, device: torch.device
+    model: nn.Module,
+    blocks: Iterable[nn.Module],
+    helpers: Iterable[nn.Parameter],
+    args: argparse.Namespace,
+    device: torch.device,
 ) -> tuple[list[torch.optim.Optimizer], list[float]]:
     # Modulation is a table or a projection of the time embedding: it sets sizes, and orthogonal updates do not suit it.
     matrices = [
@@ -179,7 +186,7 @@ def _optimizers(
         if p.ndim == 2 and "table" not in name and "norm" not in name and p.requires_grad and args.matrix_rate
     ]
     chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen] + list(helpers)
     gpu = device.type == "cuda"
     rate = torch.zeros((), device=device)
     adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=gpu, capturable=gpu)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from samples.models.shared import autoencoder, shared_parts
-from samples.train import causal, cogvideox, few_steps, flow, hunyuan, joint
+from samples.train import causal, cogvideox, few_steps, flow, hints, hunyuan, joint, packed
 from samples.train.parts import build_tokenizer
 
 CAPTION = "a small red circle moves up-left and a blue star moves down, camera pans left"
@@ -104,10 +104,38 @@ def test_the_teacher_says_what_the_pipeline_of_wan_tiny_computes_and_is_strength
     with_words, without = pipe.encode_prompt([CAPTION] * 2, max_sequence_length=joint.TEACHER_SLOTS)
     one, none = (pipe.transformer(x, time * 1000, text, return_dict=False)[0] for text in (with_words, without))
     teacher = joint.Teacher()
-    torch.testing.assert_close(teacher(x, time, ids), one, atol=1e-4, rtol=1e-4)
-    empty = torch.tensor(build_tokenizer()([""], padding="max_length", max_length=40)["input_ids"])[0]
-    target = joint.guided(teacher, x, time, ids, empty, torch.tensor([3.0, 1.0]))
+    words = teacher.words(ids)
+    torch.testing.assert_close(teacher(x, time, words), one, atol=1e-4, rtol=1e-4)
+    empty = torch.tensor(build_tokenizer()([""], padding="max_length", max_length=40)["input_ids"])
+    target = joint.guided(teacher, x, time, words, teacher.words(empty)[0], torch.tensor([3.0, 1.0]))
     torch.testing.assert_close(target, torch.stack((none[0] + 3 * (one[0] - none[0]), one[1])), atol=1e-4, rtol=1e-4)
+
+
+def test_attention_without_a_mask_serves_the_stock_model() -> None:
+    torch.manual_seed(0)
+    model = hunyuan.Denoiser(len(build_tokenizer(hunyuan.INSTRUCTION)), dual=1, single=1).eval()
+    x, time, strength = torch.randn(1, 48, 3, 4, 4), torch.tensor([0.4]), torch.tensor([3.0])
+    with torch.no_grad():
+        stock = model(x, time, *words_of(40), strength)
+        for block in model.blocks:
+            block.attn.set_processor(packed.PackedAttention())
+        torch.testing.assert_close(model(x, time, *words_of(40), strength), stock, atol=1e-5, rtol=1e-5)
+
+
+def test_hints_ask_nothing_of_a_student_that_holds_what_its_teacher_holds_on_another_scale() -> None:
+    torch.manual_seed(0)
+    student, teacher = (torch.nn.Sequential(*(torch.nn.Identity() for _ in range(6))) for _ in range(2))
+    watch = hints.Hints(student, teacher, 8, 8)
+    for read in watch.maps:
+        torch.nn.init.eye_(read.weight)
+        torch.nn.init.zeros_(read.bias)
+    scales = torch.logspace(-1, 1, 8)
+    for right in (True, False):
+        held = torch.randn(4, 500, 8)
+        told = held if right else torch.randn(4, 500, 8)
+        student(held)
+        teacher(torch.cat((3 + told * scales, torch.randn(4, 500, 8))))
+        assert (watch() < 1e-2) == right
 
 
 def test_the_autoencoder_keeps_its_function_when_its_scale_moves_into_the_weights() -> None:
