@@ -39,7 +39,8 @@ CURVES: dict[str, tuple[CachePolicy, str, tuple[float, ...]]] = {
     "cg-taylor, Newton's form, order 2": (replace(NEWTON, order=2), "threshold", (0.36, 0.1)),
     "cg-taylor, in sigma": (CGTaylor(axis="sigma"), "threshold", (0.36, 0.3, 0.24)),
     "cg-taylor, Newton's form, in sigma": (replace(NEWTON, axis="sigma"), "threshold", (0.36, 0.1, 0.8, 0.6)),
-    "cg-taylor, 3 steps of warm-up": (CGTaylor(warmup=3), "threshold", (0.36, 0.18)),
+    "cg-taylor, 4 steps of warm-up": (CGTaylor(warmup=4), "threshold", (0.3, 0.24, 0.18)),
+    "cg-taylor, 3 steps of warm-up": (CGTaylor(warmup=3), "threshold", (0.36, 0.24, 0.18)),
     "cg-taylor, Newton's form, 3 steps of warm-up": (replace(NEWTON, warmup=3), "threshold", (0.36, 0.1)),
     "cg-taylor, Newton's form, in sigma, 3 steps of warm-up": (
         replace(NEWTON, axis="sigma", warmup=3),
