@@ -83,6 +83,17 @@ class LTX(Family):
         """The frame rate that the pipeline gives to its RoPE."""
         return {"fps": 25}
 
+    def split_plan(self, transformer: Any) -> dict[str, Any]:
+        """None that works.
+
+        Raises:
+            InstallError: always.
+        """
+        raise InstallError(
+            "LTX-Video cannot be split over several GPUs: diffusers' plan leaves the mask of its cross-attention as it "
+            "was for all heads, and attention of a part of them fails; render one video on each GPU instead"
+        )
+
     def stack(self, transformer: Any) -> Stack:
         """`transformer_blocks`."""
         config = transformer.config

@@ -162,6 +162,7 @@ def refusals() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "cache alone", cache_alone
     yield "ann-cross", cross
     yield "no plan", lambda: vidaccel.enable_parallelism(tiny_pipelines.mochi())
+    yield "ltx", lambda: vidaccel.enable_parallelism(tiny_pipelines.ltx())
     yield "token replace", lambda: vidaccel.enable_parallelism(tiny_pipelines.hunyuan("token_replace"))
     yield "degree", lambda: vidaccel.enable_parallelism(tiny_pipelines.wan(), 3)
 

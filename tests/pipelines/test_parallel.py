@@ -32,6 +32,7 @@ REFUSED = {
     "part adaptive": "adaptive=False",
     "ann-cross": "counts the queries of all tokens",
     "cache alone": 'accelerate(pipe, "dense", ...)',
+    "ltx": "mask of its cross-attention",
     "no plan": "MochiTransformer3DModel",
     "token replace": "token_replace cannot be split",
     "degree": "divisor of 2",
