@@ -104,6 +104,21 @@ def test_tempcache_that_never_merges_shows_what_the_window_shows(transformer: An
     assert worst(run(merged, chunks=7), run(build(transformer), chunks=7)) < 2e-5
 
 
+@pytest.mark.parametrize("others", [(), (LIGHT,), (CausalAnn(block=16),), (FlashBlock(),)], ids=len)
+def test_room_that_is_empty_costs_nothing(transformer: Any, others: Any) -> None:
+    """Until frames have left the cache there are no merged keys, and never more than frames that have left."""
+    model = build(transformer, TempCache(frames=6, threshold=1.01), *others, window=None, sink=0)
+    model.begin(CHUNK)
+    assert model.chunk.density == 1
+    assert model.chunk.plan.extra == 0
+    model.commit()
+    for chunk in range(1, 5):
+        model.begin(CHUNK)
+        assert model.chunk.density <= 1
+        assert model.chunk.plan.extra == min(6, CHUNK * chunk) * model._planner.slots
+        model.commit()
+
+
 def test_hybrid_memory_keeps_the_window_and_remembers_what_left_it(transformer: Any, dense: Any) -> None:
     whole = run(build(transformer, window=None), chunks=8)
     windowed, hybrid = run(build(transformer), chunks=8), build(transformer, HybridMemory(frames=8))

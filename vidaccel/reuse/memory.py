@@ -54,6 +54,7 @@ class ChunkPlan(NamedTuple):
 
     Attributes:
         layout: order of the own tokens.
+        extra: slots of merged keys in use, in front of everything else that is seen.
         k_len: (blocks,) int32, filled slots of the key blocks of everything seen; None where there are no holes.
         tokens: (tokens,) int64, the filled slots of everything seen; None where there are no holes.
         rule: Light Forcing's choice; None where this chunk is dense.
@@ -62,6 +63,7 @@ class ChunkPlan(NamedTuple):
     """
 
     layout: TokenLayout
+    extra: int = 0
     k_len: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
     rule: FrameRule | None = None
@@ -124,11 +126,12 @@ class LayerMemory:
         """A new chunk: whatever was derived from the chunk before is worthless."""
         self.plan = plan
         self._is_stale = True
-        if self.merged is not None:
-            bias = self.merged.bias()
-            rest = self.cache.k.shape[1] - bias.shape[2]
+        if self.merged is not None and plan.extra:
+            bias = torch.nn.functional.pad(self.merged.bias(), (0, self.cache.k.shape[1] - self.cache.extra))
             kept = None if self._bias is None else (self._bias,)
-            (self._bias,) = in_place(kept, torch.nn.functional.pad(bias, (0, rest)))
+            (self._bias,) = in_place(kept, bias[..., self._unused :])
+        else:
+            self._bias = None
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attention of the own chunk's q, k, v (b, own slots, h, d) in the plan's order."""
@@ -142,7 +145,7 @@ class LayerMemory:
     def _window(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attention to the cache and the own chunk."""
         assert self.plan is not None
-        keys, values = self.cache.write(key, value)
+        keys, values = (x[:, self._unused :] for x in self.cache.write(key, value))
         own = key.shape[1]
         has_history = keys.shape[1] > own
         if has_history and (self.methods.flash is not None or self.plan.ann_kept is not None):
@@ -249,6 +252,17 @@ class LayerMemory:
         return out, lse
 
     @property
+    def _unused(self) -> int:
+        """Slots in front of the cache that hold nothing yet."""
+        assert self.plan is not None
+        return self.cache.extra - self.plan.extra
+
+    @property
+    def _merged_sizes(self) -> torch.Tensor | None:
+        """(b * h, extra), where there are merged keys."""
+        return None if self.merged is None or self._bias is None else self.merged.size[:, self._unused :]
+
+    @property
     def _chooses(self) -> bool:
         assert self.plan is not None
         return self.plan.rule is not None or self.plan.ann_kept is not None
@@ -283,9 +297,15 @@ class LayerMemory:
         planes = self._planes or HashPlanes.of(q.shape[-1], select.bits, q.device)
         self._planes = planes
         if self._is_stale or self._sorted is None:
-            code = planes.codes(k)
+            code, weight = planes.codes(k), None
             order = code.argsort(dim=1, stable=True)
-            self._sorted = in_place(self._sorted, order, planes.counts(code.gather(1, order), select.block))
+            if (sizes := self._merged_sizes) is not None:
+                # Places without a merged key stand behind all others, and attract no query.
+                weight = torch.ones_like(code, dtype=torch.float32)
+                weight[:, : sizes.shape[1]] = (sizes > 0).float()
+                order = torch.where(weight > 0, code, planes.affinity.shape[0]).argsort(dim=1, stable=True)
+                weight = weight.gather(1, order)
+            self._sorted = in_place(self._sorted, order, planes.counts(code.gather(1, order), select.block, weight))
             self._is_stale = False
         k_order, k_count = self._sorted
         q_code = planes.codes(q)
@@ -312,12 +332,13 @@ class LayerMemory:
         assert plan.k_len is not None
         block = select.block
         past = plan.k_len.shape[0] - plan.layout.blocks
+        sizes = self._merged_sizes
         if self._is_stale or self._pooled is None:
             start = past * block
             weight = None
-            if self.merged is not None:
-                ones = torch.ones(k.shape[2], start - self.merged.size.shape[1], device=k.device)
-                weight = torch.cat([self.merged.size, ones], 1)
+            if sizes is not None:
+                ones = torch.ones(k.shape[2], start - sizes.shape[1], device=k.device)
+                weight = torch.cat([sizes, ones], 1)
             self._pooled = in_place(self._pooled, block_means(k[:, :start], plan.k_len[:past], block, weight))
             self._is_stale = False
         key, length = self._pooled[0], plan.k_len[:past]
@@ -325,9 +346,7 @@ class LayerMemory:
             key = torch.cat([key, block_means(k[:, past * block :], plan.layout.q_len, block)], 1)
             length = plan.k_len
         rule = plan.rule if own else plan.rule._replace(kept=min(plan.rule.kept, self._eligible(past)))
-        empty = None
-        if self.merged is not None:
-            empty = self.merged.size.unflatten(1, (-1, block)).amax(-1) == 0
+        empty = None if sizes is None else sizes.unflatten(1, (-1, block)).amax(-1) == 0
         chosen = rule.choose(block_means(q, plan.layout.q_len, block), key, length, empty)
         return rectangle(chosen, plan.layout, length)
 

@@ -59,8 +59,8 @@ class ChunkPlanner:
         self.grid = grid
         self._device = device
         self._layouts: dict[int, TokenLayout] = {}
-        # Tensors of plans, by frames; always the same ones, for CUDA graphs.
-        self._holes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        # Tensors of plans, by frames (and merged keys); always the same ones, for CUDA graphs.
+        self._holes: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self._always: dict[int, torch.Tensor] = {}
         block = methods.block
         self._frame = None if block is None else frame_layout(1, *grid, block)
@@ -91,19 +91,21 @@ class ChunkPlanner:
         layout = self.layout(own)
         made = start + own
         dense_frames = made if self.rollout.window is None else min(made, self.rollout.window)
-        seen = len(history) + own + self.extra / self.slots
-        plan = ChunkPlan(layout)
+        # Frames that were never absorbed have left no merged keys.
+        extra = min(self.extra, (start - len(history)) * self.slots)
+        seen = len(history) + own + extra / self.slots
+        plan = ChunkPlan(layout, extra)
         density, note = seen / dense_frames, ""
         select = self.methods.select
         if self._frame is not None:
             plan = self._with_holes(plan, len(history) + own)
-        if isinstance(select, CausalLightForcing) and (history or self.extra):
-            kept, rule, note = self._light_forcing(select, start, own, history, dense_frames)
+        if isinstance(select, CausalLightForcing) and (history or extra):
+            kept, rule, note = self._light_forcing(select, start, own, history, dense_frames, extra)
             if rule is not None:
                 plan = plan._replace(rule=rule)
                 density = kept * select.block / (dense_frames * self.slots)
-        elif isinstance(select, CausalAnn) and (history or self.extra):
-            blocks = -(-(len(history) * self.slots + self.extra) // select.block)
+        elif isinstance(select, CausalAnn) and (history or extra):
+            blocks = -(-(len(history) * self.slots + extra) // select.block)
             if select.density >= self.methods.break_even:
                 note = self._dense_note(select.density)
             else:
@@ -113,12 +115,12 @@ class ChunkPlanner:
         return PlannedChunk(plan, len(history), density, note)
 
     def _light_forcing(
-        self, select: CausalLightForcing, start: int, own: int, history: list[int], dense_frames: int
+        self, select: CausalLightForcing, start: int, own: int, history: list[int], dense_frames: int, extra: int
     ) -> tuple[int, FrameRule | None, str]:
         per_frame = self.slots // select.block
         growth = Growth(select.density, select.base_density, self.rollout.chunk, select.frames, self.rollout.window)
         wanted = growth.at(start // self.rollout.chunk)
-        before = self.extra // select.block
+        before = extra // select.block
         keep_frames = select.keep_frames if len(history) > select.keep_frames else None
         looked = len(history) if keep_frames is None else keep_frames
         eligible = before + (looked + own) * per_frame
@@ -137,12 +139,13 @@ class ChunkPlanner:
         return f"dense: density {density:.2f} of what is there is above the break-even of {self.methods.break_even}"
 
     def _with_holes(self, plan: ChunkPlan, frames: int) -> ChunkPlan:
-        if frames not in self._holes:
+        if (frames, plan.extra) not in self._holes:
             assert self._frame is not None
             block = self._frame.block
             lengths = self._frame.q_len.repeat(frames)
-            lengths = torch.cat([torch.full((self.extra // block,), block, dtype=torch.int32), lengths])
+            lengths = torch.cat([torch.full((plan.extra // block,), block, dtype=torch.int32), lengths])
             frame = torch.arange(frames)[:, None] * self.slots
-            tokens = torch.cat([torch.arange(self.extra), (self._frame.slot_of + frame).flatten() + self.extra])
-            self._holes[frames] = (lengths.to(self._device), tokens.to(self._device))
-        return plan._replace(k_len=self._holes[frames][0], tokens=self._holes[frames][1])
+            tokens = torch.cat([torch.arange(plan.extra), (self._frame.slot_of + frame).flatten() + plan.extra])
+            self._holes[frames, plan.extra] = (lengths.to(self._device), tokens.to(self._device))
+        k_len, tokens = self._holes[frames, plan.extra]
+        return plan._replace(k_len=k_len, tokens=tokens)

@@ -184,11 +184,11 @@ class HashPlanes(NamedTuple):
             code = code ^ (code >> shift)
         return code.T
 
-    def counts(self, codes: torch.Tensor, block: int) -> torch.Tensor:
-        """(h, blocks, codes) fp32: how often each code stands in each block of (h, tokens) codes."""
+    def counts(self, codes: torch.Tensor, block: int, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """(h, blocks, codes) fp32: how often each code stands in each block of (h, tokens) codes, or its weights."""
         kinds, tokens = self.affinity.shape[0], codes.shape[1]
         blocks = -(-tokens // block)
         cell = torch.arange(tokens, device=codes.device) // block * kinds + codes
         counts = torch.zeros(codes.shape[0], blocks * kinds, device=codes.device)
-        counts = counts.scatter_add(1, cell, torch.ones_like(cell, dtype=torch.float32))
+        counts = counts.scatter_add(1, cell, torch.ones_like(cell, dtype=torch.float32) if weight is None else weight)
         return counts.view(-1, blocks, kinds)

@@ -25,7 +25,7 @@ from .methods import TempCache
 
 
 class MergedKeys:
-    """Merged keys of one layer: the first `room` slots of its cache.
+    """Merged keys of one layer: the first `room` slots of its cache, used from the last one on.
 
     Args:
         layer: whose first `extra` slots they fill.
@@ -84,7 +84,8 @@ class MergedKeys:
         room = self.size.shape[1]
         # Groups that go on are not to be given away below. Index `room` is a place for what is written nowhere.
         newest = _padded(self._newest).scatter(1, torch.where(joins, group, room), number)[:, :room]
-        longest_ago = newest.argsort(dim=1, stable=True)
+        # From the back, so that what was never used is in front, and need not be attended to.
+        longest_ago = room - 1 - newest.flip(1).argsort(dim=1, stable=True)
         rank = ((~joins).cumsum(1) - 1).clamp(min=0)
         slot = torch.where(joins, group, longest_ago.gather(1, rank))
         begun = torch.where(joins, room, slot)
