@@ -83,3 +83,4 @@ def test_demo(invoke: Callable, failed: Callable, wan: Path, tmp_path: Path) -> 
     human = invoke(*options)
     assert "denoising speed-up" in human.stdout
     assert "PSNR" in human.stdout
+    assert Path(data["page"]).read_text().count("data:video/mp4;base64,") == 2

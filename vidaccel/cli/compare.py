@@ -35,20 +35,11 @@ def compare(
     not say), and figures are means over the pairs, with 95 % intervals.
     """
     from ..errors import UsageError
-    from ..files import replacing
-    from ..lab.shown import shows
-    from ..render.video import check_writable
-    from ..report import comparison
 
     screen = Screen(format)
     if len(videos) < 2:
         raise UsageError("one video was given; two or more are compared, the first is the reference")
-    check_writable(output)
-    entries = _entries(screen, videos)
-    data = comparison.compare(entries, shows)
-    command = shlex.join(["vidaccel", "compare", *map(str, videos), "-o", str(output)])
-    with replacing(output) as temporary:
-        temporary.write_text(comparison.html(entries, data, command), encoding="utf-8")
+    data = write_page(screen, videos, output)
     if screen.json({**data, "page": str(output)}) or screen.names([output]):
         return
     screen.table(
@@ -59,6 +50,22 @@ def compare(
         if run["right"]:
             screen.line(f"{label}: {run['right']['right']} of {run['right']['of']} show what their prompt says")
     screen.line(f"page: {output}")
+
+
+def write_page(screen: Screen, videos: Sequence[Path], output: Path) -> dict[str, Any]:
+    """Compare videos, or folders of them, and write the page. Returns `comparison.compare`'s data."""
+    from ..files import replacing
+    from ..lab.shown import shows
+    from ..render.video import check_writable
+    from ..report import comparison
+
+    check_writable(output)
+    entries = _entries(screen, videos)
+    data = comparison.compare(entries, shows)
+    command = shlex.join(["vidaccel", "compare", *map(str, videos), "-o", str(output)])
+    with replacing(output) as temporary:
+        temporary.write_text(comparison.html(entries, data, command), encoding="utf-8")
+    return data
 
 
 def _cells(found: dict[str, Any]) -> dict[str, object]:

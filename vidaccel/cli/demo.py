@@ -25,6 +25,7 @@ def demo(
     from ..recipe import Recipe
     from ..render import DENSE, RenderJob, find, open_pipeline, save, video, weights
     from .batch import measured, render_with_progress
+    from .compare import write_page
     from .output import prepare
 
     screen = Screen(format)
@@ -50,7 +51,10 @@ def demo(
             **measured(rendering),
         }
     speedup = results["dense"]["seconds"]["denoise"] / results["sparse"]["seconds"]["denoise"]
+    page = output / "compare.html"
+    write_page(screen, [output / f"{name}.mp4" for name in jobs], page)
     data = {**results, "denoising_speedup": speedup, "psnr_db": video.psnr(frames["dense"], frames["sparse"])}
+    data |= {"page": str(page)}
     if screen.json(data) or screen.names(result["file"] for result in results.values()):
         return
     screen.table(
@@ -72,6 +76,7 @@ def demo(
         f"{dense.num_inference_steps} steps, seed {seed}",
     )
     screen.pairs({"denoising speed-up": f"{speedup:.2f}x", "PSNR sparse against dense": f"{data['psnr_db']:.1f} dB"})
+    screen.line(f"side by side: {page}")
 
 
 def _warm_up(pipe: Any, job: Any) -> None:
