@@ -283,13 +283,6 @@ class Installation:
         for text in (f"{message}{asked}, visited {plan.visited:.3f}", *plan.notes):
             if self.door.trace.note(text):
                 logger.info(text)
-        if plan.delivered >= 1:
-            warnings.warn(
-                f"{message}: the pattern keeps every pair at this size, so nothing is gained; "
-                "ask for a lower density, or smaller blocks",
-                VidaccelWarning,
-                stacklevel=2,
-            )
-        elif (told := advice(self.pattern, plan, layout, density, site)) and self.door.trace.note(told):
+        if (told := advice(self.pattern, plan, layout, density, site)) and self.door.trace.note(told):
             warnings.warn(told, VidaccelWarning, stacklevel=2)
         return plan

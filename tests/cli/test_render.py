@@ -85,6 +85,14 @@ def test_cache(invoke: Callable, wan: Path, tmp_path: Path, options: list[str]) 
     assert invoke("rerun", "a.mp4", "--strict").exit_code == 0
 
 
+def test_a_pattern_that_cannot_help_is_told_before_the_run(invoke: Callable, wan: Path) -> None:
+    options = ("--attention", "neighborhood", "--set", "attention.block=64", "--density", "0.5", "--steps", "4")
+    made = invoke(*RED, "-m", wan, *options, "-o", "a.mp4")
+    assert made.exit_code == 0, made.output
+    note = made.stderr.index("note: neighborhood cannot help on a 3x4x4 grid")
+    assert note < made.stderr.index("loading")
+
+
 def test_unknown_cache_names_those_there_are(invoke: Callable, failed: Callable, wan: Path) -> None:
     failed(invoke(*RED, "-m", wan, "--cache", "tailor"), 2, "'tailor'", "cg-taylor")
 

@@ -233,6 +233,8 @@ def render(
         if world.is_first:
             _show(screen, first, found, planned, paths)
         return
+    for note in planned["notes"]:
+        screen.say(f"note: {note}")
     if first.recipe.cache is not None:
         screen.say(f"cache {first.recipe.cache.name} holds at most {planned['cache_gib']:.3g} GiB")
     run_jobs(

@@ -50,7 +50,12 @@ def advice(pattern: Pattern, plan: Plan, layout: TokenLayout, density: float | N
         density: the density that was asked for.
         site: the layer.
     """
-    if expected_gain(plan) > 1 or plan.delivered >= 1:
+    if plan.delivered >= 1:
+        return (
+            f"{pattern.name} on a {layout.grid} grid, {plan.rule}: the pattern keeps every pair at this size, so "
+            "nothing is gained; ask for a lower density, or smaller blocks"
+        )
+    if expected_gain(plan) > 1:
         return None
     found = []
     for words, other in _alternatives(pattern, plan, layout):

@@ -48,6 +48,10 @@ def test_what_helps_says_nothing(pattern, grid, density):
     assert told(pattern, grid, density) is None
 
 
+def test_a_pattern_that_keeps_everything_gains_nothing():
+    assert "keeps every pair at this size" in told(SlidingWindow(), (3, 4, 4), 0.9)
+
+
 def test_nothing_better_there_is_said_too():
     assert "ask for a lower density, or run it dense" in told(TopK(block=16), (4, 8, 8), 0.95)
     assert "ask for a lower density" in told(Union((TopK(),)), (9, 16, 16), 0.95)
