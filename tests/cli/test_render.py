@@ -93,6 +93,15 @@ def test_a_pattern_that_cannot_help_is_told_before_the_run(invoke: Callable, wan
     assert note < made.stderr.index("loading")
 
 
+def test_few_steps_are_told_before_the_run(invoke: Callable, wan: Path) -> None:
+    few, many = (
+        invoke(*RED, "-m", wan, "--cache", "cg-taylor", "--steps", steps, "--dry-run", "--format", "json")
+        for steps in (4, 9)
+    )
+    assert any("4 steps are too few for caching to help" in note for note in json.loads(few.stdout)["notes"])
+    assert not json.loads(many.stdout)["notes"]
+
+
 def test_unknown_cache_names_those_there_are(invoke: Callable, failed: Callable, wan: Path) -> None:
     failed(invoke(*RED, "-m", wan, "--cache", "tailor"), 2, "'tailor'", "cg-taylor")
 

@@ -172,12 +172,8 @@ class Cache:
         parts = self._parts[trait]
         for note in parts.notes:
             self._say(note)
-        if step.total is not None and step.total <= FEW_STEPS:
-            self._say(
-                f"{step.total} steps are too few for caching to help: neighbouring steps of so short a run differ too "
-                "much to be forecast, and most of them are warm-up; leave the cache out",
-                warn=True,
-            )
+        if told := useless(step.total):
+            self._say(told, warn=True)
         self._check_memory(call, parts, 1 if branch == "cond_uncond" else 2)
         group = parallel_group(self.door.transformer)
         if group is not None and parts.base != "nothing":
@@ -226,6 +222,16 @@ class Cache:
                 warnings.warn(text, VidaccelWarning, stacklevel=3)
             else:
                 logger.info(text)
+
+
+def useless(steps: int | None) -> str | None:
+    """What to tell a user whose run has too few steps for any cache; None elsewhere."""
+    if steps is None or steps > FEW_STEPS:
+        return None
+    return (
+        f"{steps} steps are too few for caching to help: neighbouring steps of so short a run differ too much to be "
+        "forecast, and most of them are warm-up; leave the cache out"
+    )
 
 
 def parallel_group(transformer: Any) -> Any:

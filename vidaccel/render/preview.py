@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..caching import estimate_bytes
+from ..caching.cache import useless
 from ..errors import UsageError
 from ..family import Call
 from ..grid import Site, VideoGrid
@@ -54,6 +55,8 @@ def preview(job: ReadyJob, model: Model) -> dict[str, Any]:
         calls = [(layer, branch) for branch in branches for layer in range(model.layers)]
         asked = (schedule.density(step, layer, model.layers, branch, None, requested) for layer, branch in calls)
         steps.append([density(each) for each in asked])
+    if job.recipe.cache is not None and (told := useless(total)):
+        notes.append(told)
     sparse = [step for step in steps if min(step) < DENSE]
     return {
         "model": {"reference": model.reference, "kind": model.kind, "pipeline": model.pipeline, "layers": model.layers},
