@@ -28,6 +28,14 @@ def test_one_row_each(invoke: Callable[..., Result], tmp_path: Path) -> None:
     assert json.loads((tmp_path / "rows.json").read_text()) == record
 
 
+def test_peers_have_rows_too(invoke: Callable[..., Result]) -> None:
+    result = invoke(*QUICK, "--peers", "cache-dit,sparsevideo,fastvideo-sta", "--format", "json")
+    rows = [row for row in json.loads(result.stdout)["rows"] if row["kind"] == "peer"]
+    assert [row["ok"] for row in rows] == [False] * 3
+    for row, words in zip(rows, ("bench render", "bench render", "fastvideo_kernel"), strict=True):
+        assert words in row["reason"]
+
+
 def test_json_on_stdout(invoke: Callable[..., Result]) -> None:
     result = invoke(*QUICK, "--format", "json")
     assert json.loads(result.stdout)["rows"][0]["kind"] == "dense"

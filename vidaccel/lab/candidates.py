@@ -70,38 +70,40 @@ def pair(one: Recipe, other: Recipe) -> Recipe:
     return one.merge(cache=other.cache)
 
 
-def turns(recipe: Recipe, faster: bool, steps: int) -> list[Recipe]:
-    """The recipe with one knob turned, for each of its knobs.
+def turns(recipe: Recipe, faster: bool, steps: int, times: int = 1) -> dict[str, Recipe]:
+    """The recipe with one knob turned, for each of its knobs by name.
 
     Args:
         recipe: the recipe.
         faster: towards speed; else towards quality.
         steps: denoising steps: warm-ups are counted in these.
+        times: so many turns at once.
     """
-    found = [replace(recipe, cache=cache) for cache in turned(recipe.cache, faster, steps)]
+    caches = turned(recipe.cache, faster, steps, times)
+    found = {name: replace(recipe, cache=cache) for name, cache in caches.items()}
     if recipe.attention is not None and recipe.density is not None:
-        density = recipe.density / TURN if faster else recipe.density * TURN
+        density = recipe.density * TURN ** (-times if faster else times)
         if _LEAST_DENSITY <= density <= _MOST_DENSITY:
-            found.append(replace(recipe, density=round(density, 4)))
-        share = round(float(recipe.schedule.dense_steps) + (-_SHARE if faster else _SHARE), 4)
+            found["density"] = replace(recipe, density=round(density, 4))
+        share = round(float(recipe.schedule.dense_steps) + _SHARE * (-times if faster else times), 4)
         if 0 <= share <= 0.9:
-            found.append(replace(recipe, schedule=replace(recipe.schedule, dense_steps=share)))
+            found["dense_steps"] = replace(recipe, schedule=replace(recipe.schedule, dense_steps=share))
     return found
 
 
-def turned(cache: CachePolicy | None, faster: bool, steps: int) -> list[CachePolicy]:
-    """A policy with one knob turned, for each of its knobs."""
+def turned(cache: CachePolicy | None, faster: bool, steps: int, times: int = 1) -> dict[str, CachePolicy]:
+    """A policy with one knob turned, for each of its knobs by name; arguments as for `turns`."""
     knobs: Any = cache
-    found: list[Any] = []
+    found: dict[str, Any] = {}
     if getattr(cache, "threshold", None) is not None:
-        threshold = knobs.threshold * TURN if faster else knobs.threshold / TURN
-        found.append(replace(knobs, threshold=float(f"{threshold:.4g}")))
-    if hasattr(cache, "interval") and knobs.interval + (1 if faster else -1) >= 2:
-        found.append(replace(knobs, interval=knobs.interval + (1 if faster else -1)))
+        threshold = knobs.threshold * TURN ** (times if faster else -times)
+        found["threshold"] = replace(knobs, threshold=float(f"{threshold:.4g}"))
+    if hasattr(cache, "interval") and knobs.interval + (times if faster else -times) >= 2:
+        found["interval"] = replace(knobs, interval=knobs.interval + (times if faster else -times))
     if isinstance(getattr(cache, "warmup", None), int):
-        warmup = knobs.warmup + (-1 if faster else 1)
+        warmup = knobs.warmup + (-times if faster else times)
         if 1 <= warmup < steps:
-            found.append(replace(knobs, warmup=warmup))
+            found["warmup"] = replace(knobs, warmup=warmup)
     return found
 
 

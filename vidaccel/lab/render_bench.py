@@ -8,7 +8,7 @@ The record (schema 1) is {"schema", "what": "render", "versions", "device", "sys
 of three kinds:
     first       key, kind, variant, compiled, ok, reason, first_s, peak_gib (of a second render), psnr, ssim, motion
                 (against stock diffusers, eager, on torch's choice), computed_steps, effective_density
-    round       key, kind, number, seconds {side: {"denoise", "decode", "total"}}, clock_mhz after it
+    round       key, kind, number, seconds {name: {"denoise", "decode", "total"}}, failed {name: reason}, clock_mhz
     render      key, kind, what ("dense", "vidaccel", "peer"), variant, compiled, ok, reason, all of "first", rounds,
                 denoise_s, decode_s, total_s (medians), against (the fastest dense one), speedup (the median ratio of
                 total seconds within a round), speedup_low, speedup_high
@@ -194,11 +194,11 @@ class RenderBench:
         playing = {name: turn for name, turn in turns.items() if turn.entrant in missing or turn.entrant is known}
         title = ", ".join(playing)
         for number in range(repeats if playing else 0):
-            self._round(f"round {number} of {title}", number, playing)
+            if self.rows.find(key := f"round {number} of {title}") is None:
+                self._round(key, number, playing)
         rounds = [row for n in range(repeats) if (row := self.rows.find(f"round {n} of {title}")) is not None]
         for entrant in missing:
-            if entrant.name in playing:
-                self._add(entrant, rounds, entrants)
+            self._add(entrant, rounds, entrants)
 
     def _first(self, entrant: Entrant) -> Turn | None:
         """The first renders, which others do not wait for; None where they fail."""
@@ -217,8 +217,6 @@ class RenderBench:
             row = {"key": key, "kind": "first", "variant": entrant.variant, "compiled": entrant.compiled, **found}
             self.rows.add(row)
             self._say(f"{entrant.name}: " + (f"first render {row['first_s']:.1f} s" if row["ok"] else row["reason"]))
-            if not row["ok"]:
-                self.rows.add(_row(entrant) | found)
         if not found["ok"]:
             if turn is not None and turn.run is not None:
                 turn.run.remove()
@@ -234,15 +232,20 @@ class RenderBench:
         means = quality.measure(turn.frames, reference.frames)["mean"]
         row |= {"psnr": means["psnr_db"], "ssim": means["ssim"], "motion": means["motion_ratio"], **turn.about()}
 
-    def _round(self, key: str, number: int, turns: Mapping[str, Turn]) -> None:
-        if self.rows.find(key) is not None:
-            return
+    def _round(self, key: str, number: int, turns: dict[str, Turn]) -> None:
+        """Everybody renders once; who fails is out."""
         seconds: dict[str, dict[str, float]] = {}
-        for name, turn in turns.items():
-            turn()
-            seconds[name] = turn.seconds
+        failed: dict[str, str] = {}
+        for name, turn in list(turns.items()):
+            try:
+                turn()
+                seconds[name] = turn.seconds
+            except Exception as error:
+                failed[name] = f"in round {number + 1}: {timing.why(error)}"
+                del turns[name]
         clock = timing.clock_mhz() if self._device.type == "cuda" else None
-        self.rows.add({"key": key, "kind": "round", "number": number, "seconds": seconds, "clock_mhz": clock})
+        row = {"key": key, "kind": "round", "number": number, "seconds": seconds, "clock_mhz": clock}
+        self.rows.add(row | ({"failed": failed} if failed else {}))
         self._say(
             f"round {number + 1}: " + ", ".join(f"{name} {each['total']:.2f} s" for name, each in seconds.items())
         )
@@ -251,6 +254,10 @@ class RenderBench:
         """The row that sums up what was measured of an entrant."""
         first = self.rows.find(f"first {entrant.name}")
         assert first is not None
+        reasons = [why for row in rounds if (why := row.get("failed", {}).get(entrant.name))]
+        if reasons or not first["ok"]:
+            self.rows.add(_row(entrant) | {"ok": False, "reason": reasons[0] if reasons else first["reason"]})
+            return
         mine = [row["seconds"][entrant.name] for row in rounds]
         found = {f"{part}_s": median(each[part] for each in mine) for part in ("denoise", "decode", "total")}
         dense = [e.name for e in entrants if e.what == "dense" and all(e.name in row["seconds"] for row in rounds)]

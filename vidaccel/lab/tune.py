@@ -170,12 +170,21 @@ class Search:
 
     def _climb(self, aim: Aim) -> None:
         """Turn knobs one at a time, on both sides of the goal, until that helps no more."""
-        steps, turned = self.trials.job.num_inference_steps, set[str]()
+        turned: set[str] = set()
         while rows := [row for row in self._beside(aim) if row["hash"] not in turned]:
             for row in rows:
                 turned.add(row["hash"])
-                for recipe in turns(Recipe.from_dict(row["recipe"]), faster=aim.wants_speed(row), steps=steps):
-                    self._try(recipe)
+                self._turn(row, faster=aim.wants_speed(row))
+
+    def _turn(self, row: Row, faster: bool) -> None:
+        """Turn each knob; a threshold where nothing changes further: few steps leave a gate few choices."""
+        recipe, steps = Recipe.from_dict(row["recipe"]), self.trials.job.num_inference_steps
+        for knob in turns(recipe, faster, steps):
+            for times in (1, 2, 4, 8) if knob == "threshold" else (1,):
+                changed = turns(recipe, faster, steps, times).get(knob)
+                found = None if changed is None else self._try(changed)
+                if found is None or any(found[name] != row[name] for name in ("psnr", "work_speedup")):
+                    break
 
     def _beside(self, aim: Aim) -> list[Row]:
         """The best row, and the nearest miss that would be better than it, did it reach the goal."""

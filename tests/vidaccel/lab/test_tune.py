@@ -125,15 +125,19 @@ def test_settled_leaves_out_what_only_first_calls_cost() -> None:
 def test_knobs_turn_one_at_a_time_and_back() -> None:
     recipe = Recipe(Radial(block=64), 0.4, Schedule(dense_steps=0.2), CGTaylor(threshold=0.2, warmup=3))
     faster = turns(recipe, True, 20)
-    assert [(r.density, r.schedule.dense_steps, r.cache.threshold, r.cache.warmup) for r in faster] == [  # type: ignore[union-attr]
-        (0.4, 0.2, 0.25, 3),
-        (0.4, 0.2, 0.2, 2),
-        (0.32, 0.2, 0.2, 3),
-        (0.4, 0.15, 0.2, 3),
-    ]
-    for turned in faster:
-        assert recipe.hash in {back.hash for back in turns(turned, False, 20)}
-    assert turns(Recipe(cache=TaylorSeer(interval=2)), False, 20) == [Recipe(cache=TaylorSeer(interval=2, warmup=2))]
+    changed: dict[str, Any] = {name: (r.density, r.schedule.dense_steps, r.cache) for name, r in faster.items()}
+    assert changed == {
+        "threshold": (0.4, 0.2, CGTaylor(threshold=0.25, warmup=3)),
+        "warmup": (0.4, 0.2, CGTaylor(threshold=0.2, warmup=2)),
+        "density": (0.32, 0.2, recipe.cache),
+        "dense_steps": (0.4, 0.15, recipe.cache),
+    }
+    for name, turned in faster.items():
+        assert turns(turned, False, 20)[name].hash == recipe.hash
+    assert turns(recipe, True, 20, 2)["dense_steps"].schedule.dense_steps == 0.1
+    assert "warmup" not in turns(recipe, True, 20, 3)
+    slower = turns(Recipe(cache=TaylorSeer(interval=2)), False, 20)
+    assert slower == {"warmup": Recipe(cache=TaylorSeer(interval=2, warmup=2))}
     assert further(Recipe(cache=TaylorSeer(interval=3)), 2.0).cache == TaylorSeer(interval=6)
     both = pair(Recipe(Radial(), 0.4), Recipe(cache=CGTaylor(threshold=0.2)))
     assert (both.attention, both.density, both.cache) == (Radial(), 0.4, CGTaylor(threshold=0.2))

@@ -1,0 +1,60 @@
+"""Whole renders in turn, on a tiny pipeline: who fails is out, the others go on, and nobody changes anybody."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from vidaccel.grid import VideoGrid
+from vidaccel.lab.peers import Peer
+from vidaccel.lab.render_bench import Entrant, RenderBench
+from vidaccel.lab.rows import Rows
+from vidaccel.recipe import Recipe
+from vidaccel.render.job import ReadyJob
+
+JOB = ReadyJob(
+    "a cat", height=64, width=64, num_frames=9, num_inference_steps=3, max_sequence_length=16, device="cpu",
+    dtype="float32",
+)  # fmt: skip
+
+
+def test_who_fails_in_a_later_round_is_out_and_the_others_go_on(wan: Any) -> None:
+    renders: list[int] = []
+
+    @contextlib.contextmanager
+    def moody(pipe: Any, grid: VideoGrid) -> Iterator[None]:
+        renders.append(len(renders))
+        if len(renders) > 2:
+            raise RuntimeError("no more")
+        yield
+
+    before = dict(wan.transformer.attn_processors)
+    rows = Rows({"versions": {}, "device": {}}, what="render")
+    lab = RenderBench(wan, JOB, VideoGrid(3, 4, 4), rows)
+    cached = Recipe.from_dict({"cache": {"name": "taylorseer", "interval": 2}})
+    entrants = [
+        Entrant("dense", "stock", False),
+        Entrant("vidaccel", "ours", False, recipe=cached),
+        Entrant("peer", "moody", False, peer=Peer("moody", "cache", "torch", moody)),
+    ]
+    lab.run(entrants, 3)
+    found = {row["variant"]: row for row in rows.rows if row["kind"] == "render"}
+    assert not found["moody"]["ok"]
+    assert found["moody"]["reason"] == "in round 2: RuntimeError: no more"
+    rounds = [set(row["seconds"]) for row in rows.rows if row["kind"] == "round"]
+    assert rounds == [{"stock", "ours", "moody"}, {"stock", "ours"}, {"stock", "ours"}]
+    assert found["ours"]["ok"]
+    assert found["ours"]["rounds"] == 3
+    assert found["ours"]["computed_steps"] == 2
+    assert found["ours"]["speedup"] == pytest.approx(
+        sorted(
+            row["seconds"]["stock"]["total"] / row["seconds"]["ours"]["total"]
+            for row in rows.rows
+            if row["kind"] == "round"
+        )[1]
+    )
+    # The pipeline that was given is as it was.
+    assert wan.transformer.attn_processors == before
