@@ -12,22 +12,25 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from .gluon_parts import AHEAD, FLOOR, ROWS, SHIFT, clear, facts_of, place_of, scores, sent, softmax, write
+from .gluon_parts import AHEAD, FLOOR, ROWS, SHIFT, clear, entry_of, facts_of, place_of, scores, sent, softmax, write
 
 
 @gluon.jit
-def _entry(IDX, lengths, first, word, place, n, own, lk, KEYS: gl.constexpr):
-    """An entry, whose word was loaded one entry ago.
+def _next(entries_s, k_ready, step, place, n, own, STAGES: gl.constexpr):
+    """Wait for the next tile of keys of the list.
 
     Returns:
-        The next word (the last again beyond the end), and of this entry the block, how many tokens it holds, and how
-        the consumer keeps it: 0 not at all, 1 decided token by token, 2 whole.
+        Its block, how many tokens that holds, and how the consumer keeps it: 0 not at all, 1 decided token by token, 2
+        whole; behind the end of the list 0 at once.
     """
-    inside = place < n
-    ahead = gl.load(IDX + first + gl.minimum(place + 1, n - 1), mask=inside, other=0)
-    block = word >> SHIFT
-    length = gl.load(lengths + block, mask=inside, other=0)
-    return ahead, block, gl.minimum(length, lk - block * KEYS), (word >> (2 * own)) & 3
+    block = place * 0
+    length = block
+    kind = block
+    if place < n:
+        entry, length = entry_of(entries_s, k_ready, step, STAGES)
+        block = entry >> SHIFT
+        kind = (entry >> (2 * own)) & 3
+    return block, length, kind
 
 
 @gluon.jit
@@ -48,8 +51,10 @@ def consumer(
     W: gl.constexpr,
 ):
     """Attend with 64 queries of each tile."""
-    q_s, k_s, v_s, facts_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = shared
-    IDX, Q_LEN, K_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk, k_len_stride = given
+    q_s, k_s, v_s, facts_s, entries_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = (
+        shared
+    )
+    Q_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk = given
     bias_b, bias_h = strides
     DT: gl.constexpr = k_s.dtype
     S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
@@ -64,7 +69,7 @@ def consumer(
     keys = (lk + KEYS - 1) // KEYS * KEYS
     done = 0
     step = 0
-    tile, first, n, _full, word, length = facts_of(facts_s, facts_ready, done)
+    tile, n, _full = facts_of(facts_s, facts_ready, done)
     while tile < total:
         slot = done % AHEAD
         mbarrier.arrive(facts_free.index(slot), count=1)
@@ -73,7 +78,6 @@ def consumer(
         own = (i * CONSUMERS + W) // SHARE - i * CONSUMERS // SHARE
         query = (i * CONSUMERS + W) * ROWS + gl.arange(0, ROWS, R_L)
         bias = KEY_BIAS + sample.to(gl.int64) * bias_b + head.to(gl.int64) * bias_h
-        lengths = K_LEN + sample * k_len_stride
         q = q_s.index(slot * CONSUMERS + W).reshape([ROWS, D])
         m = gl.full([ROWS], FLOOR, gl.float32, R_L)
         mass = gl.zeros([ROWS], gl.float32, R_L)
@@ -83,16 +87,15 @@ def consumer(
             sent()
             mbarrier.arrive(q_free.index((done - 1) % AHEAD * CONSUMERS + W), count=1)
         place = 0
-        ahead, block, length, kind = _entry(IDX, lengths, first, word, 0, n, own, lk, KEYS)
+        block, length, kind = _next(entries_s, k_ready, step, place, n, own, STAGES)
         while place < n:
             ring = step % STAGES
             turn = step // STAGES & 1
-            mbarrier.wait(k_ready.index(ring), turn)
             if kind == 0:
                 mbarrier.arrive(k_free.index(ring), count=1)
                 mbarrier.wait(v_ready.index(ring), turn)
                 place += 1
-                ahead, block, length, kind = _entry(IDX, lengths, first, ahead, place, n, own, lk, KEYS)
+                block, length, kind = _next(entries_s, k_ready, step + 1, place, n, own, STAGES)
             else:
                 k = k_s.index(ring).reshape([KEYS, D]).permute((1, 0))
                 running = warpgroup_mma(q, k, gl.zeros([ROWS, KEYS], gl.float32, S_L), use_acc=False, is_async=True)
@@ -107,10 +110,9 @@ def consumer(
                 acc = acc * gl.expand_dims(gl.convert_layout(shrink, RO_L), 1)
                 weights = gl.convert_layout(p.to(DT), P_L)
                 place += 1
-                ahead, block, length, kind = _entry(IDX, lengths, first, ahead, place, n, own, lk, KEYS)
+                block, length, kind = _next(entries_s, k_ready, step + 1, place, n, own, STAGES)
                 while place < n and kind == 2 and length == KEYS:
                     ring = (step + 1) % STAGES
-                    mbarrier.wait(k_ready.index(ring), (step + 1) // STAGES & 1)
                     k = k_s.index(ring).reshape([KEYS, D]).permute((1, 0))
                     running = warpgroup_mma(q, k, gl.zeros([ROWS, KEYS], gl.float32, S_L), use_acc=False, is_async=True)
                     last = step % STAGES
@@ -127,7 +129,7 @@ def consumer(
                     weights = gl.convert_layout(p.to(DT), P_L)
                     step += 1
                     place += 1
-                    ahead, block, length, kind = _entry(IDX, lengths, first, ahead, place, n, own, lk, KEYS)
+                    block, length, kind = _next(entries_s, k_ready, step + 1, place, n, own, STAGES)
                 ring = step % STAGES
                 mbarrier.wait(v_ready.index(ring), step // STAGES & 1)
                 adding = warpgroup_mma(weights, v_s.index(ring).reshape([KEYS, D]), acc, is_async=True)
@@ -139,5 +141,5 @@ def consumer(
             D, CONSUMERS, SHARE, DT,
         )  # fmt: skip
         done += 1
-        tile, first, n, _full, word, length = facts_of(facts_s, facts_ready, done)
+        tile, n, _full = facts_of(facts_s, facts_ready, done)
     sent()

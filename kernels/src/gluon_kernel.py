@@ -15,7 +15,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
 from .gluon_joined import consumer as joined_consumer
-from .gluon_parts import AHEAD, COUNT, ENTRY, FACTS, FIRST, FULL, LENGTH, ROWS, SHIFT, TILE, tell
+from .gluon_parts import AHEAD, COUNT, ENTRIES, FACTS, FULL, ROWS, SHIFT, TILE, tell
 from .gluon_rows import consumer as rows_consumer
 
 # Triton 3.9 gave it its other name.
@@ -66,7 +66,9 @@ def producer(
     PERSISTENT: gl.constexpr,
 ):
     """Fetch queries, keys and values of tile after tile."""
-    q_s, k_s, v_s, facts_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = shared
+    q_s, k_s, v_s, facts_s, entries_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = (
+        shared
+    )
     q_tma, k_tma, v_tma = maps
     TICKET, IDX, K_LEN, total, q_tiles, text_tiles, heads, lk, k_len_stride = given
     ticket = gl.program_id(0)
@@ -77,11 +79,7 @@ def producer(
         head = line % heads
         sample = line // heads
         first, n, full = _list(rows, head, i, CONSUMERS, SHARE)
-        entry = gl.load(IDX + first, mask=n > 0, other=0)
-        block = entry
-        if CONSUMERS > SHARE:
-            block = entry >> SHIFT
-        length = gl.minimum(gl.load(K_LEN + sample * k_len_stride + block), lk - block * KEYS)
+        ahead = gl.load(IDX + first, mask=n > 0, other=0)
         if PERSISTENT:
             ticket = gl.num_programs(0) + gl.atomic_add(TICKET, 1)
         else:
@@ -89,12 +87,9 @@ def producer(
         slot = done % AHEAD
         turn = (done // AHEAD & 1) ^ 1
         mbarrier.wait(facts_free.index(slot), turn)
-        tell(facts_s, slot, TILE, line * q_tiles + i)
-        tell(facts_s, slot, FIRST, first)
-        tell(facts_s, slot, COUNT, n)
-        tell(facts_s, slot, FULL, full)
-        tell(facts_s, slot, ENTRY, entry)
-        tell(facts_s, slot, LENGTH, length)
+        tell(facts_s, slot * FACTS + TILE, line * q_tiles + i)
+        tell(facts_s, slot * FACTS + COUNT, n)
+        tell(facts_s, slot * FACTS + FULL, full)
         mbarrier.arrive(facts_ready.index(slot), count=1)
         for w in gl.static_range(CONSUMERS):
             at_q = slot * CONSUMERS + w
@@ -103,14 +98,20 @@ def producer(
             start = i * (ROWS * CONSUMERS) + w * ROWS
             _fetch(q_tma, [sample, head, start, 0], q_ready.index(at_q), q_s.index(at_q))
         for place in range(first, first + n):
-            block = gl.load(IDX + place)
+            entry = ahead
+            ahead = gl.load(IDX + gl.minimum(place + 1, first + n - 1))
+            block = entry
             if CONSUMERS > SHARE:
-                block = block >> SHIFT
+                block = entry >> SHIFT
+            length = gl.minimum(gl.load(K_LEN + sample * k_len_stride + block), lk - block * KEYS)
             ring = step % STAGES
             turn = (step // STAGES & 1) ^ 1
             mbarrier.wait(k_free.index(ring), turn)
+            tell(entries_s, ring * ENTRIES, entry)
+            tell(entries_s, ring * ENTRIES + 1, length)
             mbarrier.expect(k_ready.index(ring), k_tma.block_type.nbytes)
             _fetch(k_tma, [sample, head, block * KEYS, 0], k_ready.index(ring), k_s.index(ring))
+            mbarrier.arrive(k_ready.index(ring), count=1)
             mbarrier.wait(v_free.index(ring), turn)
             mbarrier.expect(v_ready.index(ring), v_tma.block_type.nbytes)
             _fetch(v_tma, [sample, head, block * KEYS, 0], v_ready.index(ring), v_s.index(ring))
@@ -118,7 +119,7 @@ def producer(
         done += 1
     slot = done % AHEAD
     mbarrier.wait(facts_free.index(slot), (done // AHEAD & 1) ^ 1)
-    tell(facts_s, slot, TILE, total)
+    tell(facts_s, slot * FACTS + TILE, total)
     mbarrier.arrive(facts_ready.index(slot), count=1)
 
 
@@ -180,6 +181,7 @@ def block_sparse(
     k_s = gl.allocate_shared_memory(k_tma.dtype, [STAGES, 1, 1, KEYS, D], k_tma.layout)
     v_s = gl.allocate_shared_memory(v_tma.dtype, [STAGES, 1, 1, KEYS, D], v_tma.layout)
     facts_s = gl.allocate_shared_memory(gl.int32, [AHEAD * FACTS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    entries_s = gl.allocate_shared_memory(gl.int32, [STAGES * ENTRIES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     q_ready = gl.allocate_shared_memory(gl.int64, [AHEAD * CONSUMERS, 1], BARRIER)
     q_free = gl.allocate_shared_memory(gl.int64, [AHEAD * CONSUMERS, 1], BARRIER)
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
@@ -192,7 +194,8 @@ def block_sparse(
         mbarrier.init(q_ready.index(n), count=1)
         mbarrier.init(q_free.index(n), count=1)
     for n in gl.static_range(STAGES):
-        mbarrier.init(k_ready.index(n), count=1)
+        # The keys, and what is told of them.
+        mbarrier.init(k_ready.index(n), count=2)
         mbarrier.init(k_free.index(n), count=CONSUMERS)
         mbarrier.init(v_ready.index(n), count=1)
         mbarrier.init(v_free.index(n), count=CONSUMERS)
@@ -201,12 +204,12 @@ def block_sparse(
         mbarrier.init(facts_free.index(n), count=CONSUMERS)
     fence_async_shared()
     shared = (
-        q_s, k_s, v_s, facts_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free
+        q_s, k_s, v_s, facts_s, entries_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free
     )  # fmt: skip
     maps = (q_tma, k_tma, v_tma)
     rows = (PTR, N_FULL, COUNTS, row_stride, count_stride, spread)
     fetched = (TICKET, IDX, K_LEN, total, q_tiles, text_tiles, heads, lk, k_len_stride)
-    given = (IDX, Q_LEN, K_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk, k_len_stride)
+    given = (Q_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk)
     strides = (bias_b, bias_h)
     C: gl.constexpr = CONSUMERS
     S: gl.constexpr = SHARE

@@ -19,34 +19,42 @@ FLOOR = gl.constexpr(-1.0e30)
 LOG2E = gl.constexpr(1.4426950408889634)
 # Where the block's number begins in an entry of a joined list (see `joined.py`).
 SHIFT = gl.constexpr(8)
-# What the producer tells of a tile of queries: its number, where its list begins, how long the list is, how many of its
-# blocks are full, its first entry, and how many tokens that one has.
-FACTS = gl.constexpr(6)
-TILE, FIRST, COUNT, FULL, ENTRY, LENGTH = (gl.constexpr(n) for n in range(6))
+# What the producer tells of a tile of queries: its number, how long its list is, how many of its blocks are full.
+FACTS = gl.constexpr(3)
+TILE, COUNT, FULL = (gl.constexpr(n) for n in range(3))
+# What it tells of a tile of keys: its entry in the list, and how many tokens it holds.
+ENTRIES = gl.constexpr(2)
 
 
 @gluon.jit
-def tell(facts_s, slot, which: gl.constexpr, value):
-    """Write one fact of a tile."""
+def tell(facts_s, at, value):
+    """Write one fact."""
     L: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    facts_s.index(slot * FACTS + which).store(gl.zeros([1], gl.int32, L) + value)
+    facts_s.index(at).store(gl.zeros([1], gl.int32, L) + value)
 
 
 @gluon.jit
-def fact(facts_s, slot, which: gl.constexpr):
-    """Read one fact of a tile."""
+def _fact(facts_s, at):
+    """Read one fact."""
     L: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    return gl.sum(facts_s.index(slot * FACTS + which).load(L), 0)
+    return gl.sum(facts_s.index(at).load(L), 0)
 
 
 @gluon.jit
 def facts_of(facts_s, facts_ready, done):
-    """Wait for the facts of tile number `done` of this program, and read them."""
+    """Wait for the facts of tile of queries number `done` of this program, and read them."""
     slot = done % AHEAD
     mbarrier.wait(facts_ready.index(slot), done // AHEAD & 1)
-    tile, first, n = fact(facts_s, slot, TILE), fact(facts_s, slot, FIRST), fact(facts_s, slot, COUNT)
-    full, entry, length = fact(facts_s, slot, FULL), fact(facts_s, slot, ENTRY), fact(facts_s, slot, LENGTH)
-    return tile, first, n, full, entry, length
+    at = slot * FACTS
+    return _fact(facts_s, at + TILE), _fact(facts_s, at + COUNT), _fact(facts_s, at + FULL)
+
+
+@gluon.jit
+def entry_of(entries_s, k_ready, step, STAGES: gl.constexpr):
+    """Wait for tile of keys number `step` of this program, and read what it is."""
+    ring = step % STAGES
+    mbarrier.wait(k_ready.index(ring), step // STAGES & 1)
+    return _fact(entries_s, ring * ENTRIES), _fact(entries_s, ring * ENTRIES + 1)
 
 
 @gluon.jit

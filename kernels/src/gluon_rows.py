@@ -12,7 +12,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from .gluon_parts import AHEAD, FLOOR, ROWS, clear, facts_of, place_of, scores, sent, softmax, write
+from .gluon_parts import AHEAD, FLOOR, ROWS, clear, entry_of, facts_of, place_of, scores, sent, softmax, write
 
 
 @gluon.jit
@@ -33,8 +33,10 @@ def consumer(
     W: gl.constexpr,
 ):
     """Attend with 64 queries of each tile."""
-    q_s, k_s, v_s, facts_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = shared
-    IDX, Q_LEN, K_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk, k_len_stride = given
+    q_s, k_s, v_s, facts_s, entries_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = (
+        shared
+    )
+    Q_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk = given
     bias_b, bias_h = strides
     DT: gl.constexpr = k_s.dtype
     S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
@@ -49,14 +51,13 @@ def consumer(
     keys = (lk + KEYS - 1) // KEYS * KEYS
     done = 0
     step = 0
-    tile, first, n, full, block, length = facts_of(facts_s, facts_ready, done)
+    tile, n, full = facts_of(facts_s, facts_ready, done)
     while tile < total:
         slot = done % AHEAD
         mbarrier.arrive(facts_free.index(slot), count=1)
         sample, head, i = place_of(tile, q_tiles, heads)
         query = (i * CONSUMERS + W) * ROWS + gl.arange(0, ROWS, R_L)
         bias = KEY_BIAS + sample.to(gl.int64) * bias_b + head.to(gl.int64) * bias_h
-        lengths = K_LEN + sample * k_len_stride
         q = q_s.index(slot * CONSUMERS + W).reshape([ROWS, D])
         m = gl.full([ROWS], FLOOR, gl.float32, R_L)
         mass = gl.zeros([ROWS], gl.float32, R_L)
@@ -66,9 +67,8 @@ def consumer(
             sent()
             mbarrier.arrive(q_free.index((done - 1) % AHEAD * CONSUMERS + W), count=1)
         if n > 0:
-            ahead = gl.load(IDX + first + gl.minimum(1, n - 1))
             ring = step % STAGES
-            mbarrier.wait(k_ready.index(ring), step // STAGES & 1)
+            block, length = entry_of(entries_s, k_ready, step, STAGES)
             k = k_s.index(ring).reshape([KEYS, D]).permute((1, 0))
             running = warpgroup_mma(q, k, gl.zeros([ROWS, KEYS], gl.float32, S_L), use_acc=False, is_async=True)
             s = warpgroup_mma_wait(0, deps=(running,))
@@ -81,11 +81,8 @@ def consumer(
             place = 1
             while place < n:
                 last_length = length
-                block = ahead
-                ahead = gl.load(IDX + first + gl.minimum(place + 1, n - 1))
-                length = gl.minimum(gl.load(lengths + block), lk - block * KEYS)
                 ring = (step + 1) % STAGES
-                mbarrier.wait(k_ready.index(ring), (step + 1) // STAGES & 1)
+                block, length = entry_of(entries_s, k_ready, step + 1, STAGES)
                 k = k_s.index(ring).reshape([KEYS, D]).permute((1, 0))
                 running = warpgroup_mma(q, k, gl.zeros([ROWS, KEYS], gl.float32, S_L), use_acc=False, is_async=True)
                 last = step % STAGES
@@ -120,5 +117,5 @@ def consumer(
             D, CONSUMERS, SHARE, DT,
         )  # fmt: skip
         done += 1
-        tile, first, n, full, block, length = facts_of(facts_s, facts_ready, done)
+        tile, n, full = facts_of(facts_s, facts_ready, done)
     sent()
