@@ -96,6 +96,14 @@ class Ranks:
             )
         return HeadPart(self.rank * each, min(total, (self.rank + 1) * each), total, each, self)
 
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of what all ranks hold. torch.compile can trace it."""
+        from torch.distributed import _functional_collectives as functional
+
+        found: Any = functional.all_reduce(x, "sum", self.group)
+        total: torch.Tensor = found.wait() if isinstance(found, functional.AsyncCollectiveTensor) else found
+        return total
+
     def check_same(self, latents: torch.Tensor) -> None:
         """Look whether all ranks were given the same video to make; waits for all of them.
 

@@ -200,11 +200,6 @@ class CausalTransformer:
         self._ranks = Ranks.of(transformer)
         if self._ranks is not None and replays is not None:
             raise UsageError("CUDA graphs and context parallelism were both asked for; give one of them")
-        if self._ranks is not None and methods is not None and methods.cross is not None:
-            raise UsageError(
-                "ann-cross was asked for under context parallelism: it counts the queries of all tokens, of which each "
-                "rank has a part; leave it out"
-            )
         part = None if self._ranks is None else self._ranks.heads(config.num_attention_heads)
         self.transformer = transformer
         self.rollout = rollout
@@ -242,7 +237,7 @@ class CausalTransformer:
             for branch in branches
         }
         cross = self.methods.cross
-        choice = None if cross is None else PromptChoice.of(cross, config.attention_head_dim, self.device)
+        choice = None if cross is None else PromptChoice.of(cross, config.attention_head_dim, self.device, self._ranks)
         self.prompts = {branch: [PromptMemory(choice) for _ in self._blocks] for branch in branches}
         self.turns = {branch: Turn(torch.zeros(2, device=self.device)) for branch in branches}
         self.memories: dict[str, list[LayerMemory]] = {}

@@ -13,6 +13,7 @@ HunyuanVideo and CogVideoX have no cross-attention: their text stands beside the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from ..errors import InstallError
+from ..exchange import Ranks
 from ..family import Call, attn_processors_of, place_processors, unwrap
 from ..frontdoor import FrontDoor
 from ..reuse import AnnCross
@@ -76,7 +78,8 @@ class Prompts:
             self._door.trace.note("guidance branches cannot be told apart here: prompts are projected at every step")
         branch = record.branch or ""
         if branch not in self._memories:
-            self._memories[branch] = {site: PromptMemory(self._choice) for site in self.processors}
+            choice = replace(self._choice, ranks=Ranks.of(self._module))
+            self._memories[branch] = {site: PromptMemory(choice) for site in self.processors}
             # Projecting looks at the prompt's values: outside of compiled graphs, for this one call.
             torch.compiler.set_stance("force_eager")
         for site, memory in self._memories[branch].items():

@@ -18,9 +18,10 @@ import torch
 import vidaccel
 from vidaccel import patterns
 from vidaccel.caching import CGTaylor
-from vidaccel.family import family_of
+from vidaccel.family import attn_processors_of, family_of
 from vidaccel.patterns import PerHead, TopK
 from vidaccel.pipelines.causal_wan import CausalWanPipeline
+from vidaccel.pipelines.prompt_tokens import ann_cross
 from vidaccel.reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, HybridMemory, TempCache
 from vidaccel.schedule import Schedule
 from vidaccel.streaming import Rollout
@@ -54,6 +55,8 @@ def cases() -> Iterator[Case]:
     yield "reselect", wan, "even", {"attention": later, "density": 0.4, "steps": 4}
     residual = patterns.FlashBlock(part=TopK(block=16), every=2)
     yield "flashblock", wan, "even", {"attention": residual, "density": 0.7, "steps": 4}
+    cross = {"cross": {"density": 0.1, "block": 2}, "prompt": "a cat and a dog"}
+    yield "after: ann-cross", wan, "ragged", {**sparse, **cross}
     yield "3 heads", lambda: wan(heads=3), "ragged", sparse
     adaptive = {"attention": TopK(adaptive=True, block=16), "density": 0.4}
     yield "3 heads, adaptive", lambda: wan(heads=3), "ragged", adaptive
@@ -80,6 +83,7 @@ STREAMS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "stream, flashblock calibrated": ((FlashBlock(calibrated=TABLE),), {}),
     "stream, tempcache": ((TempCache(frames=2, recent=2), CausalAnn(block=16)), {}),
     "stream, hybrid": ((HybridMemory(frames=1),), {}),
+    "stream, ann-cross": ((AnnCross(density=0.1, block=2),), {}),
 }
 
 
@@ -102,8 +106,11 @@ def stream(name: str, together: bool) -> tuple[Any, list[int], int]:
 def video(pipe: Any, size: str, how: dict[str, Any], then: Callable[[], None] = lambda: None) -> tuple[Any, list[int]]:
     """Latents, and the numbers of the calls that were forecast."""
     asked = {name: value for name, value in how.items() if name in ("prompt", "steps")}
-    given = {name: value for name, value in how.items() if name not in asked}
+    given = {name: value for name, value in how.items() if name not in (*asked, "cross")}
     with vidaccel.accelerate(pipe, schedule=Schedule(dense_steps=1), **given) as run:
+        if "cross" in how:
+            both = attn_processors_of(pipe.transformer) | ann_cross(pipe.transformer, **how["cross"])
+            pipe.transformer.set_attn_processor(both)
         then()
         latents = tiny_pipelines.render(pipe, size, **{"steps": 6 if "cache" in how else 2, **asked})
     return latents, [number for number, call in enumerate(run.trace.calls) if call.forecast]
@@ -144,11 +151,6 @@ def refusals() -> Iterator[tuple[str, Callable[[], Any]]]:
         pattern = PerHead((part, {"name": "radial", "block": 16}), (0, 1))
         video(pipe, "even", {"attention": pattern, "density": 0.4})
 
-    def cross() -> None:
-        pipe = CausalWanPipeline(**{n: part for n, part in wan().components.items() if n != "transformer_2"})
-        vidaccel.enable_parallelism(pipe)
-        pipe.stream("a cat", height=32, width=48, methods=(AnnCross(),))
-
     def cache_alone() -> None:
         pipe = tiny_pipelines.cogvideox()
         vidaccel.enable_parallelism(pipe)
@@ -160,7 +162,6 @@ def refusals() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "other noise", other_noise
     yield "part adaptive", part_adaptive
     yield "cache alone", cache_alone
-    yield "ann-cross", cross
     yield "no plan", lambda: vidaccel.enable_parallelism(tiny_pipelines.mochi())
     yield "ltx", lambda: vidaccel.enable_parallelism(tiny_pipelines.ltx())
     yield "token replace", lambda: vidaccel.enable_parallelism(tiny_pipelines.hunyuan("token_replace"))

@@ -30,7 +30,6 @@ REFUSED = {
     "few heads": "leaves none for the last",
     "other noise": "different noise",
     "part adaptive": "adaptive=False",
-    "ann-cross": "counts the queries of all tokens",
     "cache alone": 'accelerate(pipe, "dense", ...)',
     "ltx": "mask of its cross-attention",
     "no plan": "MochiTransformer3DModel",

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..exchange import Ranks
 from ..kernels.attention import attention
 from .methods import AnnCross
 from .selection import HashPlanes
@@ -48,15 +49,17 @@ class PromptChoice:
     Attributes:
         planes: of the hash.
         settings: how many.
+        ranks: that share the queries; all of them count.
     """
 
     planes: HashPlanes
     settings: AnnCross
+    ranks: Ranks | None = None
 
     @classmethod
-    def of(cls, settings: AnnCross, d: int, device: torch.device) -> PromptChoice:
+    def of(cls, settings: AnnCross, d: int, device: torch.device, ranks: Ranks | None = None) -> PromptChoice:
         """For heads of `d` channels."""
-        return cls(HashPlanes.of(d, settings.bits, device), settings)
+        return cls(HashPlanes.of(d, settings.bits, device), settings, ranks)
 
     def prepare(self, text: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Prompt:
         """Merge padding, once a prompt; waits for the device.
@@ -85,7 +88,14 @@ class PromptChoice:
         """Keys, values and logarithms (b, h, kept) of a hashed prompt's best tokens, for queries (b, l, h, d)."""
         batch, tokens, heads, _ = key.shape
         q, k = (x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key))
-        counts = self.planes.counts(self.planes.codes(q), q.shape[1])[:, 0]
+        if self.ranks is None:
+            counts = self.planes.counts(self.planes.codes(q), q.shape[1])[:, 0]
+        else:
+            # Channels of all queries, and how many they are: codes are taken around the mean of all.
+            many = q.new_full((q.shape[2], 1), q.shape[1], dtype=torch.float32)
+            total = self.ranks.sum(torch.cat([q[0].sum(0, dtype=torch.float32), many], 1))
+            code = self.planes.codes(q, total[:, :-1] / total[:, -1:])
+            counts = self.ranks.sum(self.planes.counts(code, q.shape[1])[:, 0])
         score = (counts @ self.planes.affinity).gather(1, self.planes.codes(k)).unflatten(0, (batch, heads))
         score = torch.where(bias > 0, torch.inf, torch.where(bias.isfinite(), score, -torch.inf))
         best = score.topk(self._budget(tokens), dim=-1, sorted=False).indices.sort(-1).values

@@ -174,9 +174,9 @@ class HashPlanes(NamedTuple):
         distance = torch.stack([(differ >> bit) & 1 for bit in range(bits)]).sum(0)
         return cls(planes.to(device), (_PROBE ** -distance.float()).to(device))
 
-    def codes(self, x: torch.Tensor) -> torch.Tensor:
-        """(h, tokens) int64, the place in Gray order of each token's code; x (1, tokens, h, d)."""
-        centred = x[0].float() - x[0].float().mean(0)
+    def codes(self, x: torch.Tensor, mean: torch.Tensor | None = None) -> torch.Tensor:
+        """(h, tokens) int64, the place in Gray order of each token's code; x (1, tokens, h, d), its mean (h, d)."""
+        centred = x[0].float() - (x[0].float().mean(0) if mean is None else mean)
         sides = centred @ self.planes > 0
         bits = torch.arange(sides.shape[-1], device=x.device)
         code: torch.Tensor = (sides.long() << bits).sum(-1)
