@@ -129,7 +129,8 @@ def _entry(path: Path, label: str, in_run: bool = False) -> Entry:
         record = read_record(path)
     except VideoError:  # Somebody else's video: it is compared all the same.
         record = None
-    command = shlex.join(["vidaccel", "rerun", str(path), "-o", f"{path.stem}-again.mp4"]) if record else None
+    again = f"{path.parent.name}-{path.stem}-again.mp4" if in_run else f"{path.stem}-again.mp4"
+    command = shlex.join(["vidaccel", "rerun", str(path), "-o", again]) if record else None
     scene = _scene(record, path) if in_run else ""
     return Entry(
         label,

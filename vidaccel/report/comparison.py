@@ -121,7 +121,10 @@ def html(entries: Sequence[Entry], data: dict[str, Any], command: str) -> str:
     for entry in entries:
         details[f"How {entry.label}{f', {entry.scene},' if several else ''} was made"] = _made(entry)
     # Runs of many prompts take the same time step by step; one of each is enough to see.
-    first = {entry.label: entry.report for entry in reversed(entries) if entry.report}
+    first: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        if entry.report:
+            first.setdefault(entry.label, entry.report)
     page = Page(
         " · ".join(data["runs"]),
         scenes,
@@ -185,11 +188,10 @@ def _shown(entries: Sequence[Entry], data: Mapping[str, Any], reference: str) ->
 def _pareto(data: Mapping[str, Any]) -> list[Markup]:
     """Speed and quality of every run that was timed, where the reference was."""
     base = data["runs"][data["reference"]]["ms"]
-    points = {
-        label: (base / ms, found["mean"]["psnr_db"])
-        for label, found in data["videos"].items()
-        if base and (ms := data["runs"][label]["ms"])
-    }
+    points: dict[str, tuple[float, float] | None] = {data["reference"]: None}
+    for label, found in data["videos"].items():
+        ms = data["runs"][label]["ms"]
+        points[label] = (base / ms, found["mean"]["psnr_db"]) if base and ms else None
     title = f"Speed and quality against {data['reference']}; nothing beats what stands on the line"
     found = plots.scatter(title, points, "times faster, transformer", "PSNR, dB")
     return [found] if found else []

@@ -17,7 +17,8 @@ def lines(title: str, series: Mapping[str, Sequence[float | None]], per: str = "
 
     Args:
         title: what is shown, with its unit.
-        series: values by name; all begin at `per` 0.
+        series: values by name; all begin at `per` 0. A name without values is not shown, but keeps its colour: plots of
+            the same names have the same colours.
         per: what the horizontal axis counts.
 
     Returns:
@@ -34,7 +35,8 @@ def lines(title: str, series: Mapping[str, Sequence[float | None]], per: str = "
         y = _TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
         return f"{x:.1f},{y:.1f}"
 
-    parts = [_legend(series), *_scale(low, high)]
+    shown = {name: any(x is not None and isfinite(x) for x in each) for name, each in series.items()}
+    parts = [_legend(shown), *_scale(low, high)]
     for n, anchor in ((0, "start"), (count - 1, "end")):
         x = _LEFT if anchor == "start" else _WIDTH - _RIGHT
         parts.append(Markup('<text x="{}" y="{}" text-anchor="{}">{} {}</text>').format(x, _HEIGHT - 6, anchor, per, n))
@@ -49,16 +51,16 @@ def lines(title: str, series: Mapping[str, Sequence[float | None]], per: str = "
     return _svg(title, parts, count=count, per=per)
 
 
-def scatter(title: str, points: Mapping[str, tuple[float, float]], across: str, up: str) -> Markup:
+def scatter(title: str, points: Mapping[str, tuple[float, float] | None], across: str, up: str) -> Markup:
     """Named points; a line joins those that no other point beats on both axes, of which more is better.
 
     Args:
         title: what is shown.
-        points: (x, y) by name.
+        points: (x, y) by name; None is not shown, but keeps its colour.
         across: what x is.
         up: what y is.
     """
-    found = {name: xy for name, xy in points.items() if all(map(isfinite, xy))}
+    found = {name: xy for name, xy in points.items() if xy is not None and all(map(isfinite, xy))}
     if not found:
         return Markup("")
     left, right = _range([x for x, _ in found.values()])
@@ -75,11 +77,14 @@ def scatter(title: str, points: Mapping[str, tuple[float, float]], across: str, 
     front = sorted(xy for xy in found.values() if not any(_beats(other, xy) for other in found.values()))
     line = " ".join("{},{}".format(*place(*xy)) for xy in front)
     parts = [*_scale(low, high), Markup('<polyline class="front" points="{}"/>').format(line)]
-    for number, (name, xy) in enumerate(found.items()):
-        x, y = place(*xy)
-        parts.append(_dot(number, x, y, 4))
-        label = Markup('<text x="{}" y="{}" class="c{}">{} ({:.3g}, {:.3g})</text>')
-        parts.append(label.format(x + 7, y + 4, number % _COLOURS, name, *xy))
+    for number, name in enumerate(points):
+        if name in found:
+            x, y = place(*found[name])
+            parts.append(_dot(number, x, y, 4))
+            label = Markup('<text x="{}" y="{}" class="c{}" text-anchor="{}">{} ({:.3g}, {:.3g})</text>')
+            left_half = x < _WIDTH / 2
+            side = (x + 7 if left_half else x - 7, y + 4, number % _COLOURS, "start" if left_half else "end")
+            parts.append(label.format(*side, name, *found[name]))
     for value in {x for x, _ in found.values() if x in (left, right)}:
         x, _ = place(value, low)
         parts.append(Markup('<text x="{}" y="{}" text-anchor="middle">{:.3g}</text>').format(x, _HEIGHT - 6, value))
@@ -97,12 +102,9 @@ def bars(title: str, rows: Mapping[str, Mapping[str, float]]) -> Markup:
     whole = max((sum(parts.values()) for parts in rows.values()), default=0)
     if whole <= 0:
         return Markup("")
-    names = [
-        part
-        for part in dict.fromkeys(part for parts in rows.values() for part in parts)
-        if any(parts.get(part, 0) > 0 for parts in rows.values())
-    ]
-    parts, top, start = [_legend(names)], _TOP, 120
+    names = list(dict.fromkeys(part for parts in rows.values() for part in parts))
+    shown = {part: any(parts.get(part, 0) > 0 for parts in rows.values()) for part in names}
+    parts, top, start = [_legend(shown)], _TOP, 120
     for name, row in rows.items():
         parts.append(Markup('<text x="{}" y="{}" class="axis">{}</text>').format(start - 6, top + 14, name))
         x = float(start)
@@ -167,12 +169,15 @@ def _svg(title: str, parts: Iterable[Markup], *, height: float = _HEIGHT, count:
     return Markup("").join([opening, head, *parts, Markup("</svg>")])
 
 
-def _legend(names: Iterable[str]) -> Markup:
-    """Names in the colours of what they name; one name needs none."""
-    given = [name for name in names if name]
-    if len(given) < 2:
+def _legend(names: Mapping[str, bool]) -> Markup:
+    """Names, those that are shown, in the colours of what they name; where there is only one, nobody has to ask."""
+    if len(names) < 2:
         return Markup("")
-    spans = [Markup('<tspan class="c{}" dx="10">{}</tspan>').format(n % _COLOURS, name) for n, name in enumerate(given)]
+    spans = [
+        Markup('<tspan class="c{}" dx="10">{}</tspan>').format(n % _COLOURS, name)
+        for n, (name, shown) in enumerate(names.items())
+        if shown
+    ]
     return Markup('<text x="{}" y="32">{}</text>').format(_LEFT - 10, Markup("").join(spans))
 
 
