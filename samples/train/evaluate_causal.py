@@ -6,7 +6,7 @@
 Each prompt is rendered 60 latent frames long, and the checker looks at stretches of 40 pixel frames, one after the
 other: motion wraps around the frame, so a prompt stays true for ever. Controls: no history at all (each chunk sees
 itself alone), of the history the first frame alone, windows as short as the room that merged keys have, and as many
-blocks as Light Forcing keeps, drawn at random. All clips of a way are one batch.
+blocks as Light Forcing keeps, or tokens as nearest neighbours keep, drawn at random. All clips of a way are one batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vidaccel.errors import VidaccelError
 from vidaccel.pipelines.causal_wan import CausalWanPipeline
 from vidaccel.render.stream import StreamJob, is_causal, open_stream
 from vidaccel.reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, HybridMemory, TempCache
-from vidaccel.reuse.selection import FrameRule
+from vidaccel.reuse.selection import FrameRule, HashPlanes
 from vidaccel.streaming import Rollout
 
 log = get_logger("evaluate")
@@ -47,7 +47,7 @@ class Way:
     Attributes:
         methods: For the stream.
         changes: Of the rollout.
-        lots: Blocks are drawn at random instead of chosen.
+        lots: Blocks, and codes of tokens, are drawn at random instead of chosen.
     """
 
     methods: tuple[Any, ...] = ()
@@ -78,13 +78,16 @@ def ways(frames: int, chunk: int) -> dict[str, Way]:
         found[f"flashblock {threshold}"] = Way((FlashBlock(threshold),))
     for density in (0.5, 0.3):
         found[f"ann {density}"] = Way((CausalAnn(density),))
-        found[f"ann-cross {density}"] = Way((AnnCross(density),))
+        found[f"random tokens {density}"] = Way((CausalAnn(density),), lots=True)
+    # Half of the padded prompt has room for all of its words; a sixth has not.
+    for density in (0.5, 0.15):
+        found[f"ann-cross {density}"] = Way((AnnCross(density, block=8),))
     for room in (2, 1):
         found[f"hybrid {room}, window 6"] = Way((HybridMemory(frames=room),), {"window": 6})
-    for density, threshold in ((0.5, 0.1), (0.3, 0.3)):
-        methods = (TempCache(frames=2, recent=6), light(density), FlashBlock(threshold), AnnCross(0.5))
+    for room, density in ((6, 0.5), (3, 0.3)):
+        methods = (TempCache(frames=room), CausalAnn(density), FlashBlock(0.1), AnnCross(0.5, block=8))
         found[f"all {density}"] = Way(methods)
-        found[f"all {density}, random blocks"] = Way(methods, lots=True)
+        found[f"all {density}, random tokens"] = Way(methods, lots=True)
     found["first frame alone"] = Way((light(0.3, keep_frames=1, near=0, sink=1),))
     return found
 
@@ -137,22 +140,29 @@ def main(words: list[str] | None = None) -> None:
 
 @contextmanager
 def drawing_lots(wanted: bool) -> Iterator[None]:
-    """Within this block, where wanted, blocks of history are drawn at random: as many, all as likely."""
-    choose = FrameRule.choose
+    """Within this block, where wanted, blocks of history and codes of tokens are drawn at random: all as likely."""
+    choose, codes = FrameRule.choose, HashPlanes.codes
+
+    def lots(device: torch.device) -> torch.Generator:
+        return generators.setdefault(device, torch.Generator(device).manual_seed(0))
 
     def draw(rule: FrameRule, query: Tensor, key: Tensor, length: Tensor, empty: Tensor | None = None) -> Tensor:
-        lots = generators.setdefault(query.device, torch.Generator(query.device).manual_seed(0))
-        score = torch.rand(*query.shape[:2], key.shape[1], device=query.device, generator=lots)
+        score = torch.rand(*query.shape[:2], key.shape[1], device=query.device, generator=lots(query.device))
         if empty is not None:
             score[..., : rule.before] = score[..., : rule.before].masked_fill(empty[:, None], -1)
         return score.topk(rule.kept, dim=-1).indices.sort(-1).values
 
+    def any_code(planes: HashPlanes, x: Tensor) -> Tensor:
+        size = (x.shape[2], x.shape[1])
+        return torch.randint(planes.affinity.shape[0], size, device=x.device, generator=lots(x.device))
+
     generators: dict[torch.device, torch.Generator] = {}
-    FrameRule.choose = draw if wanted else choose
+    if wanted:
+        FrameRule.choose, HashPlanes.codes = draw, any_code
     try:
         yield
     finally:
-        FrameRule.choose = choose
+        FrameRule.choose, HashPlanes.codes = choose, codes
 
 
 @torch.no_grad()

@@ -56,6 +56,31 @@ def test_the_export_streams_and_is_measured(tmp_path: Path) -> None:
     assert cells["no history"]["density"] <= cells["dense"]["density"]
 
 
+@pytest.mark.slow
+def test_the_shipped_model_draws_what_its_reports_say(tmp_path: Path) -> None:
+    """A few prompts again, on this CPU: as in the committed run, and as in the first stretch of the large one."""
+    reports = path("wan-causal-tiny") / "reports"
+    few, large = (json.loads((reports / name).read_text()) for name in ("repeat.json", "causal-h200.json"))
+    settings, prompts = few["settings"], few["settings"]["prompts"]
+    words = ["--prompts", prompts, "--frames", settings["latent_frames"], "--seed", settings["seed"]]
+    words += ["--report", tmp_path / "report.json", "--only", *few["cells"]]
+    evaluate_causal.main([str(word) for word in words])
+    again = json.loads((tmp_path / "report.json").read_text())
+    assert again["settings"] == settings
+    assert list(again["cells"]) == list(few["cells"])
+    for name, before in few["cells"].items():
+        now = again["cells"][name]
+        assert now["answers"] == before["answers"], name
+        assert now["density"] == before["density"], name
+        if name != "dense":
+            found, expected = (cell["stretches"][0]["psnr_to_dense"] for cell in (now, before))
+            assert found == pytest.approx(expected, abs=0.3), name
+    captions = [scene.caption() for scene in evaluate.unseen(large["settings"]["prompts"])]
+    places = [captions.index(scene.caption()) for scene in evaluate.unseen(prompts)]
+    answers = [large["cells"]["dense"]["answers"][0][place] for place in places]
+    assert again["cells"]["dense"]["answers"][0] == "".join(answers)
+
+
 def test_each_evaluation_names_the_other_for_a_model_that_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "CausalWanPipeline"}))
     with pytest.raises(SystemExit, match=r"draws chunk by chunk.*samples\.train\.evaluate_causal"):

@@ -44,9 +44,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def run_from(folder: Path) -> str:
+def run_from(folder: Path, *words: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", TRY],
+        [sys.executable, *(words or ("-c", TRY))],
         cwd=folder,
         env={"PYTHONPATH": str(folder)},
         capture_output=True,
@@ -57,6 +57,22 @@ def run_from(folder: Path) -> str:
     return done.stdout.strip()
 
 
+def check_stream(folder: Path) -> None:
+    """The causal sample has a folder with its transformer alone, and finds its other parts in wan-tiny's."""
+    render = [
+        "-m",
+        "vidaccel",
+        "render",
+        "--model",
+        "sample-causal",
+        "--stream",
+        "--prompt",
+        "a red circle moves right",
+    ]
+    run_from(folder, *render, "--frames", "5", "--seed", "0", "--output", "clip.mp4")
+    assert (folder / "clip.mp4").stat().st_size > 1000
+
+
 @pytest.mark.slow
 def test_wheel_holds_everything_and_works(built: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
@@ -64,6 +80,7 @@ def test_wheel_holds_everything_and_works(built: Path, tmp_path: Path) -> None:
         assert not missing
         wheel.extractall(tmp_path)
     assert run_from(tmp_path).startswith(str(tmp_path))
+    check_stream(tmp_path)
 
 
 @pytest.mark.slow
@@ -73,6 +90,7 @@ def test_sdist_holds_everything_and_builds_the_same_wheel(built: Path, tmp_path:
     (source,) = tmp_path.iterdir()
     assert not {name for name in tracked() if not (source / name).is_file()}
     assert run_from(source).startswith(str(source))
+    check_stream(source)
     out = tmp_path / "again"
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
