@@ -51,7 +51,7 @@ def run_from(folder: Path, *words: str) -> str:
         env={"PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
