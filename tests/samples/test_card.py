@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from samples.train import card, cells
+from samples.models import path
+from samples.train import card, cells, curves
 from samples.train.record import Record
 
 
@@ -26,7 +27,7 @@ def test_a_card_holds_the_numbers_of_training_and_reports(tmp_path: Path) -> Non
     training = tmp_path / "training.json"
     training.write_text(json.dumps({"steps": 1200, "seconds": 60, "batch": 64, "device": "a card"}))
     card.main(["--model", str(folder), "--training", str(training)])
-    text = (folder / "README.md").read_text()
+    text = " ".join((folder / "README.md").read_text().split())
     assert "1,200 steps of batch 64 in 60 s" in text
     assert "| radial 0.35 | 1.00 | 0.75 (0.30 to 0.95) | -0.25 (-0.50 to +0.00) | 24.5 | 0.900 |" in text
     assert "Did not run: broken 0.35 (ValueError: no)" in text
@@ -35,3 +36,31 @@ def test_a_card_holds_the_numbers_of_training_and_reports(tmp_path: Path) -> Non
     assert "from_pretrained(folder, **shared_parts(folder), dtype=torch.float32)" in text
     assert "fps=" not in text
     assert "64 of 384" in text
+
+
+def test_a_swept_model_no_longer_lists_its_sweeps_as_missing() -> None:
+    dense = {"cells": {"dense": {}}}
+    assert "--sweep caches" in card.limits("hunyuan-tiny", [dense])
+    assert "--sweep caches" not in card.limits("hunyuan-tiny", [dense, {"cells": {"dense": {}, "radial 0.35": {}}}])
+    assert not card.limits("wan-causal-tiny", [dense])
+
+
+def test_the_tables_of_wan_tiny_are_those_of_its_reports() -> None:
+    readme = path("wan-tiny") / "README.md"
+    text = curves.filled(readme)
+    assert readme.read_text() == text
+    assert "| light-forcing | 117, 26.0 dB | 112, 23.6 dB | 90, 21.5 dB | 38, 19.6 dB |" in text
+    assert "| rival: cache-dit threshold 0.24 | 0.25 | 119 | 31.9 |" in text
+
+
+def test_a_table_of_caches_keeps_what_nothing_of_its_kind_beats() -> None:
+    def row(name: str, computed: float, right: int, psnr: float) -> tuple[str, dict[str, object]]:
+        return f"{name} {computed}", {"cache": name, "computed": computed, "right": right, "psnr_to_dense": psnr}
+
+    kept = row("teacache", 0.2, 9, 30.0), row("teacache", 0.4, 9, 31.0), row("cache-dit", 0.5, 8, 20.0)
+    lost = row("magcache", 0.3, 9, 30.0), row("cache-dit", 0.6, 8, 20.0)
+    controls = row("reuse", 0.5, 1, 10.0), row("reuse", 0.6, 1, 10.0)
+    broken = ("easycache 0.1", {"cache": "easycache", "failed": "ValueError: no"})
+    text = curves.caches(dict((*kept, *lost, *controls, broken)))
+    shown = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
+    assert shown == ["teacache 0.2", "teacache 0.4", "rival: cache-dit 0.5", "control: reuse 0.5", "control: reuse 0.6"]
