@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import Result
 
-from vidaccel.lab.parallel_bench import Link, predict
+from vidaccel.lab.link import Link, predict
 from vidaccel.render.video import read_frames
 
 WORKER = Path(__file__).with_name("parallel_worker.py")

@@ -42,12 +42,12 @@ from torch.overrides import TorchFunctionMode
 
 from ..caching import CGTaylor
 from ..errors import VidaccelError
-from ..exchange import Exchange, Ranks, all_to_all
 from ..parallel import enable_parallelism
 from ..patterns import Dense, Pattern
 from ..pipelines.zoo import RealModel, build, parameters
 from ..trace import Stopwatch
 from . import timing
+from .link import Link, measure_link, predict
 from .rivals import rivals
 from .rows import Rows
 from .sides import Planned, Side, compile_blocks, shapes, twin
@@ -78,53 +78,6 @@ class ParallelJob:
     layers: int = 4
     repeats: int = 5
     compiled: bool = False
-
-
-@dataclass(frozen=True)
-class Link:
-    """What the exchange of one layer costs, measured.
-
-    Attributes:
-        ranks: how many.
-        sent: bytes that leave a rank.
-        all_to_all: ms of the two collectives.
-        latency: ms of one collective of a few bytes.
-        exchange: ms with what puts tokens in order.
-    """
-
-    ranks: int
-    sent: int
-    all_to_all: float
-    latency: float
-    exchange: float
-
-    def of(self, ranks: int) -> float:
-        """Milliseconds of a layer's exchange on another number of ranks, by `predict`'s model."""
-        # Of its tokens a rank sends all but its own share of the heads; both shrink with its share of the tokens.
-        sent = self.sent * (ranks - 1) / ranks**2 / ((self.ranks - 1) / self.ranks**2)
-        per_byte = max(0.0, self.all_to_all - 2 * self.latency) / self.sent
-        order = max(0.0, self.exchange - self.all_to_all) * self.ranks / ranks
-        return 2 * self.latency + per_byte * sent + order
-
-
-def predict(one_ms: float, all_ms: float, layers: int, link: Link, ranks: int) -> dict[str, float]:
-    """A call on another number of GPUs of the same kind, from one that was measured. A model, no measurement.
-
-    call(n) = one / n + layers x exchange(n) + rest: compute divides by the ranks; exchange(n) is two latencies, the
-    bytes that leave a rank at the measured rate, and reordering that divides by the ranks; rest is what the measured
-    call took beyond the first two, and does not shrink. It assumes that the link of a rank is as fast to n - 1 others
-    as it was to those measured, as behind a switch inside one host.
-
-    Args:
-        one_ms: a call on one GPU.
-        all_ms: a call on `link.ranks` GPUs.
-        layers: of the model.
-        link: as measured.
-        ranks: how many to predict for.
-    """
-    rest = max(0.0, all_ms - one_ms / link.ranks - layers * link.of(link.ranks))
-    call = one_ms / ranks + layers * link.of(ranks) + rest
-    return {"call_ms": call, "speedup": one_ms / call, "efficiency": one_ms / call / ranks}
 
 
 class _Unmasked(TorchFunctionMode):
@@ -177,51 +130,22 @@ class ParallelBench:
         """One row: the exchange of one layer, alone."""
 
         def measure() -> dict[str, Any]:
-            model, n = self.job.model, self._ranks
             side = self._side("base", Dense(), together=True)
-            ranks = Ranks.of(side.transformer)
-            assert ranks is not None
-            exchange = Exchange.of(
-                ranks,
-                self.grid.tokens,
-                model.joint_text,
-                text_first=model.transformer.startswith("CogVideoX"),
-                device=self._device,
+            self._link = found = measure_link(
+                side.transformer,
+                self.job.model,
+                self.grid,
+                self.job.dtype,
+                self._device,
+                lambda calls: self._times(calls, max(9, self.job.repeats)),
             )
-            own, each = exchange.sizes[ranks.rank], ranks.heads(model.heads).each
-            heads = torch.randn(3, model.batch, own, model.heads, model.head_dim, device=self._device)
-            query, key, value = heads.to(self.job.dtype)
-            arrived = exchange.arrive(query, key, value)
-            row = model.batch * each * model.head_dim
-            sizes = [size * row for size in exchange.sizes]
-            before = query.new_zeros(3 * own * row * n)
-            after = query.new_zeros(sum(sizes))
-            few = query.new_zeros(n)
-
-            def collectives() -> None:
-                all_to_all(before, [3 * size for size in sizes], [3 * own * row] * n, ranks.group)
-                all_to_all(after, [own * row] * n, sizes, ranks.group)
-
-            def whole() -> None:
-                exchange.arrive(query, key, value)
-                exchange.leave(arrived[0], model.heads)
-
-            calls: dict[str, Callable[[], object]] = {
-                "all_to_all": collectives,
-                "exchange": whole,
-                "latency": lambda: all_to_all(few, [1] * n, [1] * n, ranks.group),
-            }
-            for call in calls.values():
-                call()
-            taken = self._times(calls, max(9, self.job.repeats))
-            sent = 4 * own * row * (n - 1) * self.job.dtype.itemsize
-            self._link = Link(n, sent, taken["all_to_all"], taken["latency"], taken["exchange"])
+            side.close()
             return {
-                "sent_bytes": sent,
-                "all_to_all_ms": taken["all_to_all"],
-                "gb_s": sent / taken["all_to_all"] / 1e6,
-                "latency_ms": taken["latency"],
-                "exchange_ms": taken["exchange"],
+                "sent_bytes": found.sent,
+                "all_to_all_ms": found.all_to_all,
+                "gb_s": found.sent / found.all_to_all / 1e6,
+                "latency_ms": found.latency,
+                "exchange_ms": found.exchange,
             }
 
         self._measure("link", "all-to-all", measure)
