@@ -97,7 +97,7 @@ def attention(
         raise BackendError(f"scale={scale} was asked for; it must be above 0, the usual one is 1 / sqrt(d)")
     # Without a graph to be seen by, the op would only cost: the dispatcher takes longer than the launch.
     traced = torch.compiler.is_compiling() or type(q) is not torch.Tensor
-    run = torch.ops.vidaccel.attention if traced else _attention
+    run: Callable[..., tuple[torch.Tensor, torch.Tensor]] = torch.ops.vidaccel.attention if traced else _attention
     out, lse = run(q, k, v, *(rows or (None,) * 8 + (0, 0)), key_bias, scale, backend, counted)
     return out, lse
 

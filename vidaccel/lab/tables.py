@@ -44,6 +44,10 @@ def _part(name: str) -> Callable[[Row], object]:
     return lambda row: " + ".join(f"{split[name]:,.1f}" for split in (row.get("split") or {}).values())
 
 
+def _predicted(ranks: str) -> Callable[[Row], object]:
+    return lambda row: f"{row['predicted'][ranks]['speedup']:.1f}" if row["ok"] else ""
+
+
 def _size(row: Row) -> str:
     height, width, frames = row["size"]
     return f"{height}x{width}, {frames} frames"
@@ -95,6 +99,22 @@ KINDS: Mapping[str, tuple[Mapping[str, tuple[object, ...]], Columns]] = {
             "attention, ms": _part("attention"),
             "rest": _part("rest"),
             "attention alone": _number("kernel_alone_ms", 1),
+        },
+    ),
+    "parallel": (
+        {"kind": ("call",)},
+        {
+            "model": lambda row: row["model"],
+            "size": _size,
+            "attention": _variant,
+            "GPUs": lambda row: row["ranks"],
+            "a call on one, ms": lambda row: f"{row['one']['call_ms']:,.0f}" if row["ok"] else "",
+            "on all, ms": lambda row: f"{row['all']['call_ms']:,.0f}" if row["ok"] else "",
+            "times faster": _number("speedup"),
+            "exchange, % of it": _number("exchange_share", 1, 100.0),
+            "a video each, times faster": _number("videos_speedup"),
+            "predicted for 4": _predicted("4"),
+            "for 8": _predicted("8"),
         },
     ),
     "renders": (
