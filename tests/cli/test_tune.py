@@ -58,6 +58,16 @@ def test_it_writes_a_recipe_its_rivals_and_its_evidence(
     assert "dense" not in other.stderr
 
 
+def test_a_recipe_of_a_cache_alone_renders(invoke: Callable[..., Result], wan: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache.yaml").write_text("cache: {name: taylorseer, interval: 2}\n")
+    command = ("render", "-m", wan, "-p", "a cat", "--recipe", "cache.yaml", "-o", "cat.mp4")
+    planned = invoke(*command, "--dry-run")
+    assert planned.exit_code == 0, planned.output
+    assert "taylorseer (interval 2" in planned.stdout
+    assert invoke(*command).exit_code == 0
+    assert (tmp_path / "cat.mp4").is_file()
+
+
 def test_what_cannot_be_reached_fails_and_keeps_its_evidence(
     invoke: Callable[..., Result], wan: Path, tmp_path: Path, prompts: tuple[object, ...]
 ) -> None:

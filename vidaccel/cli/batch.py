@@ -217,7 +217,9 @@ def _tell(screen: Screen, result: Mapping[str, Any]) -> None:
     if screen.format.value != "human":
         return
     seconds, effective = result["seconds"], result["effective_density"]
+    # A cache alone leaves attention as it is, and nobody looks at it.
+    density = "" if effective is None else f"effective density {effective:.3f}, "
     screen.line(
         f"{result['file']}: seed {result['seed']}, denoising {seconds['denoise']:.1f} s, "
-        f"decoding {seconds['decode']:.1f} s, effective density {effective:.3f}, recipe {result['recipe_hash']}"
+        f"decoding {seconds['decode']:.1f} s, {density}recipe {result['recipe_hash']}"
     )

@@ -259,6 +259,8 @@ def _in_words(memory: dict[str, float | None]) -> str:
 
 
 def _show(screen: Screen, job: Any, model: Any, planned: dict[str, Any], paths: list[Path]) -> None:
+    from ..lab.trials import describe
+
     data = planned | {"outputs": [str(path) for path in paths]}
     if screen.json(data) or screen.names(paths):
         return
@@ -271,7 +273,7 @@ def _show(screen: Screen, job: Any, model: Any, planned: dict[str, Any], paths: 
             "model": f"{model.reference} ({model.kind}, {model.pipeline}, {model.layers} layers)",
             "video": shape,
             "grid": f"{data['grid']} = {data['tokens']} tokens",
-            "recipe": f"{data['recipe_hash']}, {job.recipe.attention.name}",
+            "recipe": f"{data['recipe_hash']}, {describe(job.recipe)}",
             "steps": f"{data['dense_steps']} dense, {data['sparse_steps']} with {data['sparse_layers']} sparse layers",
             "effective density": data["effective_density"],
             "cache": "none" if cache is None else f"{cache.name}, at most {data['cache_gib']:.3g} GiB",
