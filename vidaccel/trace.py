@@ -6,8 +6,9 @@ was displaced, or a fallback that nobody asked for, shows up as a difference bet
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -21,6 +22,16 @@ _current: ContextVar[CallRecord | None] = ContextVar("vidaccel_call", default=No
 def current() -> CallRecord | None:
     """The transformer call under way in this thread, if a front door watches it."""
     return _current.get()
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """What runs in this block is no part of the call under way, and leaves no mark in its record."""
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 class Stopwatch:

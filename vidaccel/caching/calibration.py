@@ -17,9 +17,10 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..files import replacing
+from . import POLICIES
+from .goal import Goal
 
 SCHEMA = 1
-_GOAL = re.compile(r"auto:(?:(?P<speed>\d+(?:\.\d+)?)x|psnr>=(?P<psnr>\d+(?:\.\d+)?))")
 
 
 @dataclass(frozen=True)
@@ -94,24 +95,24 @@ class Calibration:
         Raises:
             RecipeError: neither of these, or a goal beyond what was measured.
         """
-        found = _GOAL.fullmatch(goal)
-        if found is None:
+        wanted = Goal.of(goal.removeprefix("auto:"))
+        if wanted.what == "ssim":
             raise RecipeError(
-                f"cache {goal!r} is no goal; write auto:2.5x (steps over computed steps) or auto:psnr>=28"
+                f"cache {goal} was asked for; calibrations hold speed and psnr: auto:2.5x or auto:psnr>=28"
             )
         thresholds = [point.threshold for point in self.points]
-        if found["speed"]:
-            wanted, fastest = float(found["speed"]), max(point.speedup for point in self.points)
+        if wanted.what == "speedup":
+            fastest = max(point.speedup for point in self.points)
             # A higher threshold is never slower: noise between neighbours is smoothed away.
             speeds = _running(max, [point.speedup for point in self.points])
-            if not 1 <= wanted <= fastest:
+            if not 1 <= wanted.least <= fastest:
                 raise RecipeError(f"cache {goal}: {self.cache} gave 1x to {fastest:.2f}x here; ask for one of these")
-            return _crossing(thresholds, speeds, wanted)
-        wanted, best = float(found["psnr"]), max(point.psnr for point in self.points)
+            return _crossing(thresholds, speeds, wanted.least)
+        best = max(point.psnr for point in self.points)
         losses = _running(max, [-point.psnr for point in self.points])
-        if -wanted < losses[0]:
+        if -wanted.least < losses[0]:
             raise RecipeError(f"cache {goal}: {self.cache} gave at most {best:.1f} dB here; ask for less, or no cache")
-        return _crossing(thresholds, losses, -wanted, last=True)
+        return _crossing(thresholds, losses, -wanted.least, last=True)
 
 
 def model_key(transformer_class: str, config: Mapping[str, Any]) -> str:
@@ -130,6 +131,19 @@ def calibrated(cache: Any, transformer_class: str, config: Mapping[str, Any]) ->
         return cache
     found = Calibration.load(model_key(transformer_class, config))
     return {"name": found.cache, "threshold": found.threshold_for(cache)}
+
+
+def usual_threshold(cache: str, family: str) -> float | None:
+    """The published threshold of a policy, to begin a search with; None where it has none.
+
+    Args:
+        cache: the policy's name.
+        family: of the model; where nobody published one for it, that of Wan.
+    """
+    policy = POLICIES[cache]
+    if not hasattr(policy, "threshold"):
+        return None
+    return float(getattr(policy().parts(family, "480p").rule, "threshold"))  # noqa: B009
 
 
 def _path(model: str) -> Path:

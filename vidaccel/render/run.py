@@ -101,11 +101,11 @@ def render(pipe: Any, job: ReadyJob, on_step: Callable[[StepDone], None] | None 
         RenderError: the pipeline failed, or its frames hold NaN.
     """
     if job.upscale is None:
-        frames, seconds, report = _run(pipe, job, job.recipe, _arguments(pipe, job), on_step)
+        frames, seconds, report = _run(pipe, job, job.recipe, pipeline_arguments(pipe, job), on_step)
     else:
-        small, first, _ = _run(pipe, job, DENSE, _arguments(pipe, job), on_step)
+        small, first, _ = _run(pipe, job, DENSE, pipeline_arguments(pipe, job), on_step)
         second = upscale.second_pipeline(pipe, job)
-        given = _arguments(second, job) | {
+        given = pipeline_arguments(second, job) | {
             "height": job.size[0],
             "width": job.size[1],
             "latents": upscale.noised_latents(second, small, job),
@@ -126,7 +126,7 @@ def _run(
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
         dense.use(job.dense_backend, job.device, job.torch_dtype, head_dim),
         _accelerated(pipe, recipe) as run,
-        _timed(pipe, job.device) as seconds,
+        timed(pipe, job.device) as seconds,
     ):
         if on_step and "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
             arguments["callback_on_step_end"] = _watcher(run, on_step, pipe)
@@ -179,7 +179,12 @@ def _accelerated(pipe: Any, recipe: Recipe) -> Acceleration:
     return accelerate(pipe, recipe=recipe)
 
 
-def _arguments(pipe: Any, job: ReadyJob) -> dict[str, Any]:
+def pipeline_arguments(pipe: Any, job: ReadyJob) -> dict[str, Any]:
+    """What a pipeline is called with: the job's values that it takes, image and video read.
+
+    Raises:
+        UsageError: a file that cannot be read, or a video that is too short.
+    """
     from PIL import Image, UnidentifiedImageError
 
     parameters = inspect.signature(pipe.__call__).parameters
@@ -222,7 +227,7 @@ def _watcher(run: Acceleration, on_step: Callable[[StepDone], None], host: Any) 
 
 
 @contextlib.contextmanager
-def _timed(pipe: Any, device: str) -> Iterator[dict[str, float]]:
+def timed(pipe: Any, device: str) -> Iterator[dict[str, float]]:
     """Times of denoising and decoding apart, seen from outside: the pipeline's own decoding is the one that runs."""
     seconds = {"denoise": 0.0, "decode": 0.0, "total": 0.0}
     first: list[float] = []
