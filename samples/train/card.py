@@ -54,8 +54,8 @@ LIMITS = {
         "cross may be a blob, an object may appear late or twice, and a checkered background may bend."
     ),
     "cogvideox-tiny": _IMPERFECT.format(
-        "Colours are always right, shapes mostly, though a small circle may become a square. Directions are its weak "
-        "side: about half of the objects glide elsewhere than they were told."
+        "Colours are always right, shapes mostly, though a small circle may become a square, and a second object may "
+        "appear on the way. Directions are its weak side: about half of the objects glide elsewhere than they were told."
     ),
 }
 _CURVES = """Not measured yet: what sparse attention and caches cost here. On a GPU, about five minutes each:

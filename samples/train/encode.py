@@ -1,7 +1,7 @@
 """Encodes captioned clips once, so that the transformer trains on latents.
 
     python -m samples.train.encode --vae build/vae/vae.safetensors --out build/latents --clips 16000
-    python -m samples.train.encode --vae samples/models/wan-tiny/vae --frames 69 --clips 8000   # for the other samples
+    python -m samples.train.encode --vae samples/models/wan-tiny/vae --frames 69 --clips 8000   # for the causal sample
 
 Writes shards of raw latent means with their captions, and `stats.json` with the mean and standard deviation of each
 channel: those in the config of a finished autoencoder, else measured on the first shard, to become the config's. Shards
