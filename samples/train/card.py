@@ -55,7 +55,7 @@ LIMITS = {
     ),
     "cogvideox-tiny": _IMPERFECT.format(
         "Colours are always right, shapes mostly, though a small circle may become a square, and a second object may "
-        "appear on the way. Directions are its weak side: about half of the objects glide elsewhere than they were told."
+        "appear on the way. Directions are its weak side: about half of the objects glide elsewhere than told."
     ),
 }
 _CURVES = """Not measured yet: what sparse attention and caches cost here. On a GPU, about five minutes each:
