@@ -131,7 +131,7 @@ video = pipe(
 and `samples/models/checker.py` reads the answers off the frames. Intervals are of 95 %: Wilson's of a share, Agresti
 and Min's of a paired difference. `reports/` holds every number, with settings, versions and hardware.
 
-{"".join(section(report) for report in reports) or "Not measured yet."}{limits(name, reports)}
+{chr(10).join(section(report) for report in reports) or "Not measured yet."}{limits(name, reports)}
 ## How it was made, and licences
 
 {textwrap.fill(made, 120)}
