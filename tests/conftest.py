@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,6 +28,15 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def gpu_memory_is_shared(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test took of the GPU goes back before the next one: other workers run on the same GPU."""
+    yield
+    if request.node.get_closest_marker("gpu") and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture
