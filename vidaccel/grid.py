@@ -192,7 +192,7 @@ class TokenLayout:
         """Blocks of video and text together."""
         return self.q_len.shape[0]
 
-    @cached_property
+    @property
     def video_blocks(self) -> int:
         """Blocks that hold video; text blocks follow them."""
         return self.blocks - self.text_blocks

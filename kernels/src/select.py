@@ -35,7 +35,8 @@ def block_means(x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         return means
     # The last block may end with its tokens, not with its slots.
     whole = min(x.shape[1] // block, blocks)
-    token = layout.filled[: whole * block].view(whole, block, 1, 1)
+    # Not `layout.filled`: what is cached on first use cannot be asked for inside a compiled graph.
+    token = (torch.arange(block, device=x.device) < layout.q_len[:whole, None])[..., None, None]
     sums = torch.where(token, x[0, : whole * block].unflatten(0, (whole, block)), 0).sum(1, dtype=torch.float32)
     if whole < blocks:
         sums = torch.cat([sums, x[0, whole * block :].sum(0, dtype=torch.float32, keepdim=True)])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import tiny_pipelines
 import torch
 from torch._dynamo.testing import CompileCounter
 
 import vidaccel
-from vidaccel.patterns import Radial
+from vidaccel.patterns import Radial, TopK
 from vidaccel.schedule import Schedule
 
 RADIAL = Radial(block=16)
@@ -46,6 +47,20 @@ def test_repeated_blocks_fullgraph(make_wan: Any, render: Any, order: str) -> No
             assert counter.frame_count == seen, "a second render compiled again"
         assert all(len(call.kernels) == len(call.scheduled) for call in run.trace.calls)
         assert any(call.kernels for call in run.trace.calls)
+
+
+@pytest.mark.slow
+def test_joint_blocks_that_choose(render: Any) -> None:
+    """A pattern that chooses from q and k, in blocks with text beside the video."""
+    pipe, counter = tiny_pipelines.hunyuan(), CompileCounter()
+    pattern, schedule = TopK(block=16), Schedule(dense_steps=1)
+    with vidaccel.accelerate(pipe, pattern, density=0.5, schedule=schedule):
+        expected = render(pipe, "ragged")
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=counter)
+    with vidaccel.accelerate(pipe, pattern, density=0.5, schedule=schedule) as run:
+        torch.testing.assert_close(render(pipe, "ragged"), expected, atol=1e-5, rtol=1e-4)
+        assert counter.frame_count > 0
+        assert all(len(call.kernels) == len(call.scheduled) for call in run.trace.calls)
 
 
 @pytest.mark.slow
