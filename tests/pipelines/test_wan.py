@@ -368,13 +368,6 @@ def test_unknown_transformers_are_refused() -> None:
         vidaccel.accelerate(object(), "radial")
 
 
-def test_context_parallelism_is_refused(wan: Any, render: Any) -> None:
-    with accelerate(wan):
-        wan.transformer._parallel_config = object()
-        with pytest.raises(InstallError, match="context parallelism"):
-            render(wan)
-
-
 def test_same_seed_same_video_and_global_generator_untouched(wan: Any, render: Any) -> None:
     with accelerate(wan):
         torch.manual_seed(5)
