@@ -41,14 +41,14 @@ class Clock:
         self.trajectory = 0
         self._index = 0
         self._timestep: float | None = None
-        self._seen: set[tuple[int, str | None]] = set()
+        self._seen: set[tuple[int, str | int | None]] = set()
 
     def step(
         self,
         timestep: torch.Tensor,
         *,
         caller: int = 0,
-        branch: str | None = None,
+        branch: str | int | None = None,
         hint: Mapping[str, Any] | None = None,
     ) -> Step:
         """Count one call.
@@ -57,7 +57,7 @@ class Clock:
             timestep: (b,) or (b, tokens) as given to the transformer; the largest value counts. Reading it waits for
                 the device, so it is only read where the pipeline tells nothing in `hint`.
             caller: which transformer calls.
-            branch: its guidance branch.
+            branch: its guidance branch, by name or by whatever else tells it apart.
             hint: what the pipeline passed to `cache_context` (WanPipeline: step_index, sigma, num_inference_steps).
         """
         hint = hint or {}
@@ -117,7 +117,8 @@ class FrontDoor:
         self._subscribers: list[Subscriber] = []
         self._undo: list[Callable[[], None]] = []
         self._context: tuple[str, dict[str, Any]] | None = None
-        self._embeds: list[int] = []
+        self._embeds: list[torch.Tensor] = []
+        self._trajectory = 0
         self._record: CallRecord | None = None
         self._entered: list[Subscriber] = []
 
@@ -172,6 +173,7 @@ class FrontDoor:
         for undo in self._undo:
             undo()
         self._undo = []
+        self._embeds.clear()
 
     @contextmanager
     def _named_context(self, name: str, **kwargs: Any) -> Iterator[None]:
@@ -183,32 +185,39 @@ class FrontDoor:
         finally:
             self._context = outer
 
-    def _branch(self, call: Call) -> str | None:
-        if self._context is not None:
-            return self._context[0].removeprefix("pred_")  # so named by HunyuanVideo-1.5's guiders
-        if call.embeds is None:
-            return None
-        # Pipelines that name no context (video to video) pass the same embeddings at every step, the prompt's first.
-        pointer = call.embeds.data_ptr()
-        if pointer not in self._embeds:
-            self._embeds.append(pointer)
-        place = self._embeds.index(pointer)
-        if place == 1 and self.trace.note(
-            "guidance branches are told apart by their text embeddings: first cond, then uncond"
-        ):
-            logger.info(self.trace.notes[-1])
-        return ("cond", "uncond")[place] if place < 2 else None
+    def _branch_of(self, embeds: torch.Tensor) -> str | None:
+        """Names a branch whose pipeline names none (video to video): it passes the same two embeddings at every step.
+
+        They are held, so that no other tensor can take their address before the trajectory ends.
+        """
+        known = [each.data_ptr() for each in self._embeds]
+        if embeds.data_ptr() not in known:
+            if len(known) == 2:
+                return None
+            known.append(embeds.data_ptr())
+            self._embeds.append(embeds)
+            if len(known) == 2 and self.trace.note(
+                "guidance branches are told apart by their text embeddings: first cond, then uncond"
+            ):
+                logger.info(self.trace.notes[-1])
+        return ("cond", "uncond")[known.index(embeds.data_ptr())]
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._record is not None:  # the last call was interrupted from the keyboard: torch runs no hook then
             self._after(module, (), None)
         call = self.family.read(module, args, kwargs)
-        branch = self._branch(call)
-        hint = self._context[1] if self._context else None
-        step = self.clock.step(call.timestep, caller=id(module), branch=branch, hint=hint)
-        if step.new_trajectory and self._context is None and call.embeds is not None:
-            self._embeds = [call.embeds.data_ptr()]
-            branch = "cond"
+        name, hint = self._context or (None, None)
+        embeds = call.embeds if name is None else None
+        # The clock comes first: which embeddings are whose is only known once it is known whose trajectory this is.
+        step = self.clock.step(
+            call.timestep, caller=id(module), branch=name if embeds is None else embeds.data_ptr(), hint=hint
+        )
+        if self._trajectory != self.clock.trajectory:  # its first step may have been another expert's
+            self._trajectory = self.clock.trajectory
+            self._embeds.clear()
+        branch = name and name.removeprefix("pred_")  # so named by HunyuanVideo-1.5's guiders
+        if embeds is not None:
+            branch = self._branch_of(embeds)
         record = CallRecord(
             step.index, step.total, step.sigma, branch, self.expert, call.grid, call.text, trace=self.trace
         )

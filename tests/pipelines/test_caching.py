@@ -585,6 +585,18 @@ def test_branches_told_apart_by_their_embeddings(make_wan: Any, render: Any) -> 
     assert forecast_steps(run) == forecast_steps(run, "uncond") != []
 
 
+def test_a_new_video_may_find_its_prompt_where_the_last_one_had_its_negative(wan: Any) -> None:
+    first, second = torch.randn(2, 1, 4, 32)
+    latents = torch.randn(1, 16, 2, 8, 8)
+    with vidaccel.accelerate(wan, cache=TaylorSeer()) as run, torch.no_grad():
+        for pair in ((first, second), (second, first), (second.clone(), first)):
+            for n in range(4):
+                for embeds in pair:
+                    wan.transformer(latents, torch.tensor([900.0 - n]), encoder_hidden_states=embeds)
+    assert [call.branch for call in run.trace.calls] == ["cond", "uncond"] * 12
+    assert [call.step for call in run.trace.calls[::2]] == [0, 1, 2, 3] * 3
+
+
 def test_branches_that_nobody_can_tell_apart_are_not_cached(wan: Any) -> None:
     run = vidaccel.accelerate(wan, cache=TaylorSeer())
     latents = torch.randn(1, 16, 2, 8, 8)
