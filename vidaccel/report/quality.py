@@ -66,20 +66,24 @@ def psnr(a: Frames, b: Frames) -> list[float]:
 def ssim(a: Frames, b: Frames) -> list[float]:
     """Structural similarity of each frame, at most 1."""
     half = min(5, *(side - 1 for side in a.shape[1:3]))
-    x = torch.arange(-half, half + 1, dtype=torch.float32)
-    kernel = torch.exp(-(x**2) / (2 * 1.5**2))
-    kernel /= kernel.sum()
-    rows, columns = kernel.view(1, 1, -1, 1), kernel.view(1, 1, 1, -1)
+    offsets = torch.arange(-half, half + 1, dtype=torch.float32)
+    weights = torch.exp(-(offsets**2) / (2 * 1.5**2))
+    weights = (weights / weights.sum()).tolist()
 
-    def mean(image: torch.Tensor) -> torch.Tensor:
-        padded = functional.pad(image, (half,) * 4, mode="reflect")
-        return functional.conv2d(functional.conv2d(padded, rows), columns)
+    def along(images: torch.Tensor, dim: int) -> torch.Tensor:
+        # Shifted sums: on a CPU more than twice as fast as a convolution of one channel.
+        length = images.shape[dim] - 2 * half
+        total = images.narrow(dim, 0, length) * weights[0]
+        for shift, weight in enumerate(weights[1:], 1):
+            total.add_(images.narrow(dim, shift, length), alpha=weight)
+        return total
 
     found = []
     for pair in zip(a, b, strict=True):
-        one, other = (torch.from_numpy(frame.transpose(2, 0, 1).astype(np.float32))[:, None] for frame in pair)
-        m_a, m_b = mean(one), mean(other)
-        s_a, s_b, s_ab = mean(one**2) - m_a**2, mean(other**2) - m_b**2, mean(one * other) - m_a * m_b
+        one, other = (torch.from_numpy(frame.transpose(2, 0, 1).astype(np.float32)) for frame in pair)
+        images = torch.stack([one, other, one**2, other**2, one * other])
+        m_a, m_b, *squares = along(along(functional.pad(images, (half,) * 4, mode="reflect"), 2), 3)
+        s_a, s_b, s_ab = squares[0] - m_a**2, squares[1] - m_b**2, squares[2] - m_a * m_b
         score = (2 * m_a * m_b + _C1) * (2 * s_ab + _C2) / ((m_a**2 + m_b**2 + _C1) * (s_a + s_b + _C2))
         found.append(float(score.mean()))
     return found
