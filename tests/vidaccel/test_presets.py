@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from vidaccel import Recipe, presets
+from vidaccel._samples import MODELS
 from vidaccel.lab.estimate import planned
 from vidaccel.pipelines.zoo import REAL_MODELS
+from vidaccel.render import RenderJob, find, preview
 
 ROOT = Path(__file__).parents[2]
 UNMEASURED = "Quality was never measured with its real weights."
@@ -20,6 +22,7 @@ SIZES = {
     "hunyuan-video-1.5-480p": (480, 832, 121),
 }
 SPECIAL = {"wan-4step", "wan-8step", "wan2.1-freeswim"}
+SAMPLES = set(MODELS.values()) & set(presets())
 
 
 def model_of(preset: str) -> str | None:
@@ -28,10 +31,20 @@ def model_of(preset: str) -> str | None:
 
 
 def test_every_known_model_has_one() -> None:
-    assert {model_of(name) for name in set(presets()) - SPECIAL} == set(REAL_MODELS)
+    assert {model_of(name) for name in set(presets()) - SPECIAL - SAMPLES} == set(REAL_MODELS) - SAMPLES
+    # A stream takes methods, and no recipe.
+    assert set(MODELS.values()) - SAMPLES <= {"wan-causal-tiny"}
 
 
-@pytest.mark.parametrize("name", sorted(set(presets()) - SPECIAL))
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_a_samples_preset_plans_at_its_size(name: str) -> None:
+    model, recipe = find(name), Recipe.load(name)
+    job = RenderJob("a red circle moves right", name, recipe, seed=0, device="cpu").complete(model)
+    assert f"{job.height}x{job.width}, {job.num_frames} frames, {job.num_inference_steps} steps" in recipe.about
+    assert preview(job, model)["plans"][0]["visited"] < 0.6
+
+
+@pytest.mark.parametrize("name", sorted(set(presets()) - SPECIAL - SAMPLES))
 def test_it_plans_at_its_size_and_gains(name: str) -> None:
     model, recipe = REAL_MODELS[str(model_of(name))], Recipe.load(name)
     size = SIZES.get(name, model.size)

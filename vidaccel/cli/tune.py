@@ -67,6 +67,7 @@ def tune(
 
     Every render is kept: an interrupted search goes on, and another target begins with what is known.
     """
+    from .. import _samples
     from ..caching.goal import Goal
     from ..errors import TuneError, UsageError
     from ..kernels import bench
@@ -85,7 +86,7 @@ def tune(
     goal, found, space = Goal.of(target), find(model), _space(attention, density, cache)
     if prompts is None and found.kind != "sample":
         raise UsageError(f"{model} is no sample, so what it should show must be said; add --prompts FILE")
-    mine, others = _samples() if prompts is None else (read_prompts(prompts), [])
+    mine, others = _shown() if prompts is None else (read_prompts(prompts), [])
     others = others if check is None else read_prompts(check)
     if shared := set(mine) & set(others):
         raise UsageError(
@@ -98,7 +99,8 @@ def tune(
     way = by or ("time" if job.device.startswith("cuda") else "work")
     if way not in BY:
         raise UsageError(f"--by {way!r} is unknown; speed is judged by {' or '.join(BY)}")
-    name = baseline or (model if found.kind == "sample" and model in presets() else None)
+    preset = _samples.MODELS.get(model)
+    name = baseline or (preset if preset in presets() else None)
     rival = Recipe.load(name) if name else None
     output.mkdir(parents=True, exist_ok=True)
     shared_by_rows = {key: value for key, value in job.to_dict().items() if key not in ("prompt", "device")}
@@ -113,8 +115,14 @@ def tune(
     recipes |= {"tuned": Recipe.from_dict(winner["recipe"])} if winner else {}
     held = checked(trials, others, recipes) if others and recipes else None
     size = f"{job.height}x{job.width}, {job.num_frames} frames, {job.num_inference_steps} steps, {job.dtype}"
+    machine = about["device"].get("gpu") or about["device"]["cpu"]
     outcome = Outcome(
-        aim, f"{model}, {size}", shlex.join(["vidaccel", *sys.argv[1:]]), winner, search.front(search.tried), held
+        aim,
+        f"{model}, {size}, {machine}",
+        shlex.join(["vidaccel", *sys.argv[1:]]),
+        winner,
+        search.front(search.tried),
+        held,
     )
     files = outcome.save(output)
     if not (screen.json(outcome.data()) or screen.names(files)):
@@ -147,7 +155,7 @@ def _space(attention: str | None, density: str | None, cache: str | None) -> Any
     return space
 
 
-def _samples() -> tuple[list[str], list[str]]:
+def _shown() -> tuple[list[str], list[str]]:
     """Prompts of the samples' world: scenes as in training, and triples that training never showed."""
     from .._samples import world
 
