@@ -116,14 +116,8 @@ def tune(
     held = checked(trials, others, recipes) if others and recipes else None
     size = f"{job.height}x{job.width}, {job.num_frames} frames, {job.num_inference_steps} steps, {job.dtype}"
     machine = about["device"].get("gpu") or about["device"]["cpu"]
-    outcome = Outcome(
-        aim,
-        f"{model}, {size}, {machine}",
-        shlex.join(["vidaccel", *sys.argv[1:]]),
-        winner,
-        search.front(search.tried),
-        held,
-    )
+    command = shlex.join(["vidaccel", *sys.argv[1:]])
+    outcome = Outcome(aim, f"{model}, {size}, {machine}", command, winner, search.front(search.tried), held)
     files = outcome.save(output)
     if not (screen.json(outcome.data()) or screen.names(files)):
         _show(screen, outcome, files)
