@@ -29,6 +29,9 @@ def causal(
     budget: Annotated[
         float, typer.Option("--budget-seconds", min=1, help="Rows finished by then are written.")
     ] = float("inf"),
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Rivals run alone, after dense; else dense takes turns with each.")
+    ] = False,
     vae: Annotated[bool, typer.Option(help="Time the decoder too.")] = True,
     tiny: Annotated[bool, typer.Option("--tiny", help="A model of nothing, to see that all of it runs.")] = False,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one.")] = None,
@@ -78,7 +81,7 @@ def causal(
             shape = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 32, "num_layers": 2, "text_dim": 16}
             decoder = {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} if vae else None
         case = causal_bench.Case(
-            name, height, width, frames, rollout, shape, 16 if tiny else 512, decoder, compiled, graphs, backends
+            name, height, width, frames, rollout, shape, 16 if tiny else 512, decoder, compiled, graphs, backends, alone
         )
         screen.say(f"{name}: {len(case.chunks())} chunks, {len(chosen)} rivals")
         left = end - time.monotonic()

@@ -1,9 +1,10 @@
 """Frames a second of an autoregressive Wan at real size, with random weights: every method beside dense.
 
 All rivals share one transformer. Dense runs first, alone; then each rival takes turns with it, chunk by chunk, so that
-whatever else the machine does falls on both alike. Times of the steady state are medians over the chunks in which the
-window is full and nothing is loaded, compiled or recorded any more. Random weights say nothing about content:
-FlashBlock's rate is set from outside (`Rival.reuse`), the scene is still, and the record says so.
+whatever else the machine does falls on both alike (or runs alone, where that is asked for: half the time). Times of the
+steady state are medians over the chunks in which the window is full and nothing is loaded, compiled or recorded any
+more. Random weights say nothing about content: FlashBlock's rate is set from outside (`Rival.reuse`), the scene is
+still, and the record says so.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class Case:
         compiled: compile the transformer's blocks.
         graphs: play forwards back that come again, as CUDA graphs.
         dense: diffusers' names of backends for dense self-attention; None is its default. The fastest is taken.
+        alone: rivals run alone, beside nothing, and are compared with dense as it ran before them.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Case:
     compiled: bool = False
     graphs: bool = False
     dense: tuple[str | None, ...] = (None,)
+    alone: bool = False
 
     def chunks(self) -> list[int]:
         """Lengths of its chunks."""
@@ -143,6 +146,7 @@ class Contestant:
         self.device = device
         self.ms: list[float] = []
         self.attention_ms: list[float] = []
+        self.gib: list[float] = []
         self.failed: str | None = None
         self.peak_gib: float | None = None
         self.reuse: float | None = None
@@ -220,9 +224,10 @@ def run(
         One row a rival, as soon as it is measured: `fps` (pixel frames a second of the transformer in the steady
         state), `fps_with_vae`, `chunk_ms` (median), `attention_ms` (self-attention of one layer over a chunk, what it
         remembers included), `speedup` and `attention_speedup` over dense beside it, `first_ms` and `last_ms` (medians
-        of the first and last tenth of the timed chunks: flat or not), `warm_up_s` (of the first chunk), `tflop` and
-        `bound_ms` (see `causal_bound`), `cache_mib`, `peak_gib` (dense and rival together), `density`, `reuse_rate`;
-        or `reason` where it could not run.
+        of the first and last tenth of the timed chunks: flat or not), `first_gib` and `last_gib` (likewise, of what is
+        allocated after a chunk), `warm_up_s` (of the first chunk), `tflop` and `bound_ms` (see `causal_bound`),
+        `cache_mib`, `peak_gib` (with dense, where that runs beside it), `density`, `reuse_rate`; or `reason` where it
+        could not run.
     """
     end = time.monotonic() + seconds
     say("making the model")
@@ -236,24 +241,31 @@ def run(
     if case.compiled:
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
     decode_ms: float | None = None
+    dense: dict[str, Any] = {}
     for number, rival in enumerate(chosen):
         if number and time.monotonic() > end:
             say(f"out of time before {rival.name}")
             return
-        pair = [rival] if number == 0 else [chosen[0], rival]
-        raced = _race(case, pair, transformer, embeds, device, dtype, end, say)
+        pair = [rival] if number == 0 or case.alone else [chosen[0], rival]
+        lengths = case.chunks()
+        if number == 0:
+            # A few chunks tell its speed; beside every rival it runs again.
+            lengths = lengths[: case.steady + ALONE]
+        raced = _race(case, pair, lengths, transformer, embeds, device, dtype, end, say)
         if number == 0 and case.vae is not None:
             say("timing the decoder")
             decode_ms = _decoding(case, device, dtype)
-        rows: list[dict[str, Any]] = []
         for each in raced:
-            rows.append(_row(each, case, transformer, decode_ms, rates, rows[0] if rows else {}))
-        yield rows[-1]
+            row = _row(each, case, transformer, decode_ms, rates, dense)
+            if each.rival is chosen[0]:
+                dense = row
+        yield row
 
 
 def _race(
     case: Case,
     pair: Sequence[Rival],
+    lengths: Sequence[int],
     transformer: Any,
     embeds: torch.Tensor,
     device: torch.device,
@@ -265,8 +277,6 @@ def _race(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     contestants = [Contestant(rival, case, transformer, device, dtype) for rival in pair]
-    # Dense runs beside every rival again: alone, a few chunks tell its speed.
-    lengths = case.chunks() if len(pair) > 1 else case.chunks()[: case.steady + ALONE]
     for number, frames in enumerate(lengths):
         if time.monotonic() > end and number >= case.steady + 2:
             say(f"out of time after {number} chunks")
@@ -274,6 +284,7 @@ def _race(
         for each in contestants:
             if each.failed is None:
                 each.ms.append(_timed(partial(each.chunk, frames, embeds), each, device))
+                each.gib.append(torch.cuda.memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0)
                 if number <= case.steady:
                     say(f"{each.rival.name}, chunk {number}: {each.ms[-1]:.0f} ms")
     for each in contestants:
@@ -311,13 +322,14 @@ def _row(
 ) -> dict[str, Any]:
     size = {"case": case.name, "height": case.height, "width": case.width, "latent_frames": case.frames}
     row: dict[str, Any] = size | {"rival": each.rival.name, "ok": each.failed is None, "reason": each.failed}
-    row |= {"compiled": case.compiled, "graphs": case.graphs}
+    row |= {"compiled": case.compiled, "graphs": case.graphs, "layers": transformer.config.num_layers}
     row |= {"rollout": case.rollout.to_dict(), "methods": [_plain(method) for method in each.rival.methods]}
     row |= {"set_reuse": each.rival.reuse}
     if each.failed is not None:
         return row
     # A video too short for a steady state has its last chunk.
-    timed = each.ms[min(case.steady, len(each.ms) - 1) :]
+    first = min(case.steady, len(each.ms) - 1)
+    timed, gib = each.ms[first:], each.gib[first:] if each.model.device.type == "cuda" else None
     chunk_ms, pixels = median(timed), 4 * case.rollout.chunk
     tenth = max(1, len(timed) // 10)
     chunk = each.model.chunk
@@ -336,6 +348,8 @@ def _row(
         "warm_up_s": each.ms[0] / 1e3,
         "first_ms": median(timed[:tenth]),
         "last_ms": median(timed[-tenth:]),
+        "first_gib": gib and median(gib[:tenth]),
+        "last_gib": gib and median(gib[-tenth:]),
         "timed_chunks": len(timed),
         "tflop": {name: amount / 1e12 for name, amount in flops._asdict().items()},
         "rates": asdict(rates),

@@ -148,7 +148,10 @@ class LayerMemory:
         keys, values = (x[:, self._unused :] for x in self.cache.write(key, value))
         own = key.shape[1]
         has_history = keys.shape[1] > own
-        if has_history and (self.methods.flash is not None or self.plan.ann_kept is not None):
+        flash, turn = self.methods.flash, self.turn
+        # A clean pass that neither fills the store nor reads it needs no parts.
+        splits = flash is not None and (flash.refresh or not turn.writes)
+        if has_history and (splits or self.plan.ann_kept is not None):
             return self._in_two_parts(query, keys, values, own)
         if has_history and self.plan.rule is not None:
             q, k, v = (_folded(x) for x in (query, keys, values))

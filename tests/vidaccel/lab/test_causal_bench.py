@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +52,18 @@ def test_out_of_time_the_first_row_is_written_and_no_other() -> None:
     assert [row["rival"] for row in rows] == ["dense"]
     assert rows[0]["timed_chunks"] == 2
     assert said[-1] == f"out of time before {chosen[1].name}"
+
+
+def test_alone_a_rival_is_compared_with_dense_before_it() -> None:
+    chosen = causal_bench.rivals(12)[:2]
+    alone = replace(case(), alone=True)
+    dense, reused = causal_bench.run(alone, chosen, torch.device("cpu"), torch.float32)
+    for what in ("speedup", "attention_speedup"):
+        ms = "chunk_ms" if what == "speedup" else what.replace("speedup", "ms")
+        assert reused[what] == dense[ms] / reused[ms]
+    assert reused["layers"] == 2
+    # Memory is a GPU's.
+    assert reused["first_gib"] is reused["last_gib"] is None
 
 
 def test_operations_of_a_chunk_are_those_of_the_paper_model() -> None:
