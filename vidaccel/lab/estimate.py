@@ -1,10 +1,11 @@
 """What a model would cost and could gain, from its configuration alone: no weights, no GPU.
 
-Idea: a call is matrix products, attention and everything else, each at the rate that a GPU gives it; sparse attention
-    divides one of the three.
+Idea: a call is matrix products, attention, what stands around it (norms, RoPE, reordering) and everything else, each at
+    the rate that a GPU gives it; a sparse layer divides attention, and does what stands around it in one kernel.
 Math: linear 2 n (4 w^2 + 2 w f [+ 2 w^2 where text has its own cross-attention]), attention 4 n^2 w, both a layer, of n
-    tokens, w channels, f channels of the feed-forward layer. Speed-up <= 1 / (1 - a (1 - visited)), a the share of
-    attention in the time. Over a video: the mean over steps, branches and layers of the schedule.
+    tokens, w channels, f channels of the feed-forward layer. Speed-up <= 1 / (1 - a (1 - visited) - b), a the share of
+    attention in the time, b of what that one kernel saves. Over a video: the mean over steps, branches and layers of
+    the schedule.
 Source: the scaling argument of Radial Attention (arXiv 2506.19852); `traffic.py` counts everything else.
 Limits: eager diffusers; embedding and head (a few thousandths) and the first call are left out.
 """
@@ -35,26 +36,31 @@ class Gpu:
 
     Attributes:
         attention: FLOP/s of the fastest dense attention, by channels of a head.
-        sparse: rate of a sparse kernel over that, on the pairs that it visits.
+        sparse: rate of a sparse kernel over that, on the pairs that it visits, likewise.
         linear: FLOP/s of matrix products.
         memory: bytes/s of elementwise operations.
+        rows: rows a second of layer norms over one head.
         gib: memory.
     """
 
     attention: Mapping[int, float]
-    sparse: float
+    sparse: Mapping[int, float]
     linear: float
     memory: float
+    rows: float
     gib: float
 
 
 # Fitted to one layer of Wan2.1-14B at 720p on one H100 and one H200 (284 and 275 ms with FlashAttention 3; attention by
-# subtraction, about 173 and 171); the sparse rate is radial attention's there. Head dim 64 is FlashAttention 3 alone on
-# an H100, less 10 %.
+# subtraction, about 173 and 171); the sparse rate is radial attention's there. Head dim 64: one layer of CogVideoX-5b
+# on an H200 (38 ms; attention about 14, norms and RoPE 9.9), and the rates of the kernels alone on an H100.
+_ATTENTION, _SPARSE = {128: 675e12, 64: 560e12}, {128: 0.88, 64: 0.79}
 GPUS: dict[str, Gpu] = {
-    "h100": Gpu({128: 675e12, 64: 470e12}, 0.88, 760e12, 2.9e12, 79.6),
-    "h200": Gpu({128: 675e12, 64: 470e12}, 0.88, 760e12, 3.3e12, 140.4),
+    "h100": Gpu(_ATTENTION, _SPARSE, 760e12, 2.9e12, 0.6e9, 79.6),
+    "h200": Gpu(_ATTENTION, _SPARSE, 760e12, 3.3e12, 0.6e9, 140.4),
 }
+# Of one sparse layer per token and channel: q, k and v are read and written once, 2 bytes each.
+_FUSED = 12.0
 
 
 def gpu_key(name: str) -> str:
@@ -88,11 +94,21 @@ def kept_pairs(grid: VideoGrid, text: int, density: float) -> float:
 
 @dataclass(frozen=True)
 class Parts:
-    """Milliseconds of one dense call, by what they are spent on."""
+    """Milliseconds of one dense call, by what they are spent on.
+
+    Attributes:
+        attention: over all pairs.
+        linear: matrix products.
+        other: the rest.
+        saved: of `other`, what sparse layers do not spend: their norms, RoPE and reordering are one kernel.
+        rate: of sparse attention over dense, on the pairs that it visits.
+    """
 
     attention: float
     linear: float
     other: float
+    saved: float
+    rate: float
 
     @property
     def call(self) -> float:
@@ -104,13 +120,28 @@ class Parts:
         """Predict them."""
         attention, linear = flops(model, grid)
         elements = (grid.tokens + model.joint_text) * model.width * model.batch
-        moved = sum(count * traffic(model.name).moved[name] for name, count in model.layers.items()) * elements
-        rate = gpu.attention[min(gpu.attention, key=lambda d: abs(d - model.head_dim))]
-        return cls(1e3 * attention / rate, 1e3 * linear / gpu.linear, 1e3 * moved / gpu.memory)
+        found = traffic(model.name)
 
-    def at(self, visited: float, rate: float = 1.0) -> float:
-        """Milliseconds where attention visits this share of all pairs, at this share of the dense kernel's rate."""
-        return self.call - self.attention * (1 - visited / rate)
+        def ms(counted: Mapping[str, float], rate: float) -> float:
+            return 1e3 * elements * sum(count * counted[name] for name, count in model.layers.items()) / rate
+
+        norms, fused = ms(found.rows, gpu.rows), ms(dict.fromkeys(model.layers, _FUSED), gpu.memory)
+        width = min(gpu.attention, key=lambda d: abs(d - model.head_dim))
+        return cls(
+            attention=1e3 * attention / gpu.attention[width],
+            linear=1e3 * linear / gpu.linear,
+            other=ms(found.moved, gpu.memory) + norms,
+            saved=ms(found.around, gpu.memory) + norms - fused,
+            rate=gpu.sparse[width],
+        )
+
+    def sparse(self, visited: float) -> float:
+        """Milliseconds where attention visits this share of all pairs."""
+        return self.bound(visited / self.rate)
+
+    def bound(self, visited: float) -> float:
+        """The same at the dense kernel's rate, which no sparse one exceeds."""
+        return self.call - self.saved - self.attention * (1 - visited)
 
 
 def estimate(
@@ -190,10 +221,10 @@ def estimate(
             "padding": 1 - grid.tokens / slots,
             "rule": plan.rule,
             "notes": list(plan.notes),
-            "sparse_ms": parts.at(visited, rates.sparse),
-            "bound": parts.call / parts.at(visited),
+            "sparse_ms": parts.sparse(visited),
+            "bound": parts.call / parts.bound(visited),
             "sparse_share": sum(shares) / steps,
-            "schedule_bound": parts.call / (parts.call - (parts.call - parts.at(visited)) * sum(shares) / steps),
+            "schedule_bound": parts.call / (parts.call - (parts.call - parts.bound(visited)) * sum(shares) / steps),
         }
     per_step = [parts.call - share * (parts.call - found["sparse_ms"]) if attention else parts.call for share in shares]
     if cache is not None:

@@ -2,7 +2,8 @@
 
 The stock class is run once on a CPU, a few hundred tokens and channels small, and every operation's tensors are added
 up. Both grow as tokens x channels, so that the count holds for the real size: no weights and no GPU are needed, and no
-constant has to be kept up to date.
+constant has to be kept up to date. Layer norms of single heads are counted in rows too: a GPU gives each row a thread
+block, which for 64 channels takes longer than their bytes do.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..family import family_of
 from ..grid import VideoGrid
 from ..pipelines.zoo import RealModel, build, real_model
 
@@ -31,10 +33,14 @@ class Traffic(NamedTuple):
 
     Attributes:
         moved: bytes read and written by everything but matrix products and attention.
+        around: those of them inside video attention layers: norms, RoPE, reordering.
+        rows: of layer norms over single heads, there.
         held: most bytes of activations at a time, over the whole call.
     """
 
     moved: dict[str, float]
+    around: dict[str, float]
+    rows: dict[str, float]
     held: float
 
 
@@ -45,14 +51,20 @@ class Counter(TorchDispatchMode):
         given: tensors that are there anyhow, weights and inputs.
 
     Attributes:
+        inside: a video attention layer runs.
         moved: bytes read and written so far, matrix products and attention left out.
+        around: those of them inside.
+        rows: of layer norms inside.
         most: most bytes alive at a time.
     """
 
     def __init__(self, given: Iterable[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._given = {tensor.untyped_storage().data_ptr() for tensor in given}
+        self.inside = False
         self.moved = 0
+        self.around = 0
+        self.rows = 0
         self.most = 0
         self._alive: dict[int, int] = {}
         self._held = 0
@@ -66,7 +78,11 @@ class Counter(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if not (func.is_view or name in _PRODUCTS or name in _NOTHING or "scaled_dot_product" in name):
             given = [x for x in _flat([args, kwargs or {}]) if isinstance(x, torch.Tensor)]
-            self.moved += sum(x.numel() * x.element_size() for x in (*given, *made))
+            moved = sum(x.numel() * x.element_size() for x in (*given, *made))
+            self.moved += moved
+            if self.inside:
+                self.around += moved
+                self.rows += args[0].numel() // math.prod(args[1]) if name == "native_layer_norm" else 0
         return result
 
     def _follow(self, tensor: torch.Tensor) -> None:
@@ -99,8 +115,15 @@ def traffic(name: str) -> Traffic:
     base = dict.fromkeys(model.layers, 1)
     start = _count(model, base)
     elements = (_GRID.tokens + model.joint_text) * model.width * model.batch
-    moved = {each: (_count(model, {**base, each: 2}).moved - start.moved) / elements for each in model.layers}
-    return Traffic(moved, start.most / elements)
+    more = {each: _count(model, {**base, each: 2}) for each in model.layers}
+    # As many heads of the real width have fewer rows to a channel.
+    narrower = _HEAD_DIM / real_model(name).head_dim
+    return Traffic(
+        {each: (count.moved - start.moved) / elements for each, count in more.items()},
+        {each: (count.around - start.around) / elements for each, count in more.items()},
+        {each: (count.rows - start.rows) / elements * narrower for each, count in more.items()},
+        start.most / elements,
+    )
 
 
 def narrow(model: RealModel) -> RealModel:
@@ -125,6 +148,10 @@ def _count(model: RealModel, layers: dict[str, int]) -> Counter:
     inputs = model.inputs(_GRID, "cpu", torch.bfloat16, trimmed=True)
     there = [*transformer.parameters(), *transformer.buffers(), *_flat(inputs)]
     counter = Counter(x for x in there if isinstance(x, torch.Tensor))
+    for site in family_of(transformer).sites(transformer):
+        attn = transformer.get_submodule(site.name.removesuffix(".processor"))
+        attn.register_forward_pre_hook(lambda *_: setattr(counter, "inside", True))
+        attn.register_forward_hook(lambda *_: setattr(counter, "inside", False))
     with torch.no_grad(), counter:
         transformer(**inputs)
     return counter
