@@ -24,12 +24,14 @@ from .flashblock import Calibration, predicted_error
 from .in_place import in_place
 from .linear_state import LinearState
 from .methods import CausalAnn, CausalLightForcing, Methods
+from .parts import Part, Parts
 from .selection import FrameRule, HashPlanes, block_means, only_heads, rectangle, row_layout
 from .tempcache import MergedKeys
 
+# Heads (h,) whose past is attended to; a tuple where it is known without asking the device.
+Wanted = torch.Tensor | tuple[bool, ...]
 # (q, k, v) -> out, on the backend that the user has chosen
 Dense = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-_BLOCK = 128
 
 
 @dataclass
@@ -59,6 +61,8 @@ class ChunkPlan(NamedTuple):
         tokens: (tokens,) int64, the filled slots of everything seen; None where there are no holes.
         rule: Light Forcing's choice; None where this chunk is dense.
         ann_kept: blocks of history in a row, for nearest neighbours; None where this chunk is dense.
+        parts: attends to the past and the own chunk as two results; None where a launch for each does.
+        probe: likewise, of the rows that FlashBlock looks at.
         rotary: cosines and sines of the own tokens, in the layout's order.
     """
 
@@ -68,6 +72,8 @@ class ChunkPlan(NamedTuple):
     tokens: torch.Tensor | None = None
     rule: FrameRule | None = None
     ann_kept: int | None = None
+    parts: Parts | None = None
+    probe: Parts | None = None
     rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
@@ -120,7 +126,8 @@ class LayerMemory:
         self._kept: tuple[torch.Tensor, ...] | None = None
         self._kept_probe: tuple[torch.Tensor, ...] | None = None
         self._planes: HashPlanes | None = None
-        self._table: torch.Tensor | None = None
+        # Heads that reuse, where that is known beforehand, by those that do not.
+        self._tables: dict[tuple[bool, ...], torch.Tensor] = {}
 
     def open(self, plan: ChunkPlan) -> None:
         """A new chunk: whatever was derived from the chunk before is worthless."""
@@ -182,21 +189,29 @@ class LayerMemory:
         """The own chunk whole and fresh; its past chosen, or reused, or both."""
         q, k, v = (_folded(x) for x in (query, keys, values))
         start = k.shape[1] - own
-        past = (k[:, :start], v[:, :start])
-        own_out, own_lse = attention(q, k[:, start:], v[:, start:], self._own_mask())
         flash, turn = self.methods.flash, self.turn
-        fresh = flash is None or turn.calls == 0 or self._kept is None or (turn.writes and not flash.refresh)
-        if fresh:
-            out, lse = self._external(q, *past)
+        if flash is None or turn.calls == 0 or self._kept is None or (turn.writes and not flash.refresh):
+            past, mine = self._parts(q, k, v, start)
             if flash is not None and not turn.writes:
-                self._kept = in_place(self._kept, out, lse)
+                self._kept = in_place(self._kept, *past)
                 if self._chooses:
-                    rows = self._probe_rows(q.device, min(flash.probe, q.shape[1]))
-                    self._kept_probe = in_place(self._kept_probe, *self._probe(q, *past, rows))
+                    self._kept_probe = in_place(self._kept_probe, *self._probe(q, k, v, start)[1])
         else:
-            out, lse = self._reused(q, own_lse, *past)
-        out, _ = merge(out, lse, own_out, own_lse)
+            past, mine = self._reused(q, k, v, start)
+        out, _ = merge(*past, *mine)
         return _unfolded(out, query.shape[0])
+
+    def _parts(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int, wanted: Wanted | None = None
+    ) -> tuple[Part, Part]:
+        """The past's part, of all heads or of those wanted, and the own chunk's, which begins at key `start`."""
+        assert self.plan is not None
+        if self.plan.parts is not None:
+            return self.plan.parts(q, k, v, (True,) if wanted is None else wanted, self._folded_bias(k.shape[1]))
+        if isinstance(wanted, tuple):
+            wanted = torch.tensor(wanted, device=q.device)
+        own = attention(q, k[:, start:], v[:, start:], self._own_mask(self.plan.layout))
+        return self._external(q, k[:, :start], v[:, :start], wanted), own
 
     def _external(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, wanted: torch.Tensor | None = None
@@ -210,49 +225,39 @@ class LayerMemory:
             mask: BlockMask | None = self._chosen(q, k, 0)
         elif self.plan.k_len is not None:
             mask = self._dense_mask(self.plan.layout, self._past_lengths())
-        elif wanted is not None:
-            layout = row_layout(q.shape[1], _BLOCK, q.device)
-            mask = self._dense_mask(layout, _lengths(k.shape[1], _BLOCK, q.device))
         else:
             mask = None
         if wanted is not None and mask is not None:
             mask = only_heads(mask, wanted)
         return attention(q, k, v, mask, key_bias=bias)
 
-    def _reused(
-        self, q: torch.Tensor, own_lse: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The kept part, anew for heads that would be too far off."""
+    def _reused(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int) -> tuple[Part, Part]:
+        """As `_parts`; the past's is the kept one, anew for heads that would be too far off."""
         assert self._kept is not None
         flash, turn = self.methods.flash, self.turn
         assert flash is not None
-        old_out, old_lse = self._kept
         if turn.calibration is not None:
-            out, lse = self._external(q, k, v)
-            reuse = turn.calibration.see(turn.calls - 1, self.number, out, lse, old_out, old_lse)[0]
+            past, mine = self._parts(q, k, v, start)
+            reuse = turn.calibration.see(turn.calls - 1, self.number, *past, *self._kept)[0]
         elif flash.calibrated is not None:
-            if self._table is None:
-                self._table = torch.tensor([step[self.number] for step in flash.calibrated], device=q.device)
-            table = self._table[min(turn.calls, len(self._table)) - 1]
-            reuse = ~table.repeat(q.shape[2] // len(table))
-            out, lse = self._external(q, k, v, ~reuse)
+            step = flash.calibrated[min(turn.calls, len(flash.calibrated)) - 1][self.number]
+            wanted = step * (q.shape[2] // len(step))
+            if wanted not in self._tables:
+                self._tables[wanted] = ~torch.tensor(wanted, device=q.device)
+            reuse = self._tables[wanted]
+            past, mine = self._parts(q, k, v, start, wanted)
         else:
-            rows = self._probe_rows(q.device, min(flash.probe, q.shape[1]))
-            probe_out, probe_lse = self._probe(q, k, v, rows)
+            rows, probe, own_lse = self._probe(q, k, v, start)
             # Where blocks are chosen, drift is that of attention to all of the past, then and now.
-            old_probe = self._kept_probe if self._chooses else (old_out[:, rows], old_lse[:, :, rows])
-            assert old_probe is not None
-            reuse = (
-                predicted_error(probe_out, probe_lse, old_probe[0], old_probe[1], own_lse[:, :, rows])[0]
-                < flash.threshold
-            )
+            old = self._kept_probe if self._chooses else (self._kept[0][:, rows], self._kept[1][:, :, rows])
+            assert old is not None
+            reuse = predicted_error(*probe, *old, own_lse)[0] < flash.threshold
             if self._chooses:
-                self._kept_probe = in_place(old_probe, *_either(reuse, old_probe, (probe_out, probe_lse)))
-            out, lse = self._external(q, k, v, ~reuse)
-        turn.reused += torch.stack([reuse.sum(), torch.full_like(reuse.sum(), reuse.numel())])
-        out, lse = _either(reuse, (old_out, old_lse), (out, lse))
-        self._kept = in_place(self._kept, out, lse)
-        return out, lse
+                self._kept_probe = in_place(old, *_either(reuse, old, probe))
+            past, mine = self._parts(q, k, v, start, ~reuse)
+        turn.reused += torch.stack([reuse, torch.ones_like(reuse)]).sum(1)
+        self._kept = in_place(self._kept, *_either(reuse, self._kept, past))
+        return (self._kept[0], self._kept[1]), mine
 
     @property
     def _unused(self) -> int:
@@ -278,16 +283,21 @@ class LayerMemory:
         return slots[place]
 
     def _probe(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The past's part of some rows, over all of the past."""
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int
+    ) -> tuple[torch.Tensor, Part, torch.Tensor]:
+        """Some rows, their part of all of the past, and the LSE of their own chunk's."""
         assert self.plan is not None
-        few = q[:, rows]
-        bias = self._folded_bias(k.shape[1])
-        if self.plan.k_len is None:
-            return attention(few, k, v, key_bias=bias)
+        assert self.methods.flash is not None
+        rows = self._probe_rows(q.device, min(self.methods.flash.probe, q.shape[1]))
+        few, bias = q[:, rows], self._folded_bias(k.shape[1])
+        if self.plan.probe is not None:
+            past, own = self.plan.probe(few, k, v, key_bias=bias)
+            return rows, past, own[1]
         layout = row_layout(few.shape[1], self.plan.layout.block, q.device)
-        return attention(few, k, v, self._dense_mask(layout, self._past_lengths()), key_bias=bias)
+        own = attention(few, k[:, start:], v[:, start:], self._own_mask(layout))
+        mask = None if self.plan.k_len is None else self._dense_mask(layout, self._past_lengths())
+        bias = self._folded_bias(start)
+        return rows, attention(few, k[:, :start], v[:, :start], mask, key_bias=bias), own[1]
 
     def _nearest(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, wanted: torch.Tensor | None
@@ -359,10 +369,9 @@ class LayerMemory:
         rule = self.plan.rule
         return past if rule.keep_frames is None else rule.before + rule.keep_frames * rule.per_frame
 
-    def _own_mask(self) -> BlockMask | None:
+    def _own_mask(self, layout: TokenLayout) -> BlockMask | None:
         assert self.plan is not None
-        layout = self.plan.layout
-        return None if self.plan.k_len is None else self._dense_mask(layout, layout.q_len)
+        return None if self.plan.k_len is None else self._dense_mask(layout, self.plan.layout.q_len)
 
     def _past_lengths(self) -> torch.Tensor:
         assert self.plan is not None

@@ -12,6 +12,7 @@ from ..streaming.growth import Growth
 from ..streaming.rollout import Rollout
 from .memory import ChunkPlan
 from .methods import CausalAnn, CausalLightForcing, Methods
+from .parts import Parts
 from .selection import FrameRule, frame_layout
 
 
@@ -62,6 +63,7 @@ class ChunkPlanner:
         # Tensors of plans, by frames (and merged keys); always the same ones, for CUDA graphs.
         self._holes: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self._always: dict[int, torch.Tensor] = {}
+        self._parts: dict[tuple[int, int, int], Parts] = {}
         block = methods.block
         self._frame = None if block is None else frame_layout(1, *grid, block)
         self.slots = grid[0] * grid[1] if self._frame is None else self._frame.slots
@@ -112,7 +114,18 @@ class ChunkPlanner:
                 kept = max(1, round(select.density * blocks))
                 plan = plan._replace(ann_kept=kept)
                 density = (own + kept * select.block / self.slots) / dense_frames
+        if self.methods.flash is not None and self._frame is None and plan.ann_kept is None and (history or extra):
+            queries, past = own * self.slots, len(history) * self.slots + extra
+            few = min(self.methods.flash.probe, queries)
+            plan = plan._replace(parts=self._two(queries, past, queries), probe=self._two(few, past, queries))
         return PlannedChunk(plan, len(history), density, note)
+
+    def _two(self, queries: int, past: int, own: int) -> Parts:
+        """The same object for every chunk of this size."""
+        key = (queries, past, own)
+        if key not in self._parts:
+            self._parts[key] = Parts(*key, self._device)
+        return self._parts[key]
 
     def _light_forcing(
         self, select: CausalLightForcing, start: int, own: int, history: list[int], dense_frames: int, extra: int
