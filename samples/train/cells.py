@@ -26,13 +26,14 @@ SINGLE = ("ann", "freeswim", "light-forcing", "neighborhood", "pyramid", "radial
 BLOCK = 64
 """Tokens a block: the smallest of the GPU kernels, for a small grid."""
 NEWTON = CGTaylor(form="newton")
+SUMMED = CGTaylor(threshold=1.0, gate_order=1, last=0)
 CURVES: dict[str, tuple[CachePolicy, str, tuple[float, ...]]] = {
     "cg-taylor": (CGTaylor(), "threshold", (0.36, 0.1, 0.18, 0.3, 0.24, 0.05)),
     "taylorseer": (TaylorSeer(), "interval", (5, 3, 8, 2, 6)),
-    "first-block": (FirstBlock(), "threshold", (0.1, 0.05, 0.2, 0.02, 0.4)),
-    "teacache": (TeaCache(), "threshold", (0.1, 0.05, 0.2, 0.02, 0.4)),
+    "first-block": (FirstBlock(), "threshold", (0.1, 0.05, 0.13, 0.2, 0.02, 0.4)),
+    "teacache": (TeaCache(), "threshold", (0.1, 0.05, 0.09, 0.2, 0.02, 0.4)),
     "magcache": (MagCache(), "threshold", (0.12, 0.06, 0.24, 0.03, 0.5)),
-    "easycache": (EasyCache(), "threshold", (0.05, 0.1, 0.025, 0.2, 0.01)),
+    "easycache": (EasyCache(), "threshold", (0.05, 0.1, 0.25, 0.025, 0.2, 0.01)),
     # What the forecast is made of. At order 1 both forms of it are the same line, and only the gate's differ.
     "cg-taylor, Newton's form": (NEWTON, "threshold", (0.36, 0.1, 0.18, 0.8, 0.05, 0.02)),
     "cg-taylor, order 2": (CGTaylor(order=2), "threshold", (0.36, 0.1)),
@@ -48,8 +49,27 @@ CURVES: dict[str, tuple[CachePolicy, str, tuple[float, ...]]] = {
         (0.36, 0.8, 0.6),
     ),
     "cg-taylor, of the output": (CGTaylor(site="output"), "threshold", (0.36, 0.1)),
+    # The gate's forecast is of the order of the one it vouches for, and its errors add up until a step is computed.
+    "cg-taylor, sum of errors": (SUMMED, "max_error", (0.12, 0.15, 0.095, 0.19)),
+    "cg-taylor, sum of errors, 5 steps of warm-up": (replace(SUMMED, warmup=5), "max_error", (0.095, 0.12, 0.08)),
+    "cg-taylor, sum of errors, 7 steps of warm-up": (replace(SUMMED, warmup=7), "max_error", (0.18, 0.24, 0.13)),
+    "cg-taylor, sum of errors, 8 steps of warm-up": (replace(SUMMED, warmup=8), "max_error", (0.26, 0.35)),
+    "cg-taylor, sum of errors, order 0": (replace(SUMMED, order=0, gate_order=0), "max_error", (0.25, 0.3)),
+    "cg-taylor, sum of errors, in sigma": (replace(SUMMED, axis="sigma"), "max_error", (0.13, 0.16)),
+    "cg-taylor, sum of errors of the worst sample": (replace(SUMMED, per_sample=True), "max_error", (0.25, 0.4)),
+    "cg-taylor, sum of errors, the last step too": (replace(SUMMED, last=1), "max_error", (0.15, 0.19)),
 }
 """Policies, what is varied of each, and its values, in the order in which a budget that runs out matters least."""
+PLACED: dict[str, tuple[dict[str, Any], float, tuple[int, ...]]] = {
+    "placed steps": ({}, 0.88, (6, 7, 5, 8, 4, 9)),
+    "placed steps, order 0": ({"order": 0}, 0.9, (6, 7, 5, 8, 4)),
+    "placed steps, the last one too": ({}, 1.0, (6, 7, 5)),
+    "placed steps, in sigma": ({"axis": "sigma"}, 0.88, (6, 7)),
+    "placed steps, of the output": ({"site": "output"}, 0.88, (6, 7)),
+    "placed steps, of the output, order 0": ({"site": "output", "order": 0}, 0.9, (6, 7)),
+}
+"""Fixed schedules of a quarter of the steps: settings of the forecast, where the last computed step stands (a share of
+all), and how many first steps are computed."""
 KEPT = (0.25, 0.12, 0.5, 0.35)
 """Shares of the steps that the controls compute."""
 
@@ -63,12 +83,14 @@ class Cell:
         about: The same as plain data.
         installed: Enters the state in which the pipeline renders this way; gives the acceleration where it is ours.
         rehearse: Render one clip first, from which the method learns, or in which kernels are built.
+        share: Of the scheduler's steps that this way takes at all.
     """
 
     name: str
     about: dict[str, Any]
     installed: Callable[[Any], contextlib.AbstractContextManager[Any]]
     rehearse: bool = field(default=False)
+    share: float = 1.0
 
 
 @contextlib.contextmanager
@@ -78,6 +100,8 @@ def as_it_is(pipe: Any) -> Iterator[None]:
 
 
 DENSE = Cell("dense", {}, as_it_is, rehearse=True)
+FEWER = Cell("fewer steps share 0.25", {"cache": "fewer steps", "share": 0.25}, as_it_is, share=0.25)
+"""The control that needs no cache: a scheduler that takes fewer and longer steps."""
 
 
 def attention_cells(dense_steps: float) -> list[Cell]:
@@ -113,7 +137,8 @@ def cache_cells(steps: int) -> list[Cell]:
     Args:
         steps: Denoising steps of a clip.
     """
-    longest = max(len(values) for _, _, values in CURVES.values())
+    swept = (*CURVES.values(), *PLACED.values())
+    longest = max(*(len(values) for *_, values in swept), *(len(values) for _, values, _ in rivals.SWEEPS.values()))
     cells: list[Cell] = []
     for place in range(longest):
         for name, (policy, parameter, values) in CURVES.items():
@@ -125,8 +150,27 @@ def cache_cells(steps: int) -> list[Cell]:
             drawn = random.Random(0).sample(range(1, steps), computed - 1)
             for name, order, chosen in (("random steps", 1, (0, *sorted(drawn))), ("reuse", 0, tuple(range(computed)))):
                 cells.append(_cached(name, Replay(computed=chosen, order=order), {"computed": computed}))
+        cells += [FEWER] if place == 0 else []
+        for name, (settings, end, firsts) in PLACED.items():
+            if place < len(firsts):
+                policy = Replay(computed=placed(firsts[place], end, steps), **settings)
+                cells.append(_cached(name, policy, {"first": firsts[place]}, first=place == 0))
         cells += [Cell(name, about, install, place == 0) for name, about, install in rivals.cells(place, steps)]
     return cells
+
+
+def placed(first: int, end: float, steps: int) -> tuple[int, ...]:
+    """A quarter of the steps, rounded down: the first ones, then ever farther apart.
+
+    Args:
+        first: How many first steps.
+        end: Where the last computed step stands, a share of all.
+        steps: All steps.
+    """
+    count, last = max(1, steps // 4), end * (steps - 1)
+    first = min(first, count)
+    later = [first - 1 + (last - first + 1) * (j / (count - first)) ** 1.4 for j in range(1, count - first + 1)]
+    return (*range(first), *map(round, later))
 
 
 def _cached(name: str, policy: CachePolicy, about: dict[str, Any], first: bool = False) -> Cell:

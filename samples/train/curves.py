@@ -17,7 +17,7 @@ from samples.train.controls import CONTROLS
 
 Cells = dict[str, dict[str, Any]]
 _MARKED = re.compile(r"<!-- (?!end)(\S+) -->\n.*?<!-- end -->", re.DOTALL)
-_KINDS = {"control": ("random steps", "reuse"), "rival": ("diffusers", "cache-dit")}
+_KINDS = {"control": ("random steps", "reuse", "fewer steps"), "rival": ("diffusers", "cache-dit")}
 
 
 def main(words: list[str] | None = None) -> None:

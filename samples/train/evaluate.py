@@ -59,10 +59,12 @@ def main(words: list[str] | None = None) -> None:
     settings |= {"num_frames": args.frames} if args.frames else {}
     settings |= {"guidance_scale": args.guidance} if args.guidance is not None else {}
     settings |= {"max_sequence_length": args.text_length} if args.text_length else {}
-    scenes = unseen(args.prompts) if args.objects == 1 else crowded(args.prompts, args.objects)
+    drawn = unseen(args.skip + args.prompts) if args.objects == 1 else crowded(args.skip + args.prompts, args.objects)
+    scenes = drawn[args.skip :]
 
     shared = {"model": folder.name, "seed": args.seed, "batch": args.batch, "prompts": args.prompts}
     shared |= {"objects": args.objects, "dense_steps": args.dense_steps, **settings}
+    shared |= {"skip": args.skip} if args.skip else {}
     record = Record(args.report, shared)
     chosen = [cell for cell in wanted(args, settings["num_inference_steps"]) if cell.name not in record.cells]
     start, longest, dense = time.monotonic(), 0.0, Dense()
@@ -123,6 +125,7 @@ def measured(
     pipe: Any, cell: Cell, scenes: Sequence[Scene], settings: dict[str, Any], batch: int, seed: int, dense: Dense
 ) -> tuple[list[Tensor], dict[str, Any]]:
     """Render every scene in one cell; return the clips and what is to be said of them."""
+    steps = max(1, int(settings["num_inference_steps"] * cell.share))
     try:
         with cell.installed(pipe) as run:
             if cell.rehearse:
@@ -130,7 +133,7 @@ def measured(
             with Meter(pipe.transformer) as meter:
                 _wait()
                 start = time.monotonic()
-                clips = list(generate(pipe, scenes, settings, batch, seed))
+                clips = list(generate(pipe, scenes, settings | {"num_inference_steps": steps}, batch, seed))
                 _wait()
                 seconds = time.monotonic() - start
             summary = run.report().data if run is not None else None
@@ -140,7 +143,7 @@ def measured(
     verdicts = [checker.check(clip, scene) for clip, scene in zip(clips, scenes, strict=True)]
     right = [verdict.right for verdict in verdicts]
     result = cell.about | {"clips": len(clips), "seconds": round(seconds, 2), "transformer_seconds": meter.seconds}
-    result["computed"] = meter.computed
+    result["computed"] = round(meter.computed * steps / settings["num_inference_steps"], 4)
     result |= score(verdicts) | {"right_interval": rounded(fidelity.wilson(sum(right), len(right)))}
     if summary is not None:
         kept = ("delivered_density", "effective_density", "kernels")
@@ -252,6 +255,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", help="cells whose name holds one of these")
     parser.add_argument("--recipe", help="one cell more: a preset's name")
     parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many prompts before the first")
     parser.add_argument("--objects", type=int, choices=(1, 2), default=1)
     parser.add_argument("--dense-steps", type=float, default=0.1, help="share of the first steps, in sparse cells")
     parser.add_argument("--frames", type=int)
