@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,23 @@ def test_other_weights_of_that_name_are_refused(tmp_path: Path, monkeypatch: pyt
     torch.save({f"features.{name}": value for name, value in alexnet().state_dict().items()}, lpips.backbone())
     assert "does not begin with 7be5be79" in str(lpips.missing())
     assert quality.measure(pictures(), pictures())["lpips"] is None
+
+
+def test_with_its_weights_every_frame_has_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way from the file to the report; the file here is ours, under a name that says its own digest."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = lpips.backbone().parent
+    folder.mkdir(parents=True)
+    weights = {f"features.{name}": value for name, value in alexnet().state_dict().items()}
+    torch.save(weights, folder / "made")
+    digest = hashlib.sha256((folder / "made").read_bytes()).hexdigest()
+    monkeypatch.setattr(lpips, "BACKBONE", f"alexnet-{digest[:8]}.pth")
+    (folder / "made").rename(lpips.backbone())
+    assert lpips.missing() is None
+    found = quality.measure(pictures(), pictures()[::-1])
+    expected = lpips._distance(*pictures(), weights, lpips._fitted())
+    assert found["lpips"] == pytest.approx([expected] * 2)
+    assert found["mean"]["lpips"] == pytest.approx(expected)
+    assert found["notes"] == []
+    small = pictures()[:, :16]
+    assert quality.measure(small, small)["notes"] == ["LPIPS was not computed: frames of 16x48 are too small for it"]
