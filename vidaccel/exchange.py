@@ -13,14 +13,16 @@ Limits: as many heads as leave no rank without one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .errors import InstallError
 from .grid import TokenLayout, VideoGrid
+from .kernels.elementwise import take
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class Exchange:
     Attributes:
         ranks: who.
         layout: this rank's own tokens, [video | text] without holes.
+        whole: all tokens in model order, as one stream.
         text: tokens of all ranks that are text.
         sizes: tokens of each rank.
         start: (tokens,) int64 in model order, where the part of the rank that holds the token starts.
@@ -175,6 +178,7 @@ class Exchange:
 
     ranks: Ranks
     layout: TokenLayout
+    whole: TokenLayout
     text: int
     sizes: tuple[int, ...]
     start: torch.Tensor
@@ -230,7 +234,8 @@ class Exchange:
         start, size = starts[owner][back], length[owner][back]
         own = _flat_layout(videos[ranks.rank], texts[ranks.rank], text_first)
         tables = (start, size, back - start, sent)
-        return cls(ranks, own.to(device), text, sizes, *(table.to(device) for table in tables))
+        whole = _flat_layout(video + text, 0, False)
+        return cls(ranks, own.to(device), whole.to(device), text, sizes, *(table.to(device) for table in tables))
 
     def arrive(self, *tensors: torch.Tensor, order: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Own tokens, all heads -> all tokens, own heads.
@@ -242,26 +247,39 @@ class Exchange:
         Returns:
             (b, slots, own h, d) each.
         """
-        many, (b, length, heads, d), n = len(tensors), tensors[0].shape, self.ranks.count
-        part = self.ranks.heads(heads)
-        sent = tensors[0].new_empty(n, many, b, length, part.each, d)
-        for number, x in enumerate(tensors):
-            x = torch.nn.functional.pad(x, (0, 0, 0, n * part.each - heads)) if heads % n else x
-            sent[:, number] = x.unflatten(2, (n, part.each)).movedim(2, 0)
-        row = part.each * d
-        rows = all_to_all(
-            sent.flatten(),
-            [many * b * size * row for size in self.sizes],
-            [many * b * length * row] * n,
-            self.ranks.group,
-        ).view(-1, part.each, d)
-        # A rank sends all its tokens of each sample of each tensor; one gather puts those of all ranks in order.
+        heads = self.ranks.heads(tensors[0].shape[2])
+        return self.receive([self.send(self.packed(x)) for x in tensors], heads, order)
+
+    def packed(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, own tokens, h, d) -> (ranks, b, own tokens, heads of a rank, d): what goes to each rank, side by side."""
+        n, part = self.ranks.count, self.ranks.heads(x.shape[2])
+        x = torch.nn.functional.pad(x, (0, 0, 0, n * part.each - part.total)) if part.total % n else x
+        packed: torch.Tensor = x.unflatten(2, (n, part.each)).movedim(2, 0).contiguous()
+        return packed
+
+    def send(self, sent: torch.Tensor) -> Sent:
+        """Begin to swap what `packed` gave; what is computed until `receive` costs no time beside it."""
+        n, b, length, each, d = sent.shape
+        row = b * each * d
+        moving = begin_all_to_all(
+            sent.flatten(), [size * row for size in self.sizes], [length * row] * n, self.ranks.group
+        )
+        return Sent(moving, b, each, d)
+
+    def receive(
+        self, sent: Sequence[Sent], heads: HeadPart, order: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Wait for each, and put the tokens of all ranks in order while the next is on its way; see `arrive`."""
+        # A rank sends all its tokens of each sample; one gather puts those of all ranks in order.
         tables = (self.start, self.size, self.place)
-        start, part_of, place = tables if order is None else (table.index_select(0, order) for table in tables)
-        nth = torch.arange(many * b, device=place.device)[:, None]
-        found = rows.index_select(0, (many * b * start + place + nth * part_of).flatten())
-        found = found.view(many, b, -1, part.each, d)[:, :, :, : part.end - part.first]
-        return found.unbind()
+        start, size, place = tables if order is None else (table.index_select(0, order) for table in tables)
+        b = sent[0].batch
+        row = (b * start + place + torch.arange(b, device=place.device)[:, None] * size).flatten()
+        found = []
+        for each in sent:
+            x = take(wait(each.moving).view(1, -1, each.heads, each.width), row)
+            found.append(x.view(b, -1, each.heads, each.width)[:, :, : heads.end - heads.first])
+        return tuple(found)
 
     def leave(self, out: torch.Tensor, heads: int, slot_of: torch.Tensor | None = None) -> torch.Tensor:
         """All tokens, own heads -> own tokens, all heads.
@@ -272,21 +290,41 @@ class Exchange:
             slot_of: (tokens,) int64, the slot of each model-order token; None for model order.
 
         Returns:
-            (b, own tokens, h, d), [video | text].
+            (b, own tokens, h, d), in model order.
         """
         (b, slots, own, d), n = out.shape, self.ranks.count
         each, mine = self.ranks.heads(heads).each, self.sizes[self.ranks.rank]
         if own < each:
             out = torch.nn.functional.pad(out, (0, 0, 0, each - own))
         at = self.sent if slot_of is None else slot_of.index_select(0, self.sent)
-        sample = torch.arange(b, device=out.device)[:, None] * slots
-        rows = torch.cat([(sample + part).flatten() for part in at.split(self.sizes)])
-        sent = out.reshape(b * slots, each, d).index_select(0, rows)
-        row = each * d
-        found = all_to_all(
-            sent.flatten(), [b * mine * row] * n, [b * size * row for size in self.sizes], self.ranks.group
+        sample = torch.arange(b, device=out.device)[:, None]
+        rows = torch.cat([(sample * slots + part).flatten() for part in at.split(self.sizes)])
+        row = b * each * d
+        moving = begin_all_to_all(
+            take(out.reshape(1, b * slots, each, d), rows).flatten(),
+            [mine * row] * n,
+            [size * row for size in self.sizes],
+            self.ranks.group,
         )
-        return found.view(n, b, mine, each, d).permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :heads]
+        # Each rank's heads of a token come from that rank; here they stand side by side again.
+        token = (sample * mine + self.layout.slot_of).flatten()
+        rows = (token[:, None] + torch.arange(n, device=out.device) * (b * mine)).flatten()
+        found = take(wait(moving).view(1, n * b * mine, each, d), rows)
+        return found.view(b, mine, n * each, d)[:, :, :heads]
+
+
+class Sent(NamedTuple):
+    """One tensor on its way.
+
+    Attributes:
+        moving: what `begin_all_to_all` gave.
+        batch, heads, width: samples, heads of a rank and channels of a head.
+    """
+
+    moving: torch.Tensor
+    batch: int
+    heads: int
+    width: int
 
 
 def _starts(sizes: Any) -> list[int]:
@@ -305,8 +343,21 @@ def _flat_layout(video: int, text: int, text_first: bool) -> TokenLayout:
 
 def all_to_all(x: torch.Tensor, received: list[int], sent: list[int], group: Any) -> torch.Tensor:
     """Elements of a flat tensor, so many from and to each rank. torch.compile can trace it."""
+    return wait(begin_all_to_all(x, received, sent, group))
+
+
+def begin_all_to_all(x: torch.Tensor, received: list[int], sent: list[int], group: Any) -> torch.Tensor:
+    """The same begun: `wait` gives the result."""
     from torch.distributed import _functional_collectives as functional
 
-    found: Any = functional.all_to_all_single(x, received, sent, group)
+    moving: torch.Tensor = functional.all_to_all_single(x, received, sent, group)
+    return moving
+
+
+def wait(moving: torch.Tensor) -> torch.Tensor:
+    """The result of what was begun; on a GPU its stream waits, not this process."""
+    from torch.distributed import _functional_collectives as functional
+
+    found: Any = moving
     moved: torch.Tensor = found.wait() if isinstance(found, functional.AsyncCollectiveTensor) else found
     return moved

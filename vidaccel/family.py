@@ -119,7 +119,14 @@ class Family(Protocol):
         ...
 
     def project(self, attn: Any, layout: TokenLayout, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k, v: (b, slots, h, d) in kernel order, normalised and rotated, from the inputs of an attention layer."""
+        """q, k, v: (b, slots, h, d) in kernel order, normalised and rotated, from the inputs of an attention layer.
+
+        Args:
+            attn: the layer.
+            layout: the order.
+            inputs: hidden states, encoder hidden states, attention mask, rotary embedding, and what ranks swap where
+                they share the video: these are one rank's own tokens then, the result all tokens of its own heads.
+        """
         ...
 
     def output(self, attn: Any, out: torch.Tensor, *inputs: Any) -> Any:

@@ -123,11 +123,7 @@ class SparseAttnProcessor:
         if plan is None:
             out = self.family.dense(attn, self.wrapped, self.valid, exchange, *inputs, **kwargs)
             return torch.cat([out, out]) if once else out
-        if exchange is None:
-            query, key, value = self.family.project(attn, plan.layout, *inputs)
-        else:
-            own = self.family.project(attn, exchange.layout, *inputs)
-            query, key, value = exchange.arrive(*own, order=plan.layout.order)
+        query, key, value = self.family.project(attn, plan.layout, *inputs, exchange)
         if self.full_rows:
             split = ((x, x) if once else x.tensor_split((-self.full_rows,)) for x in (query, key, value))
             first, second = zip(*split, strict=True)
@@ -139,8 +135,7 @@ class SparseAttnProcessor:
                 self.chosen = choice
         if exchange is None:
             return self.family.output(attn, to_model(plan.layout, out), *inputs)
-        out = exchange.leave(out, attn.heads, plan.layout.slot_of)
-        return self.family.output(attn, to_model(exchange.layout, out), *inputs)
+        return self.family.output(attn, exchange.leave(out, attn.heads, plan.layout.slot_of), *inputs)
 
     @property
     def _attention_backend(self) -> Any:

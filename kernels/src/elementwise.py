@@ -14,6 +14,7 @@ Limits: fp16, bf16, fp32; head dims that are powers of two from 16 to 256; infer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -44,6 +45,25 @@ class Norm(NamedTuple):
     eps: float
     weights: tuple[torch.Tensor, torch.Tensor]
     biases: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+class OneNorm(NamedTuple):
+    """The norm of q or of k alone, in the same words; of kind "none" it has no weight."""
+
+    kind: Literal["rms", "layer", "none"]
+    eps: float
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    @classmethod
+    def of(cls, norm: Norm | None, which: int) -> OneNorm:
+        """That of q (0) or k (1); v (2) has none."""
+        if norm is None or which == 2:
+            return NO_NORM
+        return cls(norm.kind, norm.eps, norm.weights[which], None if norm.biases is None else norm.biases[which])
+
+
+NO_NORM = OneNorm("none", 0.0, None, None)
 
 
 class Stream(NamedTuple):
@@ -103,6 +123,34 @@ def to_kernel(
     return q, k, v
 
 
+def to_ranks(
+    streams: Sequence[torch.Tensor], norms: Sequence[OneNorm], rope: Tables | None, ranks: int, each: int
+) -> torch.Tensor:
+    """Normalise, rotate, and put side by side what goes to one rank.
+
+    Args:
+        streams: q, k or v (b, l, h, d) of the video, and of text behind it.
+        norms: of each, of one kind.
+        rope: as in `to_kernel`.
+        ranks: how many.
+        each: heads of each.
+
+    Returns:
+        (ranks, b, tokens, each, d); what stands in heads past the last is undefined.
+    """
+    sent: torch.Tensor = torch.ops.vidaccel.to_ranks(
+        list(streams),
+        [norm.weight for norm in norms if norm.weight is not None],
+        [norm.bias for norm in norms if norm.bias is not None],
+        list(rope or ()),
+        ranks,
+        each,
+        norms[0].kind,
+        norms[0].eps,
+    )
+    return sent
+
+
 def by_formula(stream: Stream, which: int, rope: Tables | None, dtype: torch.dtype) -> torch.Tensor:
     """The definition: q (0), k (1) or v (2) of a stream in model order, (b, l, h, d), each step rounded to `dtype`.
 
@@ -129,9 +177,14 @@ def by_formula(stream: Stream, which: int, rope: Tables | None, dtype: torch.dty
 
 def to_model(layout: TokenLayout, x: torch.Tensor) -> torch.Tensor:
     """(b, slots, h, d) in kernel order -> (b, tokens, h, d) in model order, contiguous where anything moved."""
-    if layout.is_identity or not can_run(x):
-        return layout.to_model(x)
-    moved: torch.Tensor = torch.ops.vidaccel.to_model(x, layout.slot_of)
+    return x if layout.is_identity else take(x, layout.slot_of)
+
+
+def take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Tokens of x (b, l, h, d) by their numbers (n,): (b, n, h, d), contiguous."""
+    if not can_run(x):
+        return x.index_select(1, index)
+    moved: torch.Tensor = torch.ops.vidaccel.to_model(x, index)
     return moved
 
 
@@ -204,6 +257,65 @@ def _(
     b, _, h, d = streams[0].shape
     q, k, v = (streams[0].new_empty((b, order.shape[0], h, d)) for _ in range(3))
     return q, k, v
+
+
+@torch.library.custom_op(
+    "vidaccel::to_ranks",
+    mutates_args=(),
+    schema="(Tensor[] streams, Tensor[] weights, Tensor[] biases, Tensor[] rope, int ranks, int each, str norm, "
+    "float eps) -> Tensor",
+)
+def _to_ranks(
+    streams: list[torch.Tensor],
+    weights: list[torch.Tensor],
+    biases: list[torch.Tensor],
+    rope: list[torch.Tensor],
+    ranks: int,
+    each: int,
+    norm: str,
+    eps: float,
+) -> torch.Tensor:
+    b, _, h, d = streams[0].shape
+    tokens, before = sum(x.shape[1] for x in streams), 0
+    sent = streams[0].new_empty((ranks, b, tokens, each, d))
+    cos, sin = (x.reshape(-1, d).contiguous() for x in rope) if rope else (sent, sent)
+    for n, x in enumerate(streams):
+        x = x if x.stride()[2:] == (d, 1) else x.contiguous()
+        with torch.cuda.device_of(x):
+            _kernels().to_ranks[x.shape[1], b](
+                x,
+                sent,
+                weights[n] if weights else sent,
+                biases[n] if biases else sent,
+                cos,
+                sin,
+                eps,
+                *x.stride()[:2],
+                tokens,
+                before,
+                EACH=each,
+                NORM=norm,
+                ACROSS=norm == "rms" and weights[0].numel() > d,
+                # Text has no place in the video.
+                ROPE=bool(rope) and n == 0,
+                **_tile(h, d),
+            )
+        before += x.shape[1]
+    return sent
+
+
+@_to_ranks.register_fake
+def _(
+    streams: list[torch.Tensor],
+    weights: list[torch.Tensor],
+    biases: list[torch.Tensor],
+    rope: list[torch.Tensor],
+    ranks: int,
+    each: int,
+    *rest: object,
+) -> torch.Tensor:
+    b, _, _, d = streams[0].shape
+    return streams[0].new_empty((ranks, b, sum(x.shape[1] for x in streams), each, d))
 
 
 @torch.library.custom_op("vidaccel::to_model", mutates_args=())

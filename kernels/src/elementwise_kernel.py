@@ -10,10 +10,11 @@ import triton.language as tl
 
 @triton.jit
 def _arrange(
-    X, OUT, WEIGHT, BIAS, cos, sin, eps,
-    H: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr, ACROSS: tl.constexpr, ROPE: tl.constexpr,
+    X, OUT, WEIGHT, BIAS, cos, sin, eps, far,
+    H: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, EACH: tl.constexpr,
+    NORM: tl.constexpr, ACROSS: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
-    """One token of q or k, (h, d): normalised, rotated, written. `GROUP` heads at a time."""
+    """One token, (h, d): normalised, rotated, written, `GROUP` heads at a time; every `EACH` heads, `far` on."""
     head, channel = tl.arange(0, GROUP)[:, None], tl.arange(0, D)[None, :]
     # What all heads share is loaded once a head, straight into the threads that want it.
     same = channel + 0 * head
@@ -43,7 +44,8 @@ def _arrange(
         if ROPE:
             even, odd = tl.split(tl.reshape(x, [GROUP, D // 2, 2]))
             x = x * cos + tl.reshape(tl.join(-odd, even), [GROUP, D]) * sin
-        tl.store(OUT + at, x.to(OUT.dtype.element_ty), mask=within)
+        to = at if EACH == H else (first + head) // EACH * far + (first + head) % EACH * D + channel
+        tl.store(OUT + to, x.to(OUT.dtype.element_ty), mask=within)
 
 
 @triton.jit
@@ -90,18 +92,40 @@ def to_kernel(
             same = tl.arange(0, D)[None, :] + 0 * tl.arange(0, GROUP)[:, None]
             cos = tl.load(COS + token * D + same).to(tl.float32)
             sin = tl.load(SIN + token * D + same).to(tl.float32)
-        _arrange(Q + at, OUT_Q + out, WEIGHT_Q, BIAS_Q, cos, sin, eps, H, D, GROUP, NORM, ACROSS, ROPE)
-        _arrange(K + at, OUT_K + out, WEIGHT_K, BIAS_K, cos, sin, eps, H, D, GROUP, NORM, ACROSS, ROPE)
+        _arrange(Q + at, OUT_Q + out, WEIGHT_Q, BIAS_Q, cos, sin, eps, 0, H, D, GROUP, H, NORM, ACROSS, ROPE)
+        _arrange(K + at, OUT_K + out, WEIGHT_K, BIAS_K, cos, sin, eps, 0, H, D, GROUP, H, NORM, ACROSS, ROPE)
         _copy(V + at, OUT_V + out, H, D, GROUP)
     else:
         at = b * text_b + (token - text_start) * text_l
         _arrange(
-            TEXT_Q + at, OUT_Q + out, TEXT_WEIGHT_Q, TEXT_BIAS_Q, 1.0, 0.0, eps, H, D, GROUP, NORM, ACROSS, False
+            TEXT_Q + at, OUT_Q + out, TEXT_WEIGHT_Q, TEXT_BIAS_Q, 1.0, 0.0, eps, 0,
+            H, D, GROUP, H, NORM, ACROSS, False,
         )  # fmt: skip
         _arrange(
-            TEXT_K + at, OUT_K + out, TEXT_WEIGHT_K, TEXT_BIAS_K, 1.0, 0.0, eps, H, D, GROUP, NORM, ACROSS, False
+            TEXT_K + at, OUT_K + out, TEXT_WEIGHT_K, TEXT_BIAS_K, 1.0, 0.0, eps, 0,
+            H, D, GROUP, H, NORM, ACROSS, False,
         )  # fmt: skip
         _copy(TEXT_V + at, OUT_V + out, H, D, GROUP)
+
+
+@triton.jit
+def to_ranks(
+    X, OUT, WEIGHT, BIAS, COS, SIN, eps, x_b, x_l, tokens, before,
+    H: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, EACH: tl.constexpr,
+    NORM: tl.constexpr, ACROSS: tl.constexpr, ROPE: tl.constexpr,
+):  # fmt: skip
+    """One token of q, k or v: each rank's heads to where it will be sent from. Program (token, sample)."""
+    token, b = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    out = OUT + (b * tokens + before + token) * (EACH * D)
+    far = tl.num_programs(1).to(tl.int64) * tokens * (EACH * D)
+    cos = 1.0
+    sin = 0.0
+    if ROPE:
+        same = tl.arange(0, D)[None, :] + 0 * tl.arange(0, GROUP)[:, None]
+        cos = tl.load(COS + token * D + same).to(tl.float32)
+        sin = tl.load(SIN + token * D + same).to(tl.float32)
+    at = b * x_b + token * x_l
+    _arrange(X + at, out, WEIGHT, BIAS, cos, sin, eps, far, H, D, GROUP, EACH, NORM, ACROSS, ROPE)
 
 
 @triton.jit

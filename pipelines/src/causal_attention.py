@@ -82,10 +82,9 @@ class CausalAttnProcessor:
     ) -> torch.Tensor:
         """Attend; the arguments are those of diffusers' Wan processor."""
         assert self.memory is not None
-        layout = self.layout if self.exchange is None else self.exchange.layout
-        query, key, value = WAN.project(attn, layout, hidden_states, None, attention_mask, rotary_emb)
-        if self.exchange is not None:
-            query, key, value = self.exchange.arrive(query, key, value, order=self.layout.order)
+        query, key, value = WAN.project(
+            attn, self.layout, hidden_states, None, attention_mask, rotary_emb, self.exchange
+        )
         out: torch.Tensor = remembered(query, key, value, self.memory.ticket)
         if self.exchange is None:
             out = self.layout.to_model(out)

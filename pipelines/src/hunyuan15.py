@@ -64,10 +64,11 @@ class Hunyuan15(Hunyuan):
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        exchange: Exchange | None = None,
     ) -> Heads:
-        """As all joint attention, with the text that the layout has room for."""
-        text = encoder_hidden_states[:, : layout.text]
-        return super().project(attn, layout, hidden_states, text, attention_mask, rotary_emb)
+        """As all joint attention, with the text that the layout, of this rank alone, has room for."""
+        text = encoder_hidden_states[:, : (layout if exchange is None else exchange.layout).text]
+        return super().project(attn, layout, hidden_states, text, attention_mask, rotary_emb, exchange)
 
     def output(
         self, attn: Any, out: torch.Tensor, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, *_: Any

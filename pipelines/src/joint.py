@@ -44,10 +44,11 @@ class JointFamily(Family):
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        exchange: Exchange | None = None,
     ) -> Heads:
         """q, k, v in kernel order. The mask says which text is padding; the layout's key lengths say the same."""
         tables = None if rotary_emb is None else self.tables(*rotary_emb)
-        return to_kernel(layout, of_video(attn, hidden_states), of_text(attn, encoder_hidden_states), tables)
+        return to_kernel(layout, of_video(attn, hidden_states), of_text(attn, encoder_hidden_states), tables, exchange)
 
     def dense(
         self,
@@ -61,9 +62,9 @@ class JointFamily(Family):
         """See `Family.dense`; on several ranks, the attention of diffusers on the user's own backend."""
         if exchange is None:
             return super().dense(attn, processor, valid, exchange, *inputs, **kwargs)
-        own = self.project(attn, exchange.layout, *inputs)
-        out = exchange.leave(attend_to_valid(exchange.arrive(*own), exchange.text, valid, processor), attn.heads)
-        return self.output(attn, elementwise.to_model(exchange.layout, out), *inputs)
+        heads = self.project(attn, exchange.whole, *(*inputs, exchange))
+        out = exchange.leave(attend_to_valid(heads, exchange.text, valid, processor), attn.heads)
+        return self.output(attn, out, *inputs)
 
     def streams(
         self,
@@ -130,10 +131,8 @@ def has_text_projections(attn: Any) -> bool:
 
 
 def of_video(attn: Any, hidden_states: torch.Tensor) -> Projected:
-    """The video tokens (b, l, width), projected."""
-    linears = (attn.to_q, attn.to_k, attn.to_v)
-    query, key, value = (linear(hidden_states).unflatten(2, (attn.heads, -1)) for linear in linears)
-    return Projected(query, key, value, attn.norm_q, attn.norm_k)
+    """The video tokens (b, l, width)."""
+    return Projected(hidden_states, (attn.to_q, attn.to_k, attn.to_v), attn.heads, (attn.norm_q, attn.norm_k))
 
 
 def of_text(attn: Any, encoder_hidden_states: torch.Tensor) -> Projected:
@@ -141,8 +140,7 @@ def of_text(attn: Any, encoder_hidden_states: torch.Tensor) -> Projected:
     if not has_text_projections(attn):
         return of_video(attn, encoder_hidden_states)
     linears = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-    query, key, value = (linear(encoder_hidden_states).unflatten(2, (attn.heads, -1)) for linear in linears)
-    return Projected(query, key, value, attn.norm_added_q, attn.norm_added_k)
+    return Projected(encoder_hidden_states, linears, attn.heads, (attn.norm_added_q, attn.norm_added_k))
 
 
 def valid_text(*masks: torch.Tensor) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import InstallError
+from ..exchange import Exchange
 from ..family import Call, Family, Stack
 from ..grid import Site, TokenLayout, VideoGrid
 from .rotary import rotate_pairs
@@ -63,6 +64,7 @@ class LTX(Family):
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        exchange: Exchange | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k, v in kernel order: normalised across heads, rotated, split, reordered."""
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
@@ -70,6 +72,9 @@ class LTX(Family):
         if rotary_emb is not None:
             query, key = rotate_pairs(query, *rotary_emb), rotate_pairs(key, *rotary_emb)
         query, key, value = (x.type_as(value).unflatten(2, (attn.heads, -1)) for x in (query, key, value))
+        if exchange is not None:
+            query, key, value = exchange.arrive(query, key, value, order=layout.order)
+            return query, key, value
         return layout.to_kernel(query), layout.to_kernel(key), layout.to_kernel(value)
 
     def output(self, attn: Any, out: torch.Tensor, hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:

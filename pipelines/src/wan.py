@@ -13,9 +13,13 @@ from typing import Any
 import torch
 
 from ..errors import InstallError
+from ..exchange import Exchange
 from ..family import Call, Family, Stack
 from ..grid import Site, TokenLayout, VideoGrid
 from .arrange import Projected, to_kernel
+
+# Of what projects to q, k and v at once.
+_THIRDS = (lambda x: x.chunk(3, -1)[0], lambda x: x.chunk(3, -1)[1], lambda x: x.chunk(3, -1)[2])
 
 
 class Wan(Family):
@@ -60,6 +64,7 @@ class Wan(Family):
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        exchange: Exchange | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k, v in kernel order: normalised across heads, split, rotated, reordered.
 
@@ -69,12 +74,11 @@ class Wan(Family):
         if attention_mask is not None:
             raise InstallError("an attention mask was passed to Wan's self-attention; sparse patterns cannot honour it")
         if attn.fused_projections:
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+            states, linears = attn.to_qkv(hidden_states), _THIRDS
         else:
-            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
-        video = Projected(query, key, value, attn.norm_q, attn.norm_k, across=True)
-        return to_kernel(layout, video, tables=rotary_emb)
+            states, linears = hidden_states, (attn.to_q, attn.to_k, attn.to_v)
+        video = Projected(states, linears, attn.heads, (attn.norm_q, attn.norm_k), across=True)
+        return to_kernel(layout, video, None, rotary_emb, exchange)
 
     def output(self, attn: Any, out: torch.Tensor, hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:
         """(b, tokens, h, d) -> (b, tokens, width)."""

@@ -95,6 +95,28 @@ def test_as_exact_as_the_models_own_steps(case: str, dtype: torch.dtype, device:
     assert torch.equal(found[2], by_formula(*args, dtype)[2])
 
 
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("case", ["wan", "hunyuan", "cogvideox", "no norm", "odd heads", "packed", "other strides"])
+def test_what_goes_to_each_rank(case: str, which: int, device: str) -> None:
+    _, video, text, rope = problem(**CASES[case], dtype=torch.bfloat16, device=device)
+    streams = [video] if text is None else [video, text]
+    heads = video.q.shape[2]
+    each = -(-heads // 2)
+    norms = [elementwise.OneNorm.of(stream.norm, which) for stream in streams]
+    sent = elementwise.to_ranks([stream[which] for stream in streams], norms, rope if which < 2 else None, 2, each)
+
+    def packed(dtype: torch.dtype) -> torch.Tensor:
+        parts = [elementwise.by_formula(s, which, None if n else rope, dtype) for n, s in enumerate(streams)]
+        whole = torch.nn.functional.pad(torch.cat(parts, 1), (0, 0, 0, 2 * each - heads))
+        return torch.stack(whole.chunk(2, 2))
+
+    assert sent.shape == packed(torch.bfloat16).shape
+    # Of an odd number of heads the last rank has one less.
+    for own, *given in zip((each, heads - each), sent, packed(torch.float64), packed(torch.bfloat16), strict=True):
+        found, exact, near = (x[:, :, :own] for x in given)
+        assert canary.largest_error(found, exact) <= canary.error_budget(exact, near, torch.bfloat16, 0.0)
+
+
 @pytest.mark.parametrize("case", ["wan", "hunyuan", "cogvideox", "other strides"])
 def test_there_and_back(case: str, device: str) -> None:
     kind = {**CASES[case], "norm": None, "rope": False}
@@ -128,9 +150,13 @@ def test_shapes_without_running(device: str) -> None:
     torch.library.opcheck(
         torch.ops.vidaccel.to_model, (expected[0], layout.slot_of), test_utils=("test_schema", "test_faketensor")
     )
+
+    def sent() -> torch.Tensor:
+        return elementwise.to_ranks([video.v, text.v], [elementwise.NO_NORM] * 2, None, 2, 1)
+
     with FakeTensorMode(allow_non_fake_inputs=True):
-        fake = elementwise.to_kernel(layout, video, text, rope)
-    assert [x.shape for x in fake] == [x.shape for x in expected]
+        fake = *elementwise.to_kernel(layout, video, text, rope), sent()
+    assert [x.shape for x in fake] == [x.shape for x in (*expected, sent())]
 
 
 @pytest.mark.parametrize(("h", "d"), [(40, 128), (24, 128), (12, 128), (16, 128), (48, 64), (30, 64), (3, 64), (1, 16)])

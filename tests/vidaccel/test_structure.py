@@ -15,11 +15,12 @@ import vidaccel
 ROOT = Path(__file__).parents[2]
 
 # Each part may import the parts named here (and itself). "below" may be imported by everybody.
-BELOW = {"encode", "errors", "exchange", "files", "grid", "trace", "env"}
+BELOW = {"encode", "errors", "exchange", "files", "grid", "order", "trace", "env"}
 ARROWS = {
     "errors": set(),
-    "grid": {"errors"},
-    "exchange": {"errors", "grid"},
+    "order": {"errors"},
+    "grid": {"errors", "order"},
+    "exchange": {"errors", "grid", "kernels"},
     "parallel": BELOW | {"family"},
     "trace": {"grid"},
     "encode": {"errors"},
@@ -27,7 +28,7 @@ ARROWS = {
     "files": set(),
     "blocks": BELOW,
     "patterns": BELOW | {"blocks", "kernels"},
-    "kernels": BELOW | {"blocks"},
+    "kernels": BELOW - {"exchange"} | {"blocks"},
     "schedule": BELOW,
     "family": BELOW,
     "frontdoor": BELOW | {"family", "schedule"},
