@@ -68,7 +68,7 @@ def ssim(a: Frames, b: Frames) -> list[float]:
     half = min(5, *(side - 1 for side in a.shape[1:3]))
     offsets = torch.arange(-half, half + 1, dtype=torch.float32)
     gauss = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    weights = (gauss / gauss.sum()).tolist()
+    weights: list[float] = (gauss / gauss.sum()).tolist()
 
     def along(images: torch.Tensor, dim: int) -> torch.Tensor:
         # Shifted sums: on a CPU more than twice as fast as a convolution of one channel.
