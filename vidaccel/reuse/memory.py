@@ -251,7 +251,7 @@ class LayerMemory:
             # Where blocks are chosen, drift is that of attention to all of the past, then and now.
             old = self._kept_probe if self._chooses else (self._kept[0][:, rows], self._kept[1][:, :, rows])
             assert old is not None
-            reuse = predicted_error(*probe, *old, own_lse)[0] < flash.threshold
+            reuse = predicted_error(*probe, old[0], old[1], own_lse)[0] < flash.threshold
             if self._chooses:
                 self._kept_probe = in_place(old, *_either(reuse, old, probe))
             past, mine = self._parts(q, k, v, start, ~reuse)
