@@ -177,6 +177,7 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         (("--rollout", "self-forced"), "longlive"),
         (("--frames", "24"), "21 or 25"),
         (("--height", "50"), "multiples of 16"),
+        (("--graphs", "--device", "cpu"), "CUDA graphs need a GPU"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(
@@ -187,6 +188,24 @@ def test_what_cannot_be_is_said_in_a_line(
     assert done.exit_code == 2 or isinstance(done.exception, VidaccelError)
     assert says in text
     assert not (tmp_path / "a.mp4").exists()
+
+
+def test_graphs_are_for_streams(run: Callable[..., Any], tmp_path: Path) -> None:
+    done = run("-m", "wan-tiny", "-p", "a circle", "--graphs", "-o", tmp_path / "a.mp4")
+    assert done.exit_code == 2
+    assert "wan-tiny sees all frames at once" in " ".join(done.output.split())
+
+
+@pytest.mark.gpu
+def test_graphs_make_the_same_video(model: Path, tmp_path: Path) -> None:
+    frames = []
+    for graphs in (False, True):
+        pipe, job = stream.open_stream(
+            stream.StreamJob("a circle", str(model), seed=3, num_frames=81, device="cuda", graphs=graphs)
+        )
+        stream.stream(pipe, job, tmp_path / f"{graphs}.mp4", lambda done: None)
+        frames.append(video.read_frames(tmp_path / f"{graphs}.mp4", 81))
+    assert video.psnr(*frames) > 40
 
 
 def test_a_model_that_sees_all_frames_needs_a_rollout(tmp_path: Path) -> None:

@@ -101,6 +101,10 @@ def render(
         list[str] | None,
         typer.Option("--method", help="Of streams: flashblock, light-forcing, tempcache.", rich_help_panel=_SPARSE),
     ] = None,
+    graphs: Annotated[
+        bool,
+        typer.Option("--graphs", help="Of streams: play repeated forwards as CUDA graphs.", rich_help_panel=_SPARSE),
+    ] = False,
     dense_backend: Annotated[
         str | None,
         typer.Option(
@@ -164,6 +168,7 @@ def render(
             seed=seed,
             dtype=dtype,
             device=world.device(device),
+            graphs=graphs,
         )
         unused = {"negative_prompt": negative_prompt, "image": image, "video": video, "strength": strength}
         unused |= {"upscale": upscale}
@@ -182,6 +187,11 @@ def render(
             world=world,
         )
         return
+    if graphs:
+        raise UsageError(
+            f"--graphs was asked for, but {model} sees all frames at once; only streams repeat forwards. Leave it "
+            "out, or name a causal model with --model (sample-causal)"
+        )
     prepare(screen)
     found = find(model)
     schedule = {"dense_steps": dense_steps, "dense_last_steps": dense_last_steps, "dense_layers": dense_layers}

@@ -52,6 +52,7 @@ class StreamJob:
         seed: of the noise; None draws one.
         dtype: None is float32 on CPUs and bfloat16 on GPUs.
         device: None is a GPU where there is one.
+        graphs: play forwards back that come again, as CUDA graphs.
     """
 
     prompt: str
@@ -68,6 +69,7 @@ class StreamJob:
     seed: int | None = None
     dtype: str | None = None
     device: str | None = None
+    graphs: bool = False
 
 
 class ChunkDone(NamedTuple):
@@ -140,6 +142,8 @@ def open_stream(job: StreamJob, together: int = 1) -> tuple[Any, StreamJob]:
     dtype = job.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is unknown; possible: {', '.join(DTYPES)}")
+    if job.graphs and not device.startswith("cuda"):
+        raise UsageError(f"--graphs was asked for on {device}; CUDA graphs need a GPU")
     folder = _folder(job.model)
     rollout: Rollout | None = None if job.rollout is None else Rollout.of(job.rollout)
     if _is_bare(folder):
@@ -204,6 +208,7 @@ def stream(pipe: Any, job: StreamJob, path: Path, on_chunk: Callable[[ChunkDone]
         max_sequence_length=job.max_sequence_length,
         generator=torch.Generator("cpu").manual_seed(job.seed),
         methods=job.methods,
+        cuda_graphs=job.graphs,
     )
     made: list[dict[str, Any]] = []
     start = before = time.perf_counter()
