@@ -16,6 +16,8 @@ QUICK = (*SMALL, "--repeats", 1, "--device", "cpu")
 def test_one_row_each(invoke: Callable[..., Result], tmp_path: Path) -> None:
     result = invoke(*QUICK, "-a", "radial,dense", "-d", "0.5", "--whole", "--steps", 4, "-o", "rows.json")
     assert result.exit_code == 0, result.output
+    assert "trajectory 1 of 4 steps: how eager, x dense" in result.stderr
+    assert "video s" in result.stderr
     record = json.loads((tmp_path / "rows.json").read_text())
     assert (record["schema"], record["what"]) == (1, "model")
     assert record["device"]["cpu"]
@@ -49,7 +51,7 @@ def test_json_on_stdout(invoke: Callable[..., Result]) -> None:
         ((*QUICK[2:], "-d", "x"), ("'x'", "0.25")),
         ((*QUICK[2:], "-a", "nosuch"), ("nosuch", "radial")),
         ((*QUICK[2:], "--height", 65), ("65", "multiples of 16")),
-        ((*QUICK[2:], "--steps", 4), ("--whole",)),
+        (("-m", "hunyuan-video", "--no-guidance"), ("hunyuan-video", "one call a step")),
         ((*QUICK[2:], "-o", "no/such/rows.json"), ("no/such",)),
         ((*QUICK[2:], "--dtype", "int8"), ("int8", "bfloat16")),
         ((*QUICK[2:], "--dense", "flash9"), ("flash9", "torch's choice")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,11 +31,19 @@ def model(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(help="With --whole: time a video of so many steps, 12 of 50 computed.", rich_help_panel=_WHAT),
+        typer.Option(help="Time whole videos of so many steps, 12 of 50 computed.", rich_help_panel=_WHAT),
     ] = None,
     computed: Annotated[
         int | None, typer.Option(help="How many of --steps are computed.", rich_help_panel=_WHAT)
     ] = None,
+    guidance: Annotated[
+        bool,
+        typer.Option(
+            "--guidance/--no-guidance",
+            help="Videos of two calls a step, or of one; see --steps.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = True,
     layers: Annotated[
         int, typer.Option(min=1, help="Layers that are timed; the others cost the same.", rich_help_panel=_HOW)
     ] = 4,
@@ -78,8 +87,10 @@ def model(
 
     screen = Screen(format)
     found = real_model(name)
-    if steps is not None and not whole:
-        raise UsageError("--steps times a whole video, which needs every layer; add --whole")
+    if not guidance:
+        if found.guidance != "two calls":
+            raise UsageError(f"--no-guidance leaves out the second call of a step; {name} has one call a step anyway")
+        found = replace(found, contexts=found.contexts[:1])
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"-o {output}: there is no folder {output.parent}; make it first")
     where = check_device(device)
@@ -96,7 +107,7 @@ def model(
     prepare(screen)
     size = height or found.size[0], width or found.size[1], frames or found.size[2]
     rivals = tuple(dense.split(",")) if dense else ()
-    job = Job(found, size, where, DTYPES[kind], layers, repeats, compiled, whole, rivals)
+    job = Job(found, size, where, DTYPES[kind], layers, repeats, compiled, whole, steps is not None, rivals)
     rows = Rows(bench.about(), output)
     lab = ModelBench(job, rows, lambda row: screen.say(_line(row)))
     lab.run(patterns, others)
@@ -104,9 +115,9 @@ def model(
         steps_bench.cache(lab, policy)
     if steps is not None:
         chosen = spread(steps, computed or max(1, steps * 12 // 50))
-        steps_bench.trajectory(lab, steps, chosen)
-        for pattern, each in patterns:
+        for pattern, each in patterns:  # Sparse ones first: they end sooner, and each is a row.
             steps_bench.trajectory(lab, steps, chosen, pattern, each)
+        steps_bench.trajectory(lab, steps, chosen)
     if not screen.json(rows.data()) and not screen.names(row["key"] for row in rows.rows if row["ok"]):
         screen.table([_cells(row) for row in rows.rows], title=f"{name}, {size[0]}x{size[1]}, {size[2]} frames")
     if not any(row["ok"] for row in rows.rows):
@@ -159,6 +170,7 @@ def _cells(row: dict[str, Any]) -> dict[str, object]:
         "reached": row.get("reached"),
         "kernel ms": row.get("kernel_ms"),
         "alone": row.get("kernel_alone_ms"),
+        "video s": row.get("seconds"),
         "skipped step": None if skipped is None else f"{100 * skipped:.2f} %",
         "result": "ok" if row["ok"] else row["reason"],
     }

@@ -24,7 +24,8 @@ and, where it is sparse,
     kernel_ms, kernel_alone_ms       attention in the layer, and the same call of it alone
     kernels               which ran
 `steps_bench.py` adds cache rows, with full_ms, skipped_ms (by branch), skipped_share (of a full call) and cache_bytes,
-and trajectory rows, with steps, computed_steps, seconds, dense_seconds (steps x calls x the dense call) and speedup.
+and trajectory rows, with steps, computed_steps, calls, cache_bytes, seconds, dense_seconds (steps x calls a step x the
+dense call) and speedup.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Job:
         repeats: rounds of interleaved calls; the median counts.
         compiled: measure everything compiled, too.
         whole: also build and time all layers.
+        videos: build all layers, for `steps_bench.trajectory`.
         dense: names of the dense backends to try (see `rivals.py`); all that are here without any.
     """
 
@@ -73,6 +75,7 @@ class Job:
     repeats: int = 5
     compiled: bool = False
     whole: bool = False
+    videos: bool = False
     dense: tuple[str, ...] = ()
 
 
@@ -122,7 +125,7 @@ class ModelBench:
         rows: what was measured.
         grid: video tokens.
         device: where.
-        depths: how many blocks each list has, by name: `shapes`, and "whole" where the job is.
+        depths: how many blocks each list has in the calls that are timed: `shapes`, and "whole" where the job is.
         inputs: of calls, by whether padded text is trimmed.
     """
 
@@ -137,7 +140,7 @@ class ModelBench:
             self.depths["whole"] = dict(job.model.layers)
         self._rivals = self._dense_rivals()
         deepest = {name: max(shape[name] for shape in self.depths.values()) for name in job.model.layers}
-        self._full = build(job.model.with_layers(deepest), job.device, job.dtype)
+        self._full = build(job.model if job.videos else job.model.with_layers(deepest), job.device, job.dtype)
         self.inputs = {
             trimmed: job.model.inputs(self.grid, job.device, job.dtype, trimmed=trimmed)
             for trimmed in ((False, True) if job.model.padded else (False,))
@@ -252,15 +255,28 @@ class ModelBench:
             raise UsageError(f"dense backend {unknown[0]!r} is not here; here are {', '.join(found)}")
         return {name: found[name] for name in asked}
 
-    def side(self, rival: str, depth: str, peer: Peer | None = None, **how: Any) -> Side:
-        """The model at one depth on one dense backend, with a peer's attention over it; `how` as `Side` takes it."""
+    @property
+    def deepest(self) -> str:
+        """The depth with the most layers that is not all of them."""
+        return next(name for name in reversed(self.depths) if name != "whole")
+
+    def side(self, rival: str, depth: str | None, peer: Peer | None = None, **how: Any) -> Side:
+        """The model on one dense backend, with a peer's attention over it.
+
+        Args:
+            rival: the dense backend.
+            depth: one of `depths`; None is all layers, which a job of videos has.
+            peer: whose attention.
+            how: see `Side`.
+        """
         context, trimmed = self._rivals[rival]
         if peer is not None:
             context = _over(context, lambda: peer.around(None, self.grid))
         # Accelerated, a model gets what its pipeline passes: the text's padding is ours to deal with.
         accelerated = how.get("attention") is not None or how.get("cache") is not None
         inputs = self.inputs[trimmed and not accelerated]
-        return Side(twin(self._full, self.depths[depth]), self.job.model, inputs, context, **how)
+        shape = self.depths[depth] if depth is not None else self.job.model.layers
+        return Side(twin(self._full, shape), self.job.model, inputs, context, **how)
 
     def _sides(self, rival: str, **how: Any) -> dict[str, Side]:
         return {depth: self.side(rival, depth, **how) for depth in self.depths}

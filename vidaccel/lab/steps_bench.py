@@ -13,6 +13,7 @@ import torch
 from ..api import DEFAULT_SCHEDULE
 from ..caching import CachePolicy, Replay
 from ..patterns import Pattern
+from ..schedule import Schedule
 from ..trace import CallRecord
 from . import timing
 from .model_bench import ModelBench
@@ -20,6 +21,7 @@ from .sides import Planned, Side
 
 _NEVER = 1e30
 _STEPS = 16
+_SPARSE = Schedule(dense_layers=1)
 
 
 def cache(bench: ModelBench, policy: CachePolicy) -> None:
@@ -36,8 +38,7 @@ def cache(bench: ModelBench, policy: CachePolicy) -> None:
             lifted = {"computed": tuple(range(6)), "total": None}
         best = bench.best(False)
         # What a forecast costs does not depend on how many layers it leaves out.
-        deepest = next(reversed([depth for depth in bench.depths if depth != "whole"]))
-        side = bench.side(best["variant"], deepest, cache=replace(policy, **lifted), steps=_STEPS)
+        side = bench.side(best["variant"], bench.deepest, cache=replace(policy, **lifted), steps=_STEPS)
         _video(bench, side, _STEPS)
         calls = side.run.trace.calls if side.run else []
         branches = dict.fromkeys(call.branch or "" for call in calls if call.forecast)
@@ -64,10 +65,10 @@ def trajectory(
     pattern: Pattern | None = None,
     density: float | None = None,
 ) -> None:
-    """One row: all steps of a video at full depth, some of them forecast.
+    """One row: all steps of a video at full depth, some of them forecast; the dense video is steps x calls x the call.
 
     Args:
-        bench: of a `whole` job.
+        bench: of a job of videos.
         steps: denoising steps.
         computed: those that are computed; `spread` makes such lists.
         pattern: also sparse, by the default schedule.
@@ -75,28 +76,36 @@ def trajectory(
     """
 
     def measure() -> dict[str, Any]:
-        best, policy = bench.best(False), Replay(computed=tuple(computed), total=steps)
-        attention = None if pattern is None else Planned(pattern)
-        how: dict[str, Any] = {"attention": attention, "density": density, "cache": policy, "steps": steps}
-        side = bench.side(best["variant"], "whole", schedule=DEFAULT_SCHEDULE, **how)
-        # Planning, compiling and checks come first and are not counted: one call of each kind.
-        for value in (1000.0, 500.0, 1.0):
-            side(timestep=_timestep(bench, value))
+        best, attention = bench.best(False), None if pattern is None else Planned(pattern)
+        how: dict[str, Any] = {"attention": attention, "density": density}
+        # Planning, compiling and checks come first and are not counted: a few layers, two full steps and a forecast.
+        few = bench.side(
+            best["variant"], bench.deepest, schedule=_SPARSE, cache=Replay(computed=(0, 1)), steps=3, **how
+        )
+        _video(bench, few, 3)
+        few.close()
+        policy = Replay(computed=tuple(computed), total=steps)
+        side = bench.side(best["variant"], None, schedule=DEFAULT_SCHEDULE, cache=policy, steps=steps, **how)
         timing.synchronize(bench.device)
         start = time.perf_counter()
         _video(bench, side, steps)
         seconds = time.perf_counter() - start
         dense = steps * len(bench.job.model.contexts) * (best["whole_ms"] or best["call_ms"]) / 1e3
+        calls = side.run.trace.calls if side.run else []
         return {
             "steps": steps,
-            "computed_steps": len(computed),
+            "computed_steps": len({call.step for call in calls if not call.forecast}),
+            "calls": len(calls),
+            "cache_bytes": max(call.cache_bytes or 0 for call in calls),
             "seconds": seconds,
             "dense_seconds": dense,
             "speedup": dense / seconds,
         }
 
     how = "" if pattern is None else f", {pattern.name} {density:g}" if density else f", {pattern.name}"
-    bench.measure("trajectory", f"{len(computed)} of {steps} steps{how}", False, measure)
+    model = bench.job.model
+    alone = ", without guidance" if model.guidance == "two calls" and len(model.contexts) == 1 else ""
+    bench.measure("trajectory", f"{len(computed)} of {steps} steps{how}{alone}", False, measure)
 
 
 def _video(bench: ModelBench, side: Side, steps: int) -> None:

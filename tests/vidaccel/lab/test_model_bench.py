@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +126,29 @@ def test_rows_of_two_machines_do_not_mix(tmp_path: Path) -> None:
 
 def test_a_trajectory_computes_what_it_should(wan_model: RealModel, job: Any) -> None:
     rows = Rows({})
-    lab = ModelBench(job(wan_model, whole=True), rows)
+    lab = ModelBench(job(wan_model, videos=True), rows)
+    lab.run([])
+    steps_bench.trajectory(lab, 10, spread(10, 7), RADIAL, 0.4)
+    steps_bench.trajectory(lab, 10, spread(10, 7))
+    dense, sparse, alone = rows.rows
+    term = 5 * 8 * 8 * wan_model.width * 4
+    for row in (sparse, alone):
+        assert row["ok"], row["reason"]
+        assert (row["computed_steps"], row["calls"]) == (7, 20)
+        assert row["dense_seconds"] == pytest.approx(20 * dense["call_ms"] / 1e3)
+        assert row["cache_bytes"] == 2 * 2 * term
+    assert dense["whole_ms"] is None
+
+
+def test_a_trajectory_without_guidance_calls_once_a_step(wan_model: RealModel, job: Any) -> None:
+    rows = Rows({})
+    lab = ModelBench(job(replace(wan_model, contexts=("cond",)), whole=True, videos=True), rows)
     lab.run([])
     steps_bench.trajectory(lab, 10, spread(10, 7))
-    steps_bench.trajectory(lab, 10, spread(10, 7), RADIAL, 0.4)
-    alone, sparse = rows.rows[1:]
-    assert alone["ok"], alone["reason"]
-    assert sparse["ok"], sparse["reason"]
-    assert alone["computed_steps"] == 7
-    assert alone["dense_seconds"] == pytest.approx(20 * rows.rows[0]["whole_ms"] / 1e3)
+    dense, alone = rows.rows
+    assert alone["variant"] == "7 of 10 steps, without guidance"
+    assert (alone["computed_steps"], alone["calls"]) == (7, 10)
+    assert alone["dense_seconds"] == pytest.approx(10 * dense["whole_ms"] / 1e3)
 
 
 def test_twins_share_weights_and_leave_the_model_alone(wan_model: RealModel, size_of: Any) -> None:
