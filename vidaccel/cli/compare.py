@@ -35,6 +35,7 @@ def compare(
     not say), and figures are means over the pairs, with 95 % intervals.
     """
     from ..errors import UsageError
+    from ..report.comparison import summary
 
     screen = Screen(format)
     if len(videos) < 2:
@@ -42,13 +43,9 @@ def compare(
     data = write_page(screen, videos, output)
     if screen.json({**data, "page": str(output)}) or screen.names([output]):
         return
-    screen.table(
-        [{"video": label, **_cells(found)} for label, found in data["videos"].items()],
-        title=f"against {data['reference']}",
-    )
-    for label, run in data["runs"].items():
-        if run["right"]:
-            screen.line(f"{label}: {run['right']['right']} of {run['right']['of']} show what their prompt says")
+    screen.table(summary(data), title=f"against {data['reference']}")
+    for note in data["notes"]:
+        screen.line(f"note: {note}")
     screen.line(f"page: {output}")
 
 
@@ -66,15 +63,6 @@ def write_page(screen: Screen, videos: Sequence[Path], output: Path) -> dict[str
     with replacing(output) as temporary:
         temporary.write_text(comparison.html(entries, data, command), encoding="utf-8")
     return data
-
-
-def _cells(found: dict[str, Any]) -> dict[str, object]:
-    """Means, and how far they can be trusted."""
-    cells: dict[str, object] = {}
-    for key, value in found["mean"].items():
-        around = found["interval"].get(key)
-        cells[key] = f"{value:.4g} ± {(around[1] - around[0]) / 2:.2g}" if around and value is not None else value
-    return cells
 
 
 def _entries(screen: Screen, paths: Sequence[Path]) -> list[Entry]:

@@ -24,20 +24,20 @@ Maps = list[tuple[str, list[tuple[int, list[tuple[int, list[Any]]]]]]]
 
 _HTML = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>attention atlas</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>attention atlas</title>
 <style>
  body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
  table { border-collapse: collapse; margin: .5rem 0 1rem; } th, td { padding: .1rem .5rem; text-align: left; }
  .map { border-spacing: 1px; border-collapse: separate; } .map th { font-weight: 400; padding-right: 4px; }
- .map td, .map th { min-width: 15px; height: 15px; padding: 0; font-size: 10px; text-align: right; }
+ .map td, .map th { min-width: {{ cell }}px; height: {{ cell }}px; padding: 0; font-size: 10px; text-align: right; }
  .map caption { font-size: 12px; text-align: left; }
  .key { display: inline-block; width: 12px; height: 12px; margin: 0 .3rem 0 1rem; }
- .maps { display: flex; flex-wrap: wrap; gap: 1rem 2rem; } pre { overflow: auto; }
+ .maps { display: flex; flex-wrap: wrap; gap: 1rem 2rem; overflow-x: auto; } pre, .wide { overflow-x: auto; }
  h1 { font-size: 1.3rem; } h2 { font-size: 1.1rem; margin: 1.5rem 0 .3rem; }
 </style>
 <h1>Attention mass by layer and head</h1>
 <p>{{ data.samples }} sampled queries a layer. In the maps a row is a layer, a column a head; 1 (dark) keeps everything.</p>
-<table>
+<div class="wide"><table>
  <tr><th>pattern</th><th>density</th><th>mass kept</th>{% for kind in kinds %}<th>in {{ kind }} heads</th>{% endfor %}</tr>
  {% for name, found in data.patterns.items() %}
  <tr><td>{{ name }}</td>{% if found.reason %}<td colspan="{{ 2 + kinds | length }}">{{ found.reason }}</td>{% else %}
@@ -45,21 +45,7 @@ _HTML = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
  {% for kind in kinds %}<td>{{ "%.3f" % found.kept_by_kind[kind] if kind in found.kept_by_kind }}</td>{% endfor %}
  {% endif %}</tr>
  {% endfor %}
-</table>
-{% for name, found in data.patterns.items() if found.losses %}
-<h2>Where {{ name }} loses most</h2>
-<table>
- <tr><th>step</th><th>layer</th><th>head</th><th>which is</th><th>mass kept</th></tr>
- {% for loss in found.losses %}
- <tr><td>{{ loss.step }}</td><td>{{ loss.layer }}</td><td>{{ loss.head }}</td><td>{{ loss.kind }}</td>
- <td>{{ "%.3f" % loss.kept }}</td></tr>
- {% endfor %}
-</table>
-{% endfor %}
-{% for title, sentences in (data.why or {}).items() if sentences %}
-<h2>Why this {{ title }}</h2>
-<ul>{% for sentence in sentences %}<li>{{ sentence }}</li>{% endfor %}</ul>
-{% endfor %}
+</table></div>
 <h2>What heads look for</h2>
 <p>Named by where they have most mass beyond chance; a head with less than 0.1 beyond it anywhere is global.
 {% for kind in kinds %}<span class="key" style="background: {{ colours[kind] }}"></span>{{ kind }}{% endfor %}</p>
@@ -82,7 +68,23 @@ _HTML = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
  {% endfor %}
 </table>{% endfor %}</div>
 {% endfor %}
-<h2>Run</h2>
+<div class="maps">
+{% for name, found in data.patterns.items() if found.losses %}
+<section><h2>Where {{ name }} loses most</h2>
+<table>
+ <tr><th>step</th><th>layer</th><th>head</th><th>which is</th><th>mass kept</th></tr>
+ {% for loss in found.losses %}
+ <tr><td>{{ loss.step }}</td><td>{{ loss.layer }}</td><td>{{ loss.head }}</td><td>{{ loss.kind }}</td>
+ <td>{{ "%.3f" % loss.kept }}</td></tr>
+ {% endfor %}
+</table></section>
+{% endfor %}
+</div>
+{% for title, sentences in (data.why or {}).items() if sentences %}
+<h2>Why this {{ title }}</h2>
+<ul>{% for sentence in sentences %}<li>{{ sentence }}</li>{% endfor %}</ul>
+{% endfor %}
+<h2>Settings</h2>
 <pre>{{ about }}</pre>
 </html>
 """  # noqa: E501
@@ -98,6 +100,8 @@ def html(data: dict[str, Any]) -> str:
         kind_maps=_kind_maps(data),
         maps=_maps(data),
         about=json.dumps(data.get("about"), indent=1),
+        # Few heads are shown large, forty on a page.
+        cell=24 if len(data["rows"][0]["kind"]) <= 12 else 15,
     )
 
 

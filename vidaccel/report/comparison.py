@@ -114,7 +114,6 @@ def html(entries: Sequence[Entry], data: dict[str, Any], command: str) -> str:
         _shown(found, each, data["reference"])
         for found, each in zip(_scenes(entries).values(), data["scenes"], strict=True)
     ]
-    table = [_summary(label, found, data["runs"]) for label, found in data["videos"].items()]
     several = len(data["scenes"]) > 1
     reports = {f"{e.label}, {e.scene}" if several else e.label: e.report for e in entries if e.report}
     details: dict[str, str | Rows] = {}
@@ -128,13 +127,39 @@ def html(entries: Sequence[Entry], data: dict[str, Any], command: str) -> str:
     page = Page(
         " · ".join(data["runs"]),
         scenes,
-        {f"Against {data['reference']}": table},
+        {f"Against {data['reference']}": summary(data)},
         [*_pareto(data), *over_steps(first if several else reports)],
         data["notes"],
         details,
         [command, *(entry.command for entry in entries if entry.command)],
+        lead=f"{len(scenes)} prompts and seeds" if several else entries[0].prompt or "",
     )
     return page.html()
+
+
+def summary(data: Mapping[str, Any]) -> Rows:
+    """A row for each run, what it gained beside what it lost, for people.
+
+    Args:
+        data: from `compare`.
+    """
+    base = data["runs"][data["reference"]]["ms"]
+    several, judged = len(data["scenes"]) > 1, any(run["right"] for run in data["runs"].values())
+    rows: list[dict[str, Any]] = []
+    for label, run in data["runs"].items():
+        found, right = data["videos"].get(label), run["right"]
+        row: dict[str, Any] = {"video": label}
+        if several:
+            row["scenes"] = found["scenes"] if found else len(data["scenes"])
+        if base:
+            row["transformer, s"] = f"{run['ms'] / 1e3:.4g}" if run["ms"] else ""
+            row["times faster"] = f"{base / run['ms']:.2f}" if run["ms"] else ""
+        row |= {name: _short(found, key) for key, name in quality.NAMES.items() if key != "lpips" or _has(data, key)}
+        row["black or flat frames"] = (found["broken_frames"] or "none") if found else ""
+        if judged:
+            row["shows its prompt"] = f"{right['right']} of {right['of']}" if right else ""
+        rows.append(row)
+    return rows
 
 
 def _scenes(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
@@ -192,33 +217,22 @@ def _pareto(data: Mapping[str, Any]) -> list[Markup]:
     for label, found in data["videos"].items():
         ms = data["runs"][label]["ms"]
         points[label] = (base / ms, found["mean"]["psnr_db"]) if base and ms else None
-    title = f"Speed and quality against {data['reference']}; nothing beats what stands on the line"
-    found = plots.scatter(title, points, "times faster, transformer", "PSNR, dB")
+    title = "Speed and quality; nothing beats what is on the line"
+    found = plots.scatter(title, points, "times faster (transformer)", "PSNR, dB")
     return [found] if found else []
 
 
-def _summary(label: str, found: Mapping[str, Any], runs: Mapping[str, Any]) -> dict[str, Any]:
-    mean, interval = found["mean"], found["interval"]
+def _has(data: Mapping[str, Any], key: str) -> bool:
+    return any(found["mean"][key] is not None for found in data["videos"].values())
 
-    def short(key: str, digits: int = 2) -> str:
-        if mean[key] is None:
-            return ""
-        around = interval.get(key)
-        return f"{mean[key]:.{digits}f}" + (f" ± {(around[1] - around[0]) / 2:.{digits}f}" if around else "")
 
-    right = runs[label]["right"]
-    return {
-        "video": label,
-        **({"scenes": found["scenes"]} if found["scenes"] > 1 else {}),
-        "PSNR dB": short("psnr_db"),
-        "worst frame": short("psnr_db_worst"),
-        "SSIM": short("ssim", 4),
-        **({"LPIPS": short("lpips", 4)} if mean["lpips"] is not None else {}),
-        "motion, x reference": short("motion_ratio", 3),
-        "flicker, x reference": short("flicker_ratio", 3),
-        "black or flat frames": found["broken_frames"] or "none",
-        **({"shows its prompt": f"{right['right']} of {right['of']}"} if right else {}),
-    }
+def _short(found: Mapping[str, Any] | None, key: str) -> str:
+    """A mean, and half the width of its interval; nothing of the reference."""
+    if found is None or found["mean"][key] is None:
+        return ""
+    digits = {"psnr_db": 2, "psnr_db_worst": 2, "ssim": 4, "lpips": 4}.get(key, 3)
+    around = found["interval"].get(key)
+    return f"{found['mean'][key]:.{digits}f}" + (f" ± {(around[1] - around[0]) / 2:.{digits}f}" if around else "")
 
 
 def _made(entry: Entry) -> str:

@@ -20,11 +20,14 @@ def over_steps(runs: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
         runs: `report.json` of each run, by name.
     """
     calls: dict[str, Calls] = {name: run["calls"] for name, run in runs.items() if run["calls"]}
+    lines = {"Time of the transformer, ms": _ms, "Share of layers that ran sparse": _sparse}
+    lines["Error that the cache's gate saw"] = _gate
     drawn = [
         plots.bars("Time, seconds", {name: split(run) for name, run in runs.items() if run["calls"]}),
-        plots.lines("Time of the transformer, ms", {name: _ms(each) for name, each in calls.items()}, "step"),
-        plots.lines("Share of layers that ran sparse", {name: _sparse(each) for name, each in calls.items()}, "step"),
-        plots.lines("Error that the cache's gate saw", {name: _gate(each) for name, each in calls.items()}, "step"),
+        *(
+            plots.lines(title, {name: of(each) for name, each in calls.items()}, "step", zero=True)
+            for title, of in lines.items()
+        ),
     ]
     for name, each in calls.items():
         title = "Density of each layer (dark: 1; grey: not run, a cache stood in)" + (f", {name}" if name else "")

@@ -47,6 +47,7 @@ class Page:
 
     Attributes:
         title: its first line.
+        lead: its second one: what is seen here.
         scenes: videos; without any there are no players.
         tables: rows by title.
         plots: those over frames stand in their scenes.
@@ -62,6 +63,7 @@ class Page:
     notes: Sequence[str] = ()
     details: Mapping[str, str | Rows] = field(default_factory=dict)
     commands: Sequence[str] = ()
+    lead: str = ""
 
     def html(self) -> str:
         """The file."""

@@ -9,23 +9,28 @@ from typing import Any
 from ..patterns import PATTERNS
 from .over_steps import over_steps
 from .page import Page, Rows, Scene, mp4
-from .quality import Frames
+from .quality import NAMES, Frames
 from .scene_plots import scene_plots
+
+_UNITS = {
+    "transformer_ms": ("transformer, s", 1e-3),
+    "saved_ms": ("saved by the cache, s", 1e-3),
+    "cache_bytes": ("cache, MiB", 2**-20),
+}
 
 
 def markdown(data: dict[str, Any]) -> str:
     """A page that pastes into a pull request or a model card."""
     lines = [f"# {_title(data)}"]
-    for title, rows in {**_tables(data), "Calls": _calls(data)}.items():
-        if rows:
-            head = list(rows[0])
-            lines += ["", f"## {title}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-            lines += [f"| {' | '.join(str(value) for value in row.values())} |" for row in rows]
+    for title, rows in _tables(data).items():
+        lines += ["", f"## {title}", "", *_table(rows)]
     lines += ["", "## Notes", "", *(f"- {note}" for note in _notes(data) or ["none"])]
     lines += ["", "## Again", "", "```python", _again(data), "```"]
-    lines += ["", "## Recipe and environment", "", "```json"]
-    lines += [json.dumps({"recipe": data["recipe"], **data["environment"]}, indent=1), "```", ""]
-    return "\n".join(lines)
+    settings = json.dumps({"recipe": data["recipe"], **data["environment"]}, indent=1)
+    folded = {"Recipe and environment": ["```json", settings, "```"], "Calls": _table(_calls(data))}
+    for title, shown in folded.items():
+        lines += ["", "<details>", f"<summary>{title}</summary>", "", *shown, "", "</details>"]
+    return "\n".join([*lines, ""])
 
 
 def html(data: dict[str, Any], videos: Mapping[str, Frames] | None = None, fps: float = 16) -> str:
@@ -55,7 +60,12 @@ def html(data: dict[str, Any], videos: Mapping[str, Frames] | None = None, fps: 
 
 
 def _title(data: dict[str, Any]) -> str:
-    return f"{data['pipeline']}, recipe {data['recipe_hash']}"
+    """What ran on what."""
+    recipe = data["recipe"]
+    attention, cache = (recipe[part] and recipe[part]["name"] for part in ("attention", "cache"))
+    density = "" if recipe["density"] is None else f" {recipe['density']:g}"
+    parts = [attention and attention + density, cache]
+    return f"{' and '.join(part for part in parts if part)} on {data['pipeline']}"
 
 
 def _again(data: dict[str, Any]) -> str:
@@ -74,12 +84,23 @@ def _notes(data: dict[str, Any]) -> list[str]:
 
 
 def _tables(data: dict[str, Any]) -> dict[str, Rows]:
-    known = {key: value for key, value in data["summary"].items() if value is not None}
-    summary = [{"what": key.replace("_", " "), "value": _short(value)} for key, value in known.items()]
+    summary = [{"what": "recipe", "value": data["recipe_hash"]}]
+    for key, value in data["summary"].items():
+        name, factor = _UNITS.get(key, (key.replace("_", " "), None))
+        if value is not None:
+            summary.append({"what": name, "value": _short(value * factor if factor else value)})
     plans = [{key: _short(value) for key, value in plan.items() if key != "notes"} for plan in data["plans"]]
-    lost = [{"what": key.replace("_", " "), "value": _short(value)} for key, value in _lost(data).items()]
+    lost = [{"what": key, "value": _short(value)} for key, value in _lost(data).items()]
     titles = {"Quality against the reference": lost, "Summary": summary, "Plans": plans}
     return {title: rows for title, rows in titles.items() if rows}
+
+
+def _table(rows: Rows) -> list[str]:
+    if not rows:
+        return ["none"]
+    head = list(rows[0])
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return lines + [f"| {' | '.join(str(value) for value in row.values())} |" for row in rows]
 
 
 def _calls(data: dict[str, Any]) -> Rows:
@@ -88,7 +109,10 @@ def _calls(data: dict[str, Any]) -> Rows:
 
 def _lost(data: dict[str, Any]) -> dict[str, Any]:
     quality = data["quality"]
-    return {} if quality is None else {**quality["mean"], "broken_frames": len(quality["broken_frames"])}
+    if quality is None:
+        return {}
+    means = {name: mean for key, name in NAMES.items() if (mean := quality["mean"][key]) is not None}
+    return means | {"black or flat frames": len(quality["broken_frames"]) or "none"}
 
 
 def _short(value: Any) -> Any:

@@ -12,7 +12,9 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 170, 56, 12, 42, 22
 _COLOURS = 6  # The page has as many; a seventh line has the colour of the first.
 
 
-def lines(title: str, series: Mapping[str, Sequence[float | None]], per: str = "frame") -> Markup:
+def lines(
+    title: str, series: Mapping[str, Sequence[float | None]], per: str = "frame", *, zero: bool = False
+) -> Markup:
     """One line for each series; None and what is no finite number leave a gap.
 
     Args:
@@ -20,6 +22,7 @@ def lines(title: str, series: Mapping[str, Sequence[float | None]], per: str = "
         series: values by name; all begin at `per` 0. A name without values is not shown, but keeps its colour: plots of
             the same names have the same colours.
         per: what the horizontal axis counts.
+        zero: the vertical axis begins at 0, so that heights can be compared.
 
     Returns:
         SVG, or nothing where there is no value.
@@ -27,7 +30,7 @@ def lines(title: str, series: Mapping[str, Sequence[float | None]], per: str = "
     values = [x for each in series.values() for x in each if x is not None and isfinite(x)]
     if not values:
         return Markup("")
-    low, high = _range(values)
+    low, high = _range([*values, 0.0] if zero else values)
     count = max(len(each) for each in series.values())
 
     def place(n: int, value: float) -> str:
@@ -63,7 +66,8 @@ def scatter(title: str, points: Mapping[str, tuple[float, float] | None], across
     found = {name: xy for name, xy in points.items() if xy is not None and all(map(isfinite, xy))}
     if not found:
         return Markup("")
-    left, right = _range([x for x, _ in found.values()])
+    # From 1 on: as fast, or as large, as what the others are compared with.
+    left, right = _range([1.0, *(x for x, _ in found.values())])
     low, high = _range([y for _, y in found.values()])
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -85,7 +89,7 @@ def scatter(title: str, points: Mapping[str, tuple[float, float] | None], across
             left_half = x < _WIDTH / 2
             side = (x + 7 if left_half else x - 7, y + 4, number % _COLOURS, "start" if left_half else "end")
             parts.append(label.format(*side, name, *found[name]))
-    for value in {x for x, _ in found.values() if x in (left, right)}:
+    for value in (left, right):
         x, _ = place(value, low)
         parts.append(Markup('<text x="{}" y="{}" text-anchor="middle">{:.3g}</text>').format(x, _HEIGHT - 6, value))
     parts.append(Markup('<text x="{}" y="32">up: {}; across: {}</text>').format(_LEFT, up, across))
@@ -192,7 +196,7 @@ def _scale(low: float, high: float) -> list[Markup]:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.3g}"
 
 
 def _dot(number: int, x: object, y: object, radius: int = 2) -> Markup:

@@ -26,6 +26,15 @@ from . import lpips
 Frames = npt.NDArray[np.uint8]
 
 IDENTICAL_DB = 100.0
+NAMES = {
+    "psnr_db": "PSNR, dB",
+    "psnr_db_worst": "worst frame, dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "motion_ratio": "motion, x reference",
+    "flicker_ratio": "flicker, x reference",
+}
+"""What people call the means of `measure`."""
 BLACK = 4
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)

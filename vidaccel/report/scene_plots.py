@@ -30,7 +30,7 @@ def scene_plots(reference: str, videos: Mapping[str, Mapping[str, Any]]) -> list
     drawn = [
         *(plots.lines(title, lost[key]) for key, title in _LOST.items()),
         # Nothing follows the last frame, and only frames between two others can flicker: all plots have one axis.
-        plots.lines("Motion to the next frame, levels of 255", {k: [*each, None] for k, each in moves.items()}),
-        plots.lines("Flicker of each frame, levels of 255", {k: [None, *each, None] for k, each in flickers.items()}),
+        plots.lines("Motion to the next frame, levels of 255", {k: [*x, None] for k, x in moves.items()}, zero=True),
+        plots.lines("Flicker, levels of 255", {k: [None, *x, None] for k, x in flickers.items()}, zero=True),
     ]
     return [plot for plot in drawn if plot]

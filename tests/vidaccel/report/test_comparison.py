@@ -130,10 +130,11 @@ def test_speed_and_quality_of_runs_that_were_timed(entry: Any) -> None:
         entry("dense", report=timed(100)), entry("fast", 4, report=timed(40)), entry("slow", 9, report=timed(80)),
     ]  # fmt: skip
     page = comparison.html(entries, comparison.compare(entries), "vidaccel compare")
-    plot = page[page.index("Speed and quality against dense") :]
+    plot = page[page.index("Speed and quality;") :]
     plot = plot[: plot.index("</svg>")]
     assert "fast (2.5, " in plot
     assert "slow (1.25, " in plot
+    assert comparison.summary(comparison.compare(entries))[1]["times faster"] == "2.50"
     # What is slower and worse is not on the line.
     assert plot.count('class="front" points="') == 1
     assert len(plot.partition('class="front" points="')[2].partition('"')[0].split()) == 1

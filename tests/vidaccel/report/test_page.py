@@ -107,6 +107,14 @@ def test_plots_over_frames_seek(page: Any) -> None:
     assert float(plot.locator(".now").get_attribute("x1")) == pytest.approx(56 + 572 * 7.5 / 9)
 
 
+def test_a_phone_shows_all_of_it(page: Any) -> None:
+    """Wide tables scroll by themselves, and letters in plots stay as large as a reader needs."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    text = page.locator(".plot text.axis").first
+    assert text.evaluate("e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a") > 9
+
+
 def test_prompts_can_be_turned(open_page: Any, entry: Any) -> None:
     first = [entry("dense", scene="one"), entry("radial", shift=4, scene="one")]
     second = [entry("dense", frames=5, scene="two"), entry("radial", shift=9, frames=5, scene="two")]

@@ -26,7 +26,8 @@ def test_quality_in_json_markdown_and_html(wan: Any, render: Any, tmp_path: Path
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
         assert "Quality against the reference" in text
-        assert "psnr db" in text
+        assert "PSNR, dB" in text
+        assert "radial 0.4 on WanPipeline" in text
     page = (tmp_path / "report.html").read_text()
     assert page.count('data-per="step"') == 2  # No cache, so no gate.
     assert page.count("data:video/mp4;base64,") == 2
