@@ -54,7 +54,9 @@ def lines(
     return _svg(title, parts, count=count, per=per)
 
 
-def scatter(title: str, points: Mapping[str, tuple[float, float] | None], across: str, up: str) -> Markup:
+def scatter(
+    title: str, points: Mapping[str, tuple[float, float] | None], across: str, up: str, *, start: float | None = None
+) -> Markup:
     """Named points; a line joins those that no other point beats on both axes, of which more is better.
 
     Args:
@@ -62,12 +64,12 @@ def scatter(title: str, points: Mapping[str, tuple[float, float] | None], across
         points: (x, y) by name; None is not shown, but keeps its colour.
         across: what x is.
         up: what y is.
+        start: an x that is shown in any case, such as that of what the others are compared with.
     """
     found = {name: xy for name, xy in points.items() if xy is not None and all(map(isfinite, xy))}
     if not found:
         return Markup("")
-    # From 1 on: as fast, or as large, as what the others are compared with.
-    left, right = _range([1.0, *(x for x, _ in found.values())])
+    left, right = _range([x for x, _ in found.values()] + ([] if start is None else [start]))
     low, high = _range([y for _, y in found.values()])
 
     def place(x: float, y: float) -> tuple[float, float]:
