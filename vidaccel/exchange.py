@@ -5,8 +5,9 @@ Idea: everything but attention works token by token, so a rank keeps a part of t
     whole sequences, and any mask, kernel or choice of blocks runs as it does on one GPU.
 Math, for n ranks, l tokens, h heads: (b, l / n, h, d) -> (b, l, h / n, d) -> (b, l / n, h, d). Uneven parts are those
     of `torch.tensor_split`; heads that n does not divide are filled up with empty ones, which are never attended with.
-Cost: q, k and v in one all-to-all, the output in another, each a read and a write more: a rank sends
-    4 b l h d (n - 1) / n^2 elements a layer. Every rank has all rows of its heads, those of text too, so work is even.
+Cost: an all-to-all each for q, k, v and the output; a rank sends 4 b l h d (n - 1) / n^2 elements a layer. v travels
+    while k is made, k while q is; what leaves is written so by norm and RoPE, what arrives is gathered once. Every rank
+    has all rows of its heads, those of text too, so work is even.
 Source: DeepSpeed Ulysses, arXiv 2309.14509; the split of tokens is that of diffusers' context parallelism.
 Limits: as many heads as leave no rank without one.
 """
@@ -20,144 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .errors import InstallError
 from .grid import TokenLayout, VideoGrid
 from .kernels.elementwise import take
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The ranks that hold one video together.
-
-    Attributes:
-        group: their process group.
-        rank: of this process among them.
-        count: how many.
-        uneven: tokens and heads need not divide by `count`.
-    """
-
-    group: torch.distributed.ProcessGroup
-    rank: int
-    count: int
-    uneven: bool
-
-    @classmethod
-    def of(cls, transformer: Any) -> Ranks | None:
-        """Those of a transformer under diffusers' context parallelism; None where it runs alone.
-
-        Raises:
-            InstallError: a kind of parallelism that sparse attention does not know.
-        """
-        config = getattr(transformer, "_parallel_config", None)
-        if config is None:
-            return None
-        context = config.context_parallel_config
-        if context is None:
-            raise InstallError(
-                "tensor parallelism is on, which sparse attention does not know; use context parallelism: "
-                "vidaccel.enable_parallelism(pipe, 2)"
-            )
-        if context.ring_degree > 1:
-            raise InstallError(
-                f"ring_degree {context.ring_degree} was asked for: in a ring every rank meets the keys part by part, "
-                "and masks of the whole video would have to be cut anew for each; use ulysses_degree instead, which "
-                "gives every rank all tokens of its heads"
-            )
-        return cls(
-            context._ulysses_mesh.get_group(),
-            context._ulysses_local_rank,
-            context.ulysses_degree,
-            context.ulysses_anything,
-        )
-
-    def parts(self, many: int, what: str) -> tuple[int, ...]:
-        """How many of `many` tokens each rank holds.
-
-        Raises:
-            InstallError: parts that diffusers does not make.
-        """
-        if many % self.count and not self.uneven:
-            raise InstallError(
-                f"{many} {what} were given to {self.count} ranks, which does not divide; take a size that does, or "
-                f"ContextParallelConfig(ulysses_degree={self.count}, ulysses_anything=True)"
-            )
-        return tuple(many // self.count + (rank < many % self.count) for rank in range(self.count))
-
-    def heads(self, total: int) -> HeadPart:
-        """Which of a layer's heads this rank attends with.
-
-        Raises:
-            InstallError: parts that diffusers does not make, or a rank without a head.
-        """
-        self.parts(total, "attention heads")
-        each = -(-total // self.count)
-        if each * (self.count - 1) >= total:
-            raise InstallError(
-                f"{total} attention heads were given to {self.count} ranks, {each} to each, which leaves none for the "
-                f"last; use {-(-total // each)} ranks or fewer"
-            )
-        return HeadPart(self.rank * each, min(total, (self.rank + 1) * each), total, each, self)
-
-    def sum(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of what all ranks hold. torch.compile can trace it."""
-        from torch.distributed import _functional_collectives as functional
-
-        found: Any = functional.all_reduce(x, "sum", self.group)
-        total: torch.Tensor = found.wait() if isinstance(found, functional.AsyncCollectiveTensor) else found
-        return total
-
-    def check_same(self, latents: torch.Tensor) -> None:
-        """Look whether all ranks were given the same video to make; waits for all of them.
-
-        Raises:
-            InstallError: they were not; every rank is told.
-        """
-        x = latents.double()
-        sums = torch.stack([x.sum(), x.square().sum()])
-        both = torch.cat([sums, -sums])
-        torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX, group=self.group)
-        most, least = both.chunk(2)
-        # GPUs may round differently; other noise is another sum altogether.
-        if not torch.allclose(most, -least, rtol=1e-2, atol=1e-2):
-            raise InstallError(
-                f"the {self.count} ranks of this video were given different noise; pass a generator of the same seed "
-                "on every rank: generator=torch.Generator().manual_seed(0)"
-            )
-
-
-@dataclass(frozen=True)
-class HeadPart:
-    """The heads of a layer that one rank attends with.
-
-    Attributes:
-        first: the first.
-        end: one past the last.
-        total: of the layer.
-        each: of every rank, empty ones included.
-        ranks: all of them.
-    """
-
-    first: int
-    end: int
-    total: int
-    each: int
-    ranks: Ranks
-
-    def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """(samples * own heads, ...) -> (samples * all heads, ...), from all ranks."""
-        own = self.end - self.first
-        x = x.unflatten(0, (-1, own))
-        filled = x.new_zeros(self.ranks.count, x.shape[0], self.each, *x.shape[2:])
-        filled[:, :, :own] = x
-        sizes = [x[:, :1].numel() * self.each] * self.ranks.count
-        found = all_to_all(filled.flatten(), sizes, sizes, self.ranks.group).view_as(filled)
-        whole: torch.Tensor = found.movedim(0, 1).flatten(1, 2)[:, : self.total]
-        return whole.flatten(0, 1)
-
-    def own(self, x: torch.Tensor) -> torch.Tensor:
-        """(samples * all heads, ...) -> (samples * own heads, ...)."""
-        mine: torch.Tensor = x.unflatten(0, (-1, self.total))[:, self.first : self.end]
-        return mine.flatten(0, 1)
+from .ranks import HeadPart, Ranks, all_to_all, wait
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,9 +127,7 @@ class Exchange:
         """Begin to swap what `packed` gave; what is computed until `receive` costs no time beside it."""
         n, b, length, each, d = sent.shape
         row = b * each * d
-        moving = begin_all_to_all(
-            sent.flatten(), [size * row for size in self.sizes], [length * row] * n, self.ranks.group
-        )
+        moving = all_to_all(sent.flatten(), [size * row for size in self.sizes], [length * row] * n, self.ranks)
         return Sent(moving, b, each, d)
 
     def receive(
@@ -300,12 +164,8 @@ class Exchange:
         sample = torch.arange(b, device=out.device)[:, None]
         rows = torch.cat([(sample * slots + part).flatten() for part in at.split(self.sizes)])
         row = b * each * d
-        moving = begin_all_to_all(
-            take(out.reshape(1, b * slots, each, d), rows).flatten(),
-            [mine * row] * n,
-            [size * row for size in self.sizes],
-            self.ranks.group,
-        )
+        sent = take(out.reshape(1, b * slots, each, d), rows)
+        moving = all_to_all(sent.flatten(), [mine * row] * n, [size * row for size in self.sizes], self.ranks)
         # Each rank's heads of a token come from that rank; here they stand side by side again.
         token = (sample * mine + self.layout.slot_of).flatten()
         rows = (token[:, None] + torch.arange(n, device=out.device) * (b * mine)).flatten()
@@ -339,25 +199,3 @@ def _flat_layout(video: int, text: int, text_first: bool) -> TokenLayout:
     ones = torch.ones(tokens, dtype=torch.int32)
     identity = not (text_first and text)
     return TokenLayout(VideoGrid(1, 1, video), text, 1, None, order, ones, ones, slot_of, text_first, identity)
-
-
-def all_to_all(x: torch.Tensor, received: list[int], sent: list[int], group: Any) -> torch.Tensor:
-    """Elements of a flat tensor, so many from and to each rank. torch.compile can trace it."""
-    return wait(begin_all_to_all(x, received, sent, group))
-
-
-def begin_all_to_all(x: torch.Tensor, received: list[int], sent: list[int], group: Any) -> torch.Tensor:
-    """The same begun: `wait` gives the result."""
-    from torch.distributed import _functional_collectives as functional
-
-    moving: torch.Tensor = functional.all_to_all_single(x, received, sent, group)
-    return moving
-
-
-def wait(moving: torch.Tensor) -> torch.Tensor:
-    """The result of what was begun; on a GPU its stream waits, not this process."""
-    from torch.distributed import _functional_collectives as functional
-
-    found: Any = moving
-    moved: torch.Tensor = found.wait() if isinstance(found, functional.AsyncCollectiveTensor) else found
-    return moved

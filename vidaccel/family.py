@@ -152,12 +152,13 @@ class Family(Protocol):
     ) -> Any:
         """A dense call of an attention layer: whatever stood there before runs it, on the user's own backend.
 
+        On several ranks the family runs it, on that backend.
+
         Args:
             attn: the layer.
             processor: the processor that stood there.
             valid: numbers (n,) of the valid text tokens of each sample, as in `Call`.
-            exchange: what ranks swap around attention, where they share the video; diffusers' own processors of video
-                without text do it by themselves.
+            exchange: what ranks swap around attention, where they share the video.
             inputs: hidden states, encoder hidden states, attention mask and rotary embedding.
             kwargs: what else the layer was given.
         """

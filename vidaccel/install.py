@@ -11,12 +11,13 @@ from torch import nn
 
 from .choices import Choices, kept_share
 from .errors import InstallError, PatternError, VidaccelWarning
-from .exchange import Exchange, HeadPart, Ranks
+from .exchange import Exchange
 from .family import Call, attn_processors_of, place_processors, unwrap
 from .frontdoor import Clock, FrontDoor
 from .grid import Site, TokenLayout
 from .guide import Guide
 from .patterns import FreeSwim, Pattern, Plan, advice
+from .ranks import HeadPart, Ranks
 from .schedule import DENSE, Schedule, Step
 from .trace import CallRecord, Trace
 from .wrapping import SparseAttnProcessor

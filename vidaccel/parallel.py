@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ def enable_parallelism(pipe: Any, ulysses_degree: int | None = None, *, uneven: 
         pipe: a pipeline, or a transformer; the same weights, prompts and noise on every rank.
         ulysses_degree: ranks of one video; None for all. More ranks than that make groups, each with its own video:
             ranks 0 to n - 1 are the first.
-        uneven: sizes and heads need not divide by the ranks (NCCL only: gloo gathers even parts). diffusers' own dense
-            layers then ask each other for sizes in each layer.
+        uneven: sizes and heads need not divide by the ranks (NCCL only: gloo gathers even parts). Without
+            `accelerate`, layers then ask each other for sizes, each of them.
         mesh: the ranks, with dimensions "ring" and "ulysses", to share their groups with others; None makes one.
 
     Raises:
@@ -76,6 +77,19 @@ def enable_parallelism(pipe: Any, ulysses_degree: int | None = None, *, uneven: 
             _on_cpus(module, config, plan)
         else:
             module.enable_parallelism(config=config, cp_plan=plan)
+        _tell_places(module)
+
+
+def _tell_places(module: nn.Module) -> None:
+    """Tell diffusers' hooks where arguments stand: they look it up in the first call, which cannot be compiled then."""
+    from diffusers.hooks.context_parallel import ContextParallelSplitHook
+
+    for part in module.modules():
+        registry = getattr(part, "_diffusers_hook", None)
+        for hook in registry.hooks.values() if registry else ():
+            if isinstance(hook, ContextParallelSplitHook):
+                names = list(inspect.signature(type(part).forward).parameters)[1:]  # without self
+                hook.module_forward_metadata.cached_parameter_indices = {name: n for n, name in enumerate(names)}
 
 
 def _on_cpus(module: Any, config: Any, plan: dict[str, Any]) -> None:

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import InstallError, UsageError
-from ..exchange import Exchange, HeadPart, Ranks
+from ..exchange import Exchange
 from ..frontdoor import FrontDoor
 from ..grid import TokenLayout
+from ..ranks import HeadPart, Ranks
 from ..reuse import LayerMemory, Methods, Turn, remembered
 from ..reuse.cross import Prompt, PromptChoice, attend_merged
 from ..reuse.in_place import in_place

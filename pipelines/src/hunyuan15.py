@@ -17,8 +17,9 @@ from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVid
 from ..exchange import Exchange
 from ..family import Call
 from ..grid import TokenLayout, VideoGrid
+from .dense import attend_to_valid
 from .hunyuan import Hunyuan, patch
-from .joint import Heads, attend_to_valid, valid_text
+from .joint import Heads, valid_text
 
 # Text is kept in steps of so many tokens, so that prompts of similar lengths share a layout.
 STEP = 64

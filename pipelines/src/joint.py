@@ -6,17 +6,16 @@ attend as one sequence. Models differ in where text stands, whose projections it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 
 from ..exchange import Exchange
 from ..family import Call, Family
 from ..grid import TokenLayout
 from ..kernels import elementwise
 from .arrange import Projected, to_kernel, to_model
+from .dense import on_ranks
 
 Heads = elementwise.Heads
 
@@ -25,7 +24,7 @@ class JointFamily(Family):
     """What families of joint attention share.
 
     diffusers has no plan for them on several ranks: attention of one family builds a mask of the tokens that it sees,
-    another's calls torch itself. So dense layers swap tokens for heads here too.
+    another's calls torch itself.
     """
 
     def is_video(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None) -> bool:
@@ -62,9 +61,7 @@ class JointFamily(Family):
         """See `Family.dense`; on several ranks, the attention of diffusers on the user's own backend."""
         if exchange is None:
             return super().dense(attn, processor, valid, exchange, *inputs, **kwargs)
-        heads = self.project(attn, exchange.whole, *(*inputs, exchange))
-        out = exchange.leave(attend_to_valid(heads, exchange.text, valid, processor), attn.heads)
-        return self.output(attn, out, *inputs)
+        return on_ranks(self, attn, processor, valid, exchange, *inputs)
 
     def streams(
         self,
@@ -98,31 +95,6 @@ class JointFamily(Family):
         if self.text_first:
             return x[:, text:], x[:, :text]
         return x[:, : x.shape[1] - text], x[:, x.shape[1] - text :]
-
-
-def attend_to_valid(
-    streams: Sequence[torch.Tensor], text: int, valid: tuple[torch.Tensor, ...] | None, processor: Any
-) -> torch.Tensor:
-    """Dense attention on a processor's backend, without padded text and so without a mask.
-
-    Args:
-        streams: q, k, v (b, tokens, h, d), in model order.
-        text: how many of the tokens are text.
-        valid: numbers of the valid text tokens of each sample, or of all samples; None where all is valid.
-        processor: diffusers' own, which may name a backend.
-
-    Returns:
-        (b, tokens, h, d); padded text attends to nothing, so zeros are its output.
-    """
-    outs = []
-    # Samples whose texts differ in length attend one by one.
-    for n, own in enumerate(valid or (None,)):
-        padding = 0 if own is None else text - len(own)
-        sample = slice(n, n + 1) if valid and len(valid) > 1 else slice(None)
-        query, key, value = (x[sample, : x.shape[1] - padding] for x in streams)
-        out = dispatch_attention_fn(query, key, value, backend=getattr(processor, "_attention_backend", None))
-        outs.append(torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding)))
-    return torch.cat(outs)
 
 
 def has_text_projections(attn: Any) -> bool:

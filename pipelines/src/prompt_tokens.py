@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from ..errors import InstallError
-from ..exchange import Ranks
 from ..family import Call, attn_processors_of, place_processors, unwrap
 from ..frontdoor import FrontDoor
+from ..ranks import Ranks
 from ..reuse import AnnCross
 from ..reuse.cross import PromptChoice
 from ..schedule import Step

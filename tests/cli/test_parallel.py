@@ -152,3 +152,11 @@ def test_a_prediction_is_the_measurement_where_there_is_one() -> None:
     # On 4: a quarter of the compute, 3/4 of the bytes of 2 ranks, half the reordering, and what did not shrink.
     layer = 0.2 + 2.0 * 0.75 + 0.8 / 2
     assert predict(1000.0, 530.0, 10, link, 4)["call_ms"] == pytest.approx(250 + 10 * layer)
+
+
+def test_a_prediction_hides_as_much_of_the_exchange_as_the_measurement() -> None:
+    link = Link(2, 800_000_000, 2.2, 0.1, 3.0)
+    assert predict(1000.0, 515.0, 10, link, 2)["call_ms"] == pytest.approx(515.0)
+    assert predict(1000.0, 515.0, 10, link, 4)["call_ms"] == pytest.approx(250 + 0.5 * 10 * link.of(4))
+    # Two GPUs that are more than twice as fast, for their caches or clocks, promise nothing for four.
+    assert predict(1000.0, 490.0, 10, link, 4)["call_ms"] == pytest.approx(250)

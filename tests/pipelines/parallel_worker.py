@@ -41,7 +41,8 @@ wan = partial(tiny_pipelines.wan, layers=2)
 
 
 def cases() -> Iterator[Case]:
-    """Name, pipeline, size, and what accelerates it; where a name begins with "after", ranks join after it."""
+    """Name, pipeline, size, and what accelerates it; where a name begins with "after", ranks join after it, where with
+    "compiled", blocks are compiled last."""
     for name, (pattern, density) in PATTERNS.items():
         yield name, wan, "even", {"attention": pattern, "density": density}
     for name in ALL_UNEVEN:
@@ -62,6 +63,8 @@ def cases() -> Iterator[Case]:
     yield "3 heads, adaptive", lambda: wan(heads=3), "ragged", adaptive
     yield "two experts", lambda: wan(experts=True), "ragged", sparse
     yield "a timestep a token", lambda: wan(ti2v=True), "even", sparse
+    yield "compiled: radial", wan, "ragged", sparse
+    yield "compiled: hunyuan, topk", tiny_pipelines.hunyuan, "even", {"attention": DYNAMIC["topk"][0], "density": 0.6}
     for family in ("hunyuan", "hunyuan15", "cogvideox"):
         make = getattr(tiny_pipelines, family)
         yield f"{family}, dense", make, "ragged", {"attention": "dense"}
@@ -103,7 +106,12 @@ def stream(name: str, together: bool) -> tuple[Any, list[int], int]:
     return torch.cat([chunk.latents for chunk in chunks], 2), seen, chunks[-1].cache_bytes
 
 
-def video(pipe: Any, size: str, how: dict[str, Any], then: Callable[[], None] = lambda: None) -> tuple[Any, list[int]]:
+def compiled(pipe: Any) -> None:
+    """Before its first call."""
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+
+
+def video(pipe: Any, size: str, how: dict[str, Any], then: Callable[[], None] | None = None) -> tuple[Any, list[int]]:
     """Latents, and the numbers of the calls that were forecast."""
     asked = {name: value for name, value in how.items() if name in ("prompt", "steps")}
     given = {name: value for name, value in how.items() if name not in (*asked, "cross")}
@@ -111,7 +119,8 @@ def video(pipe: Any, size: str, how: dict[str, Any], then: Callable[[], None] = 
         if "cross" in how:
             both = attn_processors_of(pipe.transformer) | ann_cross(pipe.transformer, **how["cross"])
             pipe.transformer.set_attn_processor(both)
-        then()
+        if then is not None:
+            then()
         latents = tiny_pipelines.render(pipe, size, **{"steps": 6 if "cache" in how else 2, **asked})
     return latents, [number for number, call in enumerate(run.trace.calls) if call.forecast]
 
@@ -190,7 +199,7 @@ def main(rank: int, store: str) -> None:
             together, same = video(pipe, size, how, lambda pipe=pipe: vidaccel.enable_parallelism(pipe))
         else:
             vidaccel.enable_parallelism(pipe, uneven=size != "even" or "15" in name)
-            together, same = video(pipe, size, how)
+            together, same = video(pipe, size, how, partial(compiled, pipe) if name.startswith("compiled") else None)
         found = {"forecast": forecast, "together": same, "tokens": max(seen)}
         print(json.dumps({"name": name, "apart": float((together - alone).abs().max()), **found}), flush=True)
     for name in STREAMS:

@@ -15,12 +15,13 @@ import vidaccel
 ROOT = Path(__file__).parents[2]
 
 # Each part may import the parts named here (and itself). "below" may be imported by everybody.
-BELOW = {"encode", "errors", "exchange", "files", "grid", "order", "trace", "env"}
+BELOW = {"encode", "errors", "files", "grid", "order", "ranks", "trace", "env"}
 ARROWS = {
     "errors": set(),
     "order": {"errors"},
     "grid": {"errors", "order"},
-    "exchange": {"errors", "grid", "kernels"},
+    "ranks": {"errors"},
+    "exchange": BELOW | {"kernels"},
     "parallel": BELOW | {"family"},
     "trace": {"grid"},
     "encode": {"errors"},
@@ -28,16 +29,16 @@ ARROWS = {
     "files": set(),
     "blocks": BELOW,
     "patterns": BELOW | {"blocks", "kernels"},
-    "kernels": BELOW - {"exchange"} | {"blocks"},
+    "kernels": BELOW | {"blocks"},
     "schedule": BELOW,
-    "family": BELOW,
+    "family": BELOW | {"exchange"},
     "frontdoor": BELOW | {"family", "schedule"},
-    "wrapping": BELOW | {"family", "kernels", "patterns", "reuse"},
+    "wrapping": BELOW | {"exchange", "family", "kernels", "patterns", "reuse"},
     "choices": BELOW | {"blocks", "patterns"},
     "guide": BELOW | {"family", "frontdoor", "patterns", "schedule", "wrapping"},
-    "install": BELOW | {"choices", "guide", "family", "frontdoor", "patterns", "schedule", "wrapping"},
+    "install": BELOW | {"choices", "exchange", "family", "frontdoor", "guide", "patterns", "schedule", "wrapping"},
     "processors": BELOW | {"family", "install", "patterns", "schedule", "wrapping"},
-    "pipelines": BELOW | {"blocks", "family", "frontdoor", "kernels", "patterns", "reuse", "streaming"},
+    "pipelines": BELOW | {"blocks", "exchange", "family", "frontdoor", "kernels", "patterns", "reuse", "streaming"},
     "recipe": BELOW | {"caching", "patterns", "schedule"},
     "report": BELOW | {"patterns", "recipe"},
     "api": BELOW | {"caching", "family", "frontdoor", "install", "patterns", "recipe", "report", "schedule"},

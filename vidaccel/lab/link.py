@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from ..exchange import Exchange, Ranks, all_to_all
+from ..exchange import Exchange
 from ..grid import VideoGrid
 from ..pipelines.zoo import RealModel
+from ..ranks import Ranks, all_to_all, wait
 
 # Median milliseconds of each call, all ranks begin each together.
 Times = Callable[[Mapping[str, Callable[[], object]]], dict[str, float]]
@@ -23,9 +24,9 @@ class Link:
     Attributes:
         ranks: how many.
         sent: bytes that leave a rank.
-        all_to_all: ms of the two collectives.
+        all_to_all: ms of two collectives of as many bytes, q, k and v in one and the output in the other.
         latency: ms of one collective of a few bytes.
-        exchange: ms with what puts tokens in order.
+        exchange: ms of what a layer does, with what puts tokens in order, where nothing else runs beside it.
     """
 
     ranks: int
@@ -46,9 +47,10 @@ class Link:
 def predict(one_ms: float, all_ms: float, layers: int, link: Link, ranks: int) -> dict[str, float]:
     """A call on another number of GPUs of the same kind, from one that was measured. A model, no measurement.
 
-    call(n) = one / n + layers x exchange(n) + rest: compute divides by the ranks; exchange(n) is two latencies, the
-    bytes that leave a rank at the measured rate, and reordering that divides by the ranks; rest is what the measured
-    call took beyond the first two, and does not shrink. It assumes that the link of a rank is as fast to n - 1 others
+    call(n) = one / n + shown x layers x exchange(n) + rest: compute divides by the ranks; exchange(n) is two latencies,
+    the bytes that leave a rank at the measured rate, and reordering that divides by the ranks; rest is what the
+    measured call took beyond the first two, and does not shrink. Where it took less, compute hid a part of the
+    exchange, and `shown` is the other part; else it is 1. It assumes that the link of a rank is as fast to n - 1 others
     as it was to those measured, as behind a switch inside one host.
 
     Args:
@@ -58,8 +60,9 @@ def predict(one_ms: float, all_ms: float, layers: int, link: Link, ranks: int) -
         link: as measured.
         ranks: how many to predict for.
     """
-    rest = max(0.0, all_ms - one_ms / link.ranks - layers * link.of(link.ranks))
-    call = one_ms / ranks + layers * link.of(ranks) + rest
+    more, exchange = all_ms - one_ms / link.ranks, layers * link.of(link.ranks)
+    rest, shown = max(0.0, more - exchange), min(1.0, max(0.0, more) / exchange)
+    call = one_ms / ranks + shown * layers * link.of(ranks) + rest
     return {"call_ms": call, "speedup": one_ms / call, "efficiency": one_ms / call / ranks}
 
 
@@ -89,8 +92,8 @@ def measure_link(
     before, after, few = (query.new_zeros(many) for many in (3 * own * row * n, sum(sizes), n))
 
     def collectives() -> None:
-        all_to_all(before, [3 * size for size in sizes], [3 * own * row] * n, ranks.group)
-        all_to_all(after, [own * row] * n, sizes, ranks.group)
+        wait(all_to_all(before, [3 * size for size in sizes], [3 * own * row] * n, ranks))
+        wait(all_to_all(after, [own * row] * n, sizes, ranks))
 
     def whole() -> None:
         # Norm and RoPE write what leaves, as on one GPU they write what attends: that costs nothing more.
@@ -100,7 +103,7 @@ def measure_link(
     calls: dict[str, Callable[[], object]] = {
         "all_to_all": collectives,
         "exchange": whole,
-        "latency": lambda: all_to_all(few, [1] * n, [1] * n, ranks.group),
+        "latency": lambda: wait(all_to_all(few, [1] * n, [1] * n, ranks)),
     }
     for call in calls.values():
         call()

@@ -9,9 +9,9 @@ The record (schema 1) is {"schema", "what": "parallel", "ranks", "versions", "de
     key, model, size, grid, tokens, text, heads, ranks, kind, variant, compiled, commit, clock_mhz
 and, of kind "link",
     sent_bytes            that leave a rank in a layer: q, k, v before attention, the output after it
-    all_to_all_ms, gb_s   the two collectives of a layer, and sent_bytes in that time
+    all_to_all_ms, gb_s   two collectives of as many bytes, before attention and after it, and sent_bytes in that time
     latency_ms            of one collective of a few bytes
-    exchange_ms           with what puts tokens in order before and after: all that a layer does more than on one GPU
+    exchange_ms           with what puts tokens in order: all that a layer does more than on one GPU, nothing beside it
 of kind "call",
     one, all, alone       {"base_ms", "layer_ms", "call_ms", "activations_gib", "weights_gib"} on one GPU while the
                           others do the same, on all together, and on one GPU while the others rest
@@ -19,7 +19,7 @@ of kind "call",
     apart                 relative distance of the two results, which must be small for a row to be ok
     speedup, efficiency   one call_ms / all call_ms, and that over the ranks
     videos_speedup        of a video on each GPU: ranks x alone call_ms / one call_ms
-    exchange_share        exchange_ms of all layers over all call_ms
+    exchange_share        exchange_ms of all layers over all call_ms; a part of it is hidden behind the projections
     delivered, visited    densities
     predicted             {ranks: {"call_ms", "speedup", "efficiency"}}: no measurement, see `predict`
 of kind "cache",

@@ -29,8 +29,8 @@ import torch
 
 from ..blocks import BlockMask
 from ..errors import PatternError
-from ..exchange import HeadPart
 from ..grid import Site, TokenLayout, VideoGrid
+from ..ranks import HeadPart
 from .combine import as_pattern, as_recipe
 from .parameters import check_density
 from .plan import Choice, Pattern, Plan, Residual, Select

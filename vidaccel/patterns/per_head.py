@@ -20,8 +20,8 @@ import torch
 
 from ..blocks import BlockMask
 from ..errors import PatternError
-from ..exchange import HeadPart
 from ..grid import Site, TokenLayout
+from ..ranks import HeadPart
 from .combine import as_pattern, as_recipe, reblocked
 from .dynamic import EqualRows, rows_up_to
 from .plan import Choice, Pattern, Plan, Select

@@ -10,8 +10,8 @@ import torch
 
 from ..blocks import BlockMask
 from ..errors import PatternError
-from ..exchange import HeadPart
 from ..grid import Site, TokenLayout
+from ..ranks import HeadPart
 
 if TYPE_CHECKING:
     from typing_extensions import Self

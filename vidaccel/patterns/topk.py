@@ -21,9 +21,9 @@ import torch
 
 from ..blocks import BlockMask
 from ..errors import PatternError
-from ..exchange import HeadPart
 from ..grid import Site, TokenLayout
 from ..kernels.select import best_blocks, block_scores, likeliest_blocks
+from ..ranks import HeadPart
 from .dynamic import (
     EqualRows,
     always_kept,

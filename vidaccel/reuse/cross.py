@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..exchange import Ranks
 from ..kernels.attention import attention
+from ..ranks import Ranks
 from .methods import AnnCross
 from .selection import HashPlanes
 
