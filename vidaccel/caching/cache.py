@@ -176,10 +176,10 @@ class Cache:
             self._say(told, warn=True)
         self._check_memory(call, parts, 1 if branch == "cond_uncond" else 2)
         group = parallel_group(self.door.transformer)
-        if group is not None and parts.base != "nothing":
+        if group is not None and parts.base in ("input", "first"):
             raise InstallError(
                 f"context parallelism is on: {self.policy.name} needs the input and the output of the blocks together, "
-                "which are split differently then; take cg-taylor, taylorseer or replay, or leave the cache out"
+                "which are split differently then; take cg-taylor, taylorseer, easycache or replay, or no cache"
             )
         if group is not None and self.door.family.split_plan(self.door.transformer) is not None:
             place = attn_processors_of(self.door.transformer)[self.door.family.sites(self.door.transformer)[0].name]

@@ -159,7 +159,8 @@ class Session:
             raise InstallError("gradients were asked for, but caches only infer; call the model under torch.no_grad()")
         ladder = now.branch.ladder
         if self.parts.base == "latent":
-            now.base = _like(now.call.latents, value)
+            # Where ranks share a video, a call that skipped its split input is gathered to another shape.
+            now.base = _like(now.call.latents, ladder.terms[0] if now.decision.skip else value)
             if now.signal is None and not now.follows:
                 now.signal = now.base
         if now.decision.skip:

@@ -2,7 +2,8 @@
 
 Usage: parallel_worker.py MODE RANK STORE THRESHOLD...
 MODE is "context before", "context after" (one video on two ranks, enabled before or after the cache) or "replicas" (a
-video a rank). Prints, a line a threshold, the forecast steps and the latents' sum.
+video a rank). Prints, a line a policy (CG-Taylor at each threshold; `OUTPUTS` too where ranks share a video), the
+forecast steps and the latents' sum.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from typing import Any
 import torch
 
 import vidaccel
-from vidaccel.caching import CGTaylor
+from vidaccel.caching import CachePolicy, CGTaylor, EasyCache
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import tiny_pipelines
+
+OUTPUTS = (CGTaylor(threshold=0.05, warmup=2, site="output"), EasyCache(threshold=0.2, warmup=3))
+"""Policies that forecast what the transformer returns, which every rank has in full."""
 
 
 def video(pipe: Any, steps: int, prompt: str) -> torch.Tensor:
@@ -48,11 +52,12 @@ def enable(transformer: Any) -> None:
 def main(mode: str, rank: int, store: str, thresholds: list[float]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    for threshold in thresholds:
+    policies: list[CachePolicy] = [CGTaylor(threshold=threshold, warmup=2) for threshold in thresholds]
+    for policy in policies if mode == "replicas" else [*policies, *OUTPUTS]:
         pipe = tiny_pipelines.wan()
         if mode == "context before":
             enable(pipe.transformer)
-        with vidaccel.accelerate(pipe, cache=CGTaylor(threshold=threshold, warmup=2)) as run:
+        with vidaccel.accelerate(pipe, cache=policy) as run:
             if mode == "context after":
                 enable(pipe.transformer)
             steps, prompt = (10 + 2 * rank, f"a cat {rank}") if mode == "replicas" else (12, "a cat")
