@@ -129,6 +129,7 @@ def test_committed_searches_beat_the_preset(path: Path) -> None:
         (("--target", "2x", "--density", "x"), ("'x'", "0.15")),
         (("--target", "2x", "--by", "taste"), ("taste", "work or time")),
         (("--target", "2x", "--baseline", "nosuch"), ("nosuch", "wan-tiny")),
+        (("--target", "2x", "--model", "sample-causal"), ("sample-causal", "--stream")),
     ],
 )
 def test_bad_usage(

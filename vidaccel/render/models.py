@@ -175,6 +175,11 @@ def find(reference: str, revision: str | None = None) -> Model:
     else:
         raise UsageError(f"model {reference!r} is no sample, folder or hub id; {possible()}")
     if not (folder / "model_index.json").is_file():
+        if (folder / "transformer" / "config.json").is_file():
+            raise UsageError(
+                f"{reference} is a transformer alone, which streams chunk by chunk with `vidaccel render --stream` and "
+                "--method; recipes, and what searches or explains them, need a whole pipeline"
+            )
         raise UsageError(f"{reference} holds no model_index.json, so it is not a diffusers pipeline; {possible()}")
     index = read_json(folder / "model_index.json")
     _check_index(reference, index)
