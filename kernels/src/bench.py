@@ -6,34 +6,27 @@ the machine does falls on all of them alike.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..blocks import BlockMask
 from ..env import environment
 from ..grid import TokenLayout, VideoGrid
-from . import canary, flex
-from .attention import attention, backends
-from .problem import Problem, Rows
+from . import canary
+from .bench_rivals import Rival, rivals
 
 REPEATS = 9
-# Sparse backends that are timed on a GPU, besides FlexAttention.
-SPARSE = ("gluon", "tma", "portable")
-# The GPU idles for so many cycles before each measurement, over 2 ms: time for Python to launch what is measured, so
-# that none of it counts. In a model kernels queue up, and Python is ahead.
-HEAD_START = 5_000_000
-# A kernel that has run for so long in all runs no more, if it has run three times.
-ENOUGH_MS = 400.0
+# Milliseconds of calls before each measurement on a GPU, and in it. Calls queue up as in a model: Python is ahead, and
+# the clock is what the power limit allows a GPU that does not rest.
+WARM_MS, RUN_MS = 10, 40
+# A kernel that was measured for so many seconds, three times at least, is not measured again.
+ENOUGH_S = 1.5
 
 
 @dataclass(frozen=True)
@@ -84,25 +77,6 @@ class Case:
         return q, k, v, mask.to(device)
 
 
-class Rival(NamedTuple):
-    """A kernel and the problem that it solves.
-
-    Attributes:
-        name: as printed; dense ones begin with "dense".
-        call: gives (out, lse); lse is None where the kernel has none.
-        problem: q, k, v and rows, for the check.
-    """
-
-    name: str
-    call: Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
-    problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Rows | None]
-
-    @property
-    def is_dense(self) -> bool:
-        """It computes every pair."""
-        return self.problem[3] is None
-
-
 def run(
     device: str, chosen: Iterable[tuple[Case, BlockMask | None]], repeats: int = REPEATS
 ) -> Iterator[dict[str, Any]]:
@@ -121,14 +95,14 @@ def run(
     """
     for case, given in chosen:
         q, k, v, mask = case.tensors(device, given)
-        rivals = _rivals(q, k, v, mask)
-        checks = {rival.name: _check(rival) for rival in rivals}
-        sound = [rival for rival in rivals if checks[rival.name]["ok"]]
+        found = rivals(q, k, v, mask)
+        checks = {rival.name: _check(rival) for rival in found}
+        sound = [rival for rival in found if checks[rival.name]["ok"]]
         times = _times(sound, repeats, device)
         median = {name: sorted(taken)[len(taken) // 2] for name, taken in times.items()}
         dense = min((median[rival.name] for rival in sound if rival.is_dense), default=None)
         visited, every = _pairs(mask, case.heads), case.heads * mask.layout.tokens**2
-        for rival in rivals:
+        for rival in found:
             row = {**asdict(case), "tokens": mask.layout.tokens, "visited": visited / every, "kernel": rival.name}
             row |= checks[rival.name]
             if rival.name in median:
@@ -154,69 +128,16 @@ def _pairs(mask: BlockMask, heads: int) -> float:
     return float(pairs.sum()) * heads / mask.heads
 
 
-def _rivals(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask) -> list[Rival]:
-    rows = Rows.of(mask)
-    # Dense kernels see the tokens alone, without holes.
-    tokens = [mask.layout.to_model(x) for x in (q, k, v)]
-    whole = (tokens[0], tokens[1], tokens[2], None)
-
-    def sparse(backend: str) -> Rival:
-        return Rival(backend, lambda: attention(q, k, v, mask, backend=backend), (q, k, v, rows))
-
-    if q.device.type == "cpu":
-        return [Rival("dense", _torch_dense(tokens, None), whole), sparse("cpu")]
-    verdicts = backends(Problem.of(q, k, rows, None))
-    found = [
-        Rival("dense cudnn", _torch_dense(tokens, SDPBackend.CUDNN_ATTENTION), whole),
-        Rival("dense flash2", _torch_dense(tokens, SDPBackend.FLASH_ATTENTION), whole),
-        *(sparse(name) for name in SPARSE if verdicts[name].ok),
-    ]
-    if flash := _flash3(tokens):
-        found.insert(0, Rival("dense flash3", flash, whole))
-    # The lists are made once here: what is compared are kernels.
-    lists = flex.block_mask(rows, q.shape[1], q.shape[1])
-
-    def flexed() -> tuple[torch.Tensor, torch.Tensor]:
-        views = [x.transpose(1, 2) for x in (q, k, v)]
-        out, lse = flex.compiled()(*views, None, lists, q.shape[-1] ** -0.5)
-        return out.transpose(1, 2), lse
-
-    # Holes of the noise hold numbers, so flex needs no copy; what it gives for queries in holes is not looked at.
-    filled = rows._replace(q_len=torch.full_like(rows.q_len, rows.block))
-    return [*found, Rival("flex", flexed, (q, k, v, filled))]
-
-
-def _torch_dense(tokens: list[torch.Tensor], backend: SDPBackend | None) -> Callable[[], tuple[torch.Tensor, None]]:
-    query, key, value = (x.transpose(1, 2) for x in tokens)
-
-    def call() -> tuple[torch.Tensor, None]:
-        with sdpa_kernel(backend) if backend else contextlib.nullcontext():
-            return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
-
-    return call
-
-
-def _flash3(tokens: list[torch.Tensor]) -> Callable[[], tuple[torch.Tensor, None]] | None:
-    # A wheel for another torch or CUDA fails when its library is loaded.
-    with contextlib.suppress(ImportError, OSError, RuntimeError):
-        flash = importlib.import_module("fa3_fwd_interface").flash_attn_func
-
-        def call() -> tuple[torch.Tensor, None]:
-            out = flash(*tokens)
-            return out[0] if isinstance(out, tuple) else out, None
-
-        return call
-    return None
-
-
 def _check(rival: Rival) -> dict[str, Any]:
     q, k, v, rows = rival.problem
     try:
         out, lse = rival.call()
         given = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32) if lse is None else lse
         found = canary.compare(out, given, q, k, v, rows, q.shape[-1] ** -0.5, None)
-    except RuntimeError as problem:
-        return {"ok": False, "error": None, "budget": None, "reason": str(problem).splitlines()[0]}
+    except Exception as problem:
+        # Whatever another project raises, the other kernels are measured.
+        reason = next(iter(str(problem).strip().splitlines()), "") or type(problem).__name__
+        return {"ok": False, "error": None, "budget": None, "reason": reason}
     if lse is None:
         found = found[:1]
     worst = max(found, key=lambda x: x.error / x.budget)
@@ -228,22 +149,23 @@ def _check(rival: Rival) -> dict[str, Any]:
 def _times(rivals: list[Rival], repeats: int, device: str) -> dict[str, list[float]]:
     """Milliseconds of each repeat. Every kernel has run once already, in its check."""
     times: dict[str, list[float]] = {rival.name: [] for rival in rivals}
+    spent = dict.fromkeys(times, 0.0)
     for turn in range(repeats):
         for rival in rivals:
-            taken = times[rival.name]
-            if turn >= 3 and sum(taken) > ENOUGH_MS:
+            if turn >= 3 and spent[rival.name] > ENOUGH_S:
                 continue
-            if device == "cpu":
-                start = time.perf_counter()
+            start = time.perf_counter()
+            if device == "cuda":
+                times[rival.name].append(_gpu_ms(rival))
+            else:
                 rival.call()
-                taken.append(1e3 * (time.perf_counter() - start))
-                continue
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            torch.cuda._sleep(HEAD_START)
-            begin.record()
-            rival.call()
-            end.record()
-            end.synchronize()
-            taken.append(begin.elapsed_time(end))
+                times[rival.name].append(1e3 * (time.perf_counter() - start))
+            spent[rival.name] += time.perf_counter() - start
     return times
+
+
+def _gpu_ms(rival: Rival) -> float:
+    """Median of calls that follow one another, the second-level cache emptied before each."""
+    from triton.testing import do_bench
+
+    return float(do_bench(rival.call, warmup=WARM_MS, rep=RUN_MS, return_mode="median"))

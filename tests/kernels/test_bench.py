@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from vidaccel.cli.bench import app
-from vidaccel.kernels import bench
+from vidaccel.kernels import bench, bench_rivals
 from vidaccel.lab import kernel_cases
 
 SMALL = bench.Case("small", (3, 5, 7), 9, 2, 16, 16, 0.5, "float32")
@@ -29,17 +29,23 @@ def test_rows() -> None:
 
 def test_a_wrong_kernel_gets_no_figure() -> None:
     q, k, v, mask = SMALL.tensors("cpu")
-    _, sparse = bench._rivals(q, k, v, mask)
+    _, sparse = bench_rivals.rivals(q, k, v, mask)
     out, lse = sparse.call()
-    row = bench._check(bench.Rival("wrong", lambda: (out * 1.5, lse), sparse.problem))
+    row = bench._check(bench_rivals.Rival("wrong", lambda: (out * 1.5, lse), sparse.problem))
     assert not row["ok"]
     assert row["reason"] == "out is wrong"
 
     def broken() -> tuple[torch.Tensor, torch.Tensor]:
         raise RuntimeError("no kernel for this\nand a long trace")
 
-    row = bench._check(bench.Rival("broken", broken, sparse.problem))
+    row = bench._check(bench_rivals.Rival("broken", broken, sparse.problem))
     assert (row["ok"], row["reason"]) == (False, "no kernel for this")
+
+    def foreign() -> tuple[torch.Tensor, torch.Tensor]:
+        raise ImportError
+
+    # Whatever another project raises is a row, and not the end of the run.
+    assert bench._check(bench_rivals.Rival("foreign", foreign, sparse.problem))["reason"] == "ImportError"
 
 
 def test_cases_are_the_ones_that_the_readme_names() -> None:
