@@ -216,6 +216,11 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_bias: torch.Te
 def _check_rows(q: torch.Tensor, k: torch.Tensor, rows: Rows) -> None:
     if rows.ptr.device != q.device:
         raise MaskError(f"the mask is on {rows.ptr.device}, q on {q.device}; move the mask with mask.to(q.device)")
+    if not rows.ptr.dtype == rows.idx.dtype == rows.n_full.dtype == torch.int32:
+        raise MaskError(
+            f"the mask's ptr, idx and n_full are {rows.ptr.dtype}, {rows.idx.dtype} and {rows.n_full.dtype}; "
+            "make them torch.int32. vidaccel.checked.checked(mask) looks at all that a kernel trusts"
+        )
     if rows.heads not in (1, q.shape[2]):
         raise MaskError(f"a mask of {rows.heads} heads was given for {q.shape[2]} heads; give 1 or as many")
     for name, length, blocks in (("q", q.shape[1], rows.q_blocks), ("k", k.shape[1], rows.k_blocks)):

@@ -98,6 +98,7 @@ def test_refusals(make_case: Callable[..., Any]) -> None:
         (MaskError, "to_kernel", (q, k[:, :-40], v[:, :-40], mask), {}),
         (MaskError, "give 1 or as many", (*(torch.cat([x, x], 2) for x in (q, k, v)), mask), {}),
         (MaskError, r"mask\.to", (q, k, v, mask.to("meta")), {}),
+        (MaskError, r"make them torch\.int32", (q, k, v, dataclasses.replace(mask, idx=mask.idx.long())), {}),
     ]
     per_sample = dataclasses.replace(mask, layout=mask.layout.with_valid_text(torch.tensor([1, 2, 3])))
     refused.append((MaskError, "with_valid_text", (q, k, v, per_sample), {}))
