@@ -52,7 +52,7 @@ def vsa(pipe: Any, grid: VideoGrid, density: float) -> AbstractContextManager[An
         sizes = torch.full((blocks,), 64, dtype=torch.int32, device=query.device)
         kept = max(1, round(density * blocks))
         gate = torch.zeros((), dtype=query.dtype, device=query.device)
-        out: torch.Tensor = video_sparse_attn(query, key, value, sizes, sizes, kept, 64, gate)
+        out: torch.Tensor = video_sparse_attn(query, key, value, sizes, sizes, kept, _VSA_TILE, gate)
         return out
 
     return OverVideo(tiled(attend, grid, _VSA_TILE), "FastVideo's video sparse attention", grid.tokens)
