@@ -50,7 +50,7 @@ def tune(
             "--cache", "-c", help="Caches, such as cg-taylor; none for patterns alone.", rich_help_panel=_SPACE
         ),
     ] = None,
-    renders: Annotated[int, typer.Option(min=1, help="Of the first prompt, at most.", rich_help_panel=_HOW)] = 32,
+    renders: Annotated[int, typer.Option(min=1, help="Of the first prompt, at most.", rich_help_panel=_HOW)] = 40,
     by: Annotated[
         str | None,
         typer.Option(help="Judge speed by counted work or by time; time on GPUs.", rich_help_panel=_HOW),

@@ -1,7 +1,7 @@
 """Finds the fastest recipe for a quality, or the best for a speed: cheap tests first, full renders for what is left.
 
 Idea: (1) one dense run judges every pattern at every density by the error of attention's output (`judge.py`). (2) The
-    best of each density, and every cache at its published threshold and at one nearer to the goal, render one prompt.
+    best of each density render one prompt, and so does every cache, its threshold doubled or halved towards the goal.
     (3) Pairs of both are foreseen from these, and those that promise to beat all are rendered. (4) From the best, and
     from the nearest miss, knobs are turned one at a time while that helps. (5) What is best on one prompt must hold on
     the mean of all tuning prompts. (6) The winner, and the recipe that it is to beat, render prompts that it was not
@@ -34,11 +34,13 @@ class Effort:
 
     Attributes:
         renders: of the first prompt.
+        doublings: of a cache's threshold, before it is paired.
         pairs: of attention and cache that are rendered before knobs are turned.
         finalists: recipes that may render all tuning prompts, one after the other.
     """
 
-    renders: int = 32
+    renders: int = 40
+    doublings: int = 2
     pairs: int = 4
     finalists: int = 4
 
@@ -126,8 +128,7 @@ class Search:
         for recipe in begin:
             self._try(recipe)
         for recipe in caches:
-            if (row := self._try(recipe)) is not None:
-                self._try(further(recipe, 2.0 if self.aim.wants_speed(row) else 0.5))
+            self._cross(recipe)
         for recipe in self._pairs():
             self._try(recipe)
         return self._confirmed() if self.tried else None
@@ -152,6 +153,18 @@ class Search:
             return None
         self.tried.append(row)
         return row
+
+    def _cross(self, recipe: Recipe) -> None:
+        """Double a cache's threshold, or halve it, until the goal lies between two of its rows; at most so often."""
+        row = self._try(recipe)
+        for _ in range(self.effort.doublings):
+            if row is None:
+                return
+            faster = self.aim.wants_speed(row)
+            recipe = further(recipe, 2.0 if faster else 0.5)
+            row = self._try(recipe)
+            if row is not None and self.aim.wants_speed(row) != faster:
+                return
 
     def _alone(self, part: str) -> list[Row]:
         other = "attention" if part == "cache" else "cache"
