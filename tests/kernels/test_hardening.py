@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -152,3 +156,17 @@ def test_sampled_rows_at_real_sizes(name: str, block: int, shape: Any) -> None:
     out, lse = attention(q, k, v, mask, backend=name)
     found = canary.compare(out, lse, q, k, v, Rows.of(mask), d**-0.5, None)
     assert all(x.ok for x in found), found
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["gluon", "tma", "portable"])
+def test_compute_sanitizer_finds_nothing(name: str) -> None:
+    if shutil.which("compute-sanitizer") is None:
+        pytest.skip("compute-sanitizer is not on the path; it comes with CUDA")
+    if torch.cuda.get_device_capability() != (9, 0) and name != "portable":
+        pytest.skip("needs compute capability 9.0")
+    command = [sys.executable, "kernels/bench/sanitize.py", "--tools", "memcheck", "--backends", name]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

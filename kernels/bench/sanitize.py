@@ -1,0 +1,91 @@
+"""Attention kernels on small problems under NVIDIA's compute-sanitizer, on a machine with a GPU.
+
+    python kernels/bench/sanitize.py [--tools memcheck racecheck synccheck initcheck] [--backends gluon tma portable]
+
+The problems have what makes kernels reach too far: short blocks of video and text, an empty row, a window, a bias.
+Results are compared with the reference as well. Exit code 1 if a tool finds anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from vidaccel.blocks import BlockMask, Window
+from vidaccel.grid import TokenLayout
+from vidaccel.kernels import attention
+
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+BACKENDS = ("gluon", "tma", "portable")
+# Head dim, block, with a window and a bias.
+FORMS = ((128, 128, False), (128, 64, False), (64, 128, False), (128, 128, True), (128, 64, True))
+FOUND = 9
+
+
+def solve(backend: str, d: int, block: int, ruled: bool) -> float:
+    """Run one problem; how far the result is from the reference, as a part of it."""
+    generator = torch.Generator().manual_seed(d + block)
+    layout = TokenLayout.of((3, 9, 13), 20, block)
+    n, position = layout.blocks, layout.positions
+    keep = torch.rand(2, n, n, generator=generator) < 0.6
+    keep[:, 1] = False
+    keep[1, 0] = True
+    partial = torch.rand(keep.shape, generator=generator) < 0.5 if ruled else None
+    window = Window(position - 2, position + 2, position) if ruled else None
+    mask = BlockMask.of(keep, layout, partial=partial, window=window)
+    q, k, v = (torch.randn(1, layout.slots, 2, d, generator=generator).bfloat16() for _ in range(3))
+    bias = torch.randn(1, 2, layout.slots, generator=generator) if ruled else None
+    near, _ = attention(q.float(), k.float(), v.float(), mask, key_bias=bias, backend="reference")
+    # Copied to the GPU, so that every byte a kernel may read is known to be written.
+    given = (q.cuda(), k.cuda(), v.cuda(), mask.to("cuda"))
+    out, _ = attention(*given, key_bias=None if bias is None else bias.cuda(), backend=backend)
+    return float((out.cpu().float() - near).norm() / near.norm())
+
+
+def watch(tool: str, backend: str) -> str:
+    """Run all problems of a backend under a tool; what the tool said of them, "" if it found nothing."""
+    command = [shutil.which("compute-sanitizer") or "compute-sanitizer", "--tool", tool, "--error-exitcode", str(FOUND)]
+    command += ["--target-processes", "application-only", "--print-limit", "5"]
+    if tool != "initcheck":
+        # That one must see torch's kernels write.
+        command += ["--kernel-name", "kns=block_sparse"]
+    command += [sys.executable, __file__, "--inside", backend]
+    # Each tensor has an allocation of its own, whose end the tools know.
+    env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    if "PYTHONPATH" in os.environ:
+        env["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def main() -> int:
+    """Watch what is asked for; 1 if anything was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--inside", choices=BACKENDS, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.inside:
+        far = {form: solve(asked.inside, *form) for form in FORMS}
+        print(far)
+        return int(not all(x < 0.02 for x in far.values()))
+    bad = 0
+    for backend in asked.backends:
+        # Compiled before any tool watches: it would watch the compiler too, slowly.
+        for form in FORMS:
+            solve(backend, *form)
+        for tool in asked.tools:
+            said = watch(tool, backend)
+            bad += bool(said)
+            print(f"{tool}, {backend}: {said or 'nothing found'}", flush=True)
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
