@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -20,9 +20,11 @@ if not torch.cuda.is_available():
 
 pytest.importorskip("triton")
 
+from vidaccel.exchange import Exchange
 from vidaccel.family import family_of
 from vidaccel.grid import TokenLayout
 from vidaccel.kernels import canary, elementwise, fused
+from vidaccel.ranks import Ranks
 
 GRID = (1, 2, 5)
 TEXT = 3
@@ -42,7 +44,7 @@ def transformer_of(name: str) -> Any:
 
 
 class Watch(TorchDispatchMode):
-    """Notes which norm every launch of the fused kernel had, "none" where the modules did it."""
+    """Notes which norm every launch of the fused kernels had, "none" where the modules did it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,6 +53,8 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.ops.vidaccel.to_kernel.default:
             self.norms.append(args[10])
+        elif function is torch.ops.vidaccel.to_ranks.default:
+            self.norms.append(args[6])
         return function(*args, **(kwargs or {}))
 
 
@@ -81,8 +85,8 @@ class Layer:
         )
         self.inputs = [hidden, encoder if text else None, None, (angles.cos().view(shape), angles.sin().view(shape))]
 
-    def project(self) -> elementwise.Heads:
-        return self.family.project(self.attn, self.layout, *self.inputs)  # type: ignore[no-any-return]
+    def project(self, exchange: Exchange | None = None) -> elementwise.Heads:
+        return self.family.project(self.attn, self.layout, *self.inputs, exchange)  # type: ignore[no-any-return]
 
     def exact(self) -> elementwise.Heads:
         """The layer's own modules in float64."""
@@ -115,6 +119,40 @@ def switch(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
         monkeypatch.setattr(fused, "can_run", lambda *x: on and all(t.dtype in fused.DTYPES for t in x))
 
     return turn
+
+
+@pytest.fixture
+def ranks(device: str) -> Iterator[Ranks]:
+    """A group of one, which swaps with itself."""
+    store = torch.distributed.HashStore()
+    backend = "nccl" if device == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    yield Ranks(torch.distributed.group.WORLD, 0, 1, True)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs torch.distributed with gloo")
+@pytest.mark.parametrize("name", ["wan", "hunyuan, two streams", "cogvideox"])
+def test_layers_on_their_way_to_ranks(name: str, switch: Any, device: str, ranks: Ranks) -> None:
+    layer = Layer(name, device, batch=2 if name == "wan" else 1)
+    layout = layer.layout
+    exchange = Exchange.of(ranks, layout.grid.tokens, layout.text, text_first=layout.text_first, device=device)
+    switch(False)
+    near = layer.project()
+    for given, wanted in zip(layer.project(exchange), near, strict=True):
+        assert torch.equal(given[:, layout.filled], wanted[:, layout.filled])
+    switch(True)
+    with Watch() as watch:
+        found = layer.project(exchange)
+    norm = "layer" if name == "cogvideox" else "rms"
+    assert watch.norms == ["none", norm, norm]  # v leaves first
+    filled = layout.filled[:, None, None]
+    layer.assert_right(tuple(torch.where(filled, x, 0) for x in found), near)
+    # Somebody watches the norm of k: it is called.
+    layer.attn.norm_k.register_forward_hook(lambda *_: None)
+    with Watch() as watch:
+        layer.project(exchange)
+    assert watch.norms == ["none", "none", norm]
 
 
 @pytest.mark.parametrize("name", LAYERS)
