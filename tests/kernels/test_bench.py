@@ -78,3 +78,22 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["kernel"] for row in record["rows"]] == ["dense", "cpu"]
     human = CliRunner().invoke(app, ["kernels", "--repeats", "1"])
     assert "x dense" in human.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("d", "block"), [(128, 128), (128, 64), (64, 128), (64, 64)])
+@pytest.mark.parametrize("name", ["flex", *bench_rivals.PACKAGES])
+def test_gpu_what_rivals_give_is_right(name: str, d: int, block: int) -> None:
+    if name in (absent := bench_rivals.absent()):
+        pytest.skip(absent[name])
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs compute capability 9.0")
+    torch.compiler.reset()
+    # A short block of video before the text, and another at the end.
+    case = bench.Case("small", (5, 16, 26), 100, 3, d, block, 0.4, "bfloat16")
+    found = {rival.name: rival for rival in bench_rivals.rivals(*case.tensors("cuda"))}
+    if name == "fastvideo" and block == 128:
+        assert name not in found
+        return
+    row = bench._check(found[name])
+    assert row["ok"], row["reason"]
