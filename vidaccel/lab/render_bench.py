@@ -56,7 +56,7 @@ class Entrant:
         what: of which kind.
         variant: its name.
         compiled: the transformer's blocks are compiled.
-        context: the dense attention that it runs on.
+        context: the dense attention that its transformer runs on.
         recipe: of vidaccel, put in place once, before the first render.
         peer: switched on for each render alone; some of them change what others would run.
     """
@@ -98,6 +98,8 @@ class Turn:
         self._grid = grid
         experts = {n: m for n in ("transformer", "transformer_2") if (m := getattr(pipe, n, None)) is not None}
         own = {name: twin(module, {}) for name, module in experts.items()}
+        for module in own.values():
+            _around(module, entrant.context)
         self.pipe = _like(pipe, own)
         if entrant.recipe is not None:
             self.run = accelerate(self.pipe, recipe=entrant.recipe)
@@ -111,7 +113,6 @@ class Turn:
         peer: AbstractContextManager[Any] = contextlib.nullcontext()
         with contextlib.ExitStack() as around:
             around.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
-            around.enter_context(entrant.context())
             around.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", VidaccelWarning)
             if entrant.peer is not None:
@@ -274,6 +275,21 @@ class RenderBench:
         rows = [(entrant, self.rows.find(f"render {entrant.name}")) for entrant in entrants if entrant.what == "dense"]
         found = [(float(row["total_s"]), n) for n, (_, row) in enumerate(rows) if row is not None and row["ok"]]
         return rows[min(found)[1]][0] if found else None
+
+
+def _around(module: torch.nn.Module, context: Context) -> None:
+    """Its calls alone run in the context: the masks and types of text encoder and VAE do not suit every backend."""
+    entered: list[contextlib.ExitStack] = []
+
+    def before(*_: Any) -> None:
+        entered.append(contextlib.ExitStack())
+        entered[-1].enter_context(context())
+
+    def after(*_: Any) -> None:
+        entered.pop().close()
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after, always_call=True)
 
 
 def _row(entrant: Entrant) -> Row:

@@ -58,3 +58,28 @@ def test_who_fails_in_a_later_round_is_out_and_the_others_go_on(wan: Any) -> Non
     )
     # The pipeline that was given is as it was.
     assert wan.transformer.attn_processors == before
+
+
+def test_dense_attention_is_chosen_for_the_transformer_alone(wan: Any) -> None:
+    """Text encoder and VAE have masks and types that a fast backend may refuse."""
+    chosen = [False]
+    seen: dict[str, set[bool]] = {}
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        chosen[0] = True
+        yield
+        chosen[0] = False
+
+    def look(name: str) -> Any:
+        return lambda *_: seen.setdefault(name, set()).add(chosen[0])
+
+    parts = {"text": wan.text_encoder, "block": wan.transformer.blocks[0], "vae": wan.vae.decoder}
+    hooks = [module.register_forward_hook(look(name)) for name, module in parts.items()]
+    rows = Rows({"versions": {}, "device": {}}, what="render")
+    RenderBench(wan, JOB, VideoGrid(3, 4, 4), rows).run([Entrant("dense", "fast", False, context)], 1)
+    for hook in hooks:
+        hook.remove()
+    assert rows.find("render fast")["ok"]  # type: ignore[index]
+    assert seen == {"text": {False}, "block": {True}, "vae": {False}}
+    assert not chosen[0]
