@@ -16,7 +16,7 @@ from .family import Call, attn_processors_of, place_processors, unwrap
 from .frontdoor import Clock, FrontDoor
 from .grid import Site, TokenLayout
 from .guide import Guide
-from .patterns import FreeSwim, Pattern, Plan, advice
+from .patterns import FreeSwim, Pattern, Plan, advice, would_lose
 from .ranks import HeadPart, Ranks
 from .schedule import DENSE, Schedule, Step
 from .trace import CallRecord, Trace
@@ -59,6 +59,7 @@ class Installation:
             site.name: SparseAttnProcessor(self.originals[site.name], door.family) for site in self.sites
         }
         self.plans: dict[tuple[Any, ...], Plan] = {}
+        self._losing: set[tuple[Any, ...]] = set()
         self._texts: dict[tuple[Any, ...], Plan] = {}
         self._exchanges: dict[tuple[Any, ...], Exchange] = {}
         self.choices = Choices()
@@ -263,9 +264,14 @@ class Installation:
         key = (call.grid, call.text, call.device, density, site if self.pattern.per_site else site.family, heads)
         if key not in self.plans:
             if len(self.plans) >= _MOST_PLANS:
-                del self.plans[next(iter(self.plans))]
+                self._losing.discard(oldest := next(iter(self.plans)))
+                del self.plans[oldest]
             plan = self._make_plan(self.door.family.layout(call, self.pattern.block), density, site)
+            if would_lose(self.pattern, plan) and not self.schedule.even_if_slower:
+                self._losing.add(key)
             self.plans[key] = (plan if heads is None else plan.of_heads(heads)).to(call.device)
+        if key in self._losing:
+            return None
         return self.plans[key] if call.valid is None else self._for_text(key, call)
 
     def _for_text(self, key: tuple[Any, ...], call: Call) -> Plan:
@@ -284,6 +290,7 @@ class Installation:
         for text in (f"{message}{asked}, visited {plan.visited:.3f}", *plan.notes):
             if self.door.trace.note(text):
                 logger.info(text)
-        if (told := advice(self.pattern, plan, layout, density, site)) and self.door.trace.note(told):
+        told = advice(self.pattern, plan, layout, density, site, forced=self.schedule.even_if_slower)
+        if told and self.door.trace.note(told):
             warnings.warn(told, VidaccelWarning, stacklevel=2)
         return plan

@@ -129,7 +129,9 @@ class Recipe:
         """12 hexadecimal digits that name what runs; words about it do not count."""
         data = {key: value for key, value in self.to_dict().items() if key not in ("about", "evidence")}
         if self.cache is None:
-            del data["cache"]  # Recipes are as old as this key: without a cache their names stay what they were.
+            del data["cache"]  # Recipes are older than these keys: without them their names stay what they were.
+        if not self.schedule.even_if_slower:
+            del data["schedule"]["even_if_slower"]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
     def override(self, settings: Mapping[str, Any]) -> Recipe:

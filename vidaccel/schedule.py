@@ -41,6 +41,8 @@ class Schedule:
         dense_layers: the first n layers, or a tuple of layer numbers (negative ones count from the end).
         branch: density of single guidance branches, such as {"uncond": 0.15}; 1 is dense.
         expert: density of single experts of Wan 2.2, {"high": 1} or {"low": 0.3}.
+        even_if_slower: run sparse even where a pattern would lose to dense attention, by estimate; otherwise such
+            layers run dense, and the run says so.
     """
 
     dense_steps: int | float = 0
@@ -48,6 +50,7 @@ class Schedule:
     dense_layers: int | tuple[int, ...] = 0
     branch: Mapping[str, float] = field(default_factory=dict)
     expert: Mapping[str, float] = field(default_factory=dict)
+    even_if_slower: bool = False
 
     def __post_init__(self) -> None:
         for name in ("dense_steps", "dense_last_steps"):

@@ -13,6 +13,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -95,6 +96,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         max_cache_bytes: int | None = None,
         offload_cache: bool = False,
         cuda_graphs: bool = False,
+        even_if_slower: bool = False,
     ) -> CausalStream:
         """An iterator of chunks; nothing is computed before the first is asked for.
 
@@ -122,6 +124,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             offload_cache: keep them in host memory; slower, and the GPU holds one layer's at a time.
             cuda_graphs: play forwards back that come again, once the window is full: no launches from Python. Weights
                 stay where they are meanwhile; compile the transformer's blocks as well.
+            even_if_slower: choose blocks even in chunks where dense attention is as fast, by estimate; otherwise such
+                chunks run dense, and their note says so.
 
         Raises:
             UsageError: a size or number of frames that cannot be.
@@ -165,7 +169,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             branches=tuple(embeds),
             dtype=self.transformer.dtype,
             device=device,
-            methods=Methods.of(methods),
+            methods=Methods.of(methods, math.inf if even_if_slower else None),
             max_bytes=max_cache_bytes,
             host=offload_cache,
             replays=Replays() if cuda_graphs else None,

@@ -110,7 +110,7 @@ def attention_cells(dense_steps: float) -> list[Cell]:
     Args:
         dense_steps: Share of the steps.
     """
-    schedule = Schedule(dense_steps=dense_steps)
+    schedule = Schedule(dense_steps=dense_steps, even_if_slower=True)
     patterns: dict[str, Pattern] = {name: replace(PATTERNS[name](), block=BLOCK) for name in SINGLE}
     patterns |= {name: replace(control, block=BLOCK) for name, control in CONTROLS.items()}
     return [

@@ -93,6 +93,18 @@ def test_a_pattern_that_cannot_help_is_told_before_the_run(invoke: Callable, wan
     assert note < made.stderr.index("loading")
 
 
+def test_who_insists_has_a_pattern_that_would_lose(invoke: Callable, wan: Path) -> None:
+    options = ("--attention", "neighborhood", "--set", "attention.block=64", "--density", "0.5", "--steps", "8")
+    plain, forced = (
+        json.loads(invoke(*RED, "-m", wan, *options, *more, "--dry-run", "--format", "json").stdout)
+        for more in ((), ("--even-if-slower",))
+    )
+    assert plain["effective_density"] == 1
+    assert any("Dense attention runs instead" in note for note in plain["notes"])
+    assert forced["effective_density"] < 1
+    assert not any("Dense attention runs instead" in note for note in forced["notes"])
+
+
 def test_few_steps_are_told_before_the_run(invoke: Callable, wan: Path) -> None:
     few, many = (
         invoke(*RED, "-m", wan, "--cache", "cg-taylor", "--steps", steps, "--dry-run", "--format", "json")

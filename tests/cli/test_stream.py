@@ -190,6 +190,18 @@ def test_what_cannot_be_is_said_in_a_line(
     assert not (tmp_path / "a.mp4").exists()
 
 
+def test_who_insists_has_blocks_chosen_where_dense_is_as_fast(model: Path, tmp_path: Path) -> None:
+    ann = stream.methods_from(["ann"], {"ann.density": 0.9, "ann.block": 16})
+    densities = []
+    for forced in (False, True):
+        job = stream.StreamJob("a circle", str(model), methods=ann, seed=1, device="cpu", even_if_slower=forced)
+        made = stream.stream(*stream.open_stream(job), tmp_path / f"{forced}.mp4", lambda done: None)
+        densities.append([chunk["density"] for chunk in made["chunks"]])
+        assert any("break-even" in chunk["note"] for chunk in made["chunks"]) != forced
+    assert densities[0] == [1] * 4
+    assert min(densities[1]) < 1
+
+
 def test_graphs_are_for_streams(run: Callable[..., Any], tmp_path: Path) -> None:
     done = run("-m", "wan-tiny", "-p", "a circle", "--graphs", "-o", tmp_path / "a.mp4")
     assert done.exit_code == 2

@@ -46,7 +46,8 @@ EXAMPLES: dict[str, tuple[dict[str, Any], float | None]] = {
     ),
 }
 FAMILIES = ("wan", "hunyuan", "hunyuan15", "cogvideox")
-EVERYWHERE = Schedule()
+# Small grids, on which some patterns touch nearly every block.
+EVERYWHERE = Schedule(even_if_slower=True)
 RADIAL, TOPK = Radial(block=16), TopK(block=16)
 PROMPTS = {"prompt": ["a cat", "two dogs that run"], "negative_prompt": ["bad", "worse"]}
 

@@ -39,6 +39,8 @@ from vidaccel.patterns import (
 from vidaccel.pipelines.wan import WAN
 from vidaccel.schedule import Schedule
 
+# Small grids, on which some patterns touch nearly every block.
+EVERYWHERE = Schedule(even_if_slower=True)
 # 7 latent frames of 8x8, 7x9 and 5x11: 28 blocks of 16 and more.
 CASES: dict[str, tuple[Pattern, float | None]] = {
     "radial": (Radial(block=16), 0.4),
@@ -104,7 +106,7 @@ def test_equals_stock_with_dense_mask(
 ) -> None:
     pattern, density = CASES[case]
     stock = render(wan, size, steps=2)
-    run = vidaccel.accelerate(wan, pattern, density=density, schedule=Schedule())
+    run = vidaccel.accelerate(wan, pattern, density=density, schedule=EVERYWHERE)
     latents = assert_equals_masked_stock(wan, run, size, steps=2)
     assert (latents - stock).abs().max() > 1e-3, "the mask changed nothing, so this test could not fail"
     assert all(len(call.kernels) == 3 for call in run.trace.calls)
@@ -121,7 +123,7 @@ def test_several_prompts(wan: Any, assert_equals_masked_stock: Any, case: str) -
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_named_processor_agrees(wan: Any, render: Any, name: str) -> None:
     arguments = PARTS.get(name, {"block": 16})
-    with vidaccel.accelerate(wan, PATTERNS[name](**arguments), density=0.6, schedule=Schedule()):
+    with vidaccel.accelerate(wan, PATTERNS[name](**arguments), density=0.6, schedule=EVERYWHERE):
         expected = render(wan, steps=2)
     wan.transformer.set_attn_processor(NAMED[name](wan.transformer, density=0.6, **arguments))
     assert torch.equal(render(wan, steps=2), expected)
@@ -167,7 +169,7 @@ def test_dynamic_equals_stock_with_dense_mask(wan: Any, render: Any, case: str, 
     pattern, density = DYNAMIC[case]
     given = {"prompt": ["a cat", "two dogs"][:prompts], "negative_prompt": ["bad", "worse"][:prompts], "steps": 2}
     stock = render(wan, size, **given)
-    with vidaccel.accelerate(wan, pattern, density=density, schedule=Schedule()) as run:
+    with vidaccel.accelerate(wan, pattern, density=density, schedule=EVERYWHERE) as run:
         latents = render(wan, size, **given)
         plan = next(iter(run._installations[0].plans.values()))
         assert all(len(call.kernels) == 3 for call in run.trace.calls)
@@ -205,9 +207,9 @@ class HoldingProcessor(ChoosingProcessor):
 @pytest.mark.parametrize("pattern", [TopK(block=16, reselect=2), Ann(bits=4, block=16, reselect=2)], ids=str)
 def test_choices_serve_two_steps(wan: Any, render: Any, pattern: Any) -> None:
     fresh = replace(pattern, reselect=1)
-    with vidaccel.accelerate(wan, fresh, density=0.4, schedule=Schedule()):
+    with vidaccel.accelerate(wan, fresh, density=0.4, schedule=EVERYWHERE):
         every_step = render(wan, "ragged")
-    with vidaccel.accelerate(wan, pattern, density=0.4, schedule=Schedule()) as run:
+    with vidaccel.accelerate(wan, pattern, density=0.4, schedule=EVERYWHERE) as run:
         latents = render(wan, "ragged")
         again = render(wan, "ragged")
         plan = next(iter(run._installations[0].plans.values()))
@@ -230,7 +232,7 @@ def test_choices_serve_two_steps(wan: Any, render: Any, pattern: Any) -> None:
 
 
 def test_the_trace_has_the_density_that_was_kept(wan: Any, render: Any) -> None:
-    with vidaccel.accelerate(wan, TopK(top_p=0.5, block=16), density=0.6, schedule=Schedule()) as run:
+    with vidaccel.accelerate(wan, TopK(top_p=0.5, block=16), density=0.6, schedule=EVERYWHERE) as run:
         render(wan, "ragged", steps=2)
         report = run.report()
     call = run.trace.calls[0]
@@ -266,7 +268,7 @@ def test_merged_keys_spelled_out(wan: Any, render: Any, case: str, size: str, pr
     pattern, density = MERGED[case]
     given = {"prompt": ["a cat", "two dogs"][:prompts], "negative_prompt": ["bad", "worse"][:prompts], "steps": 2}
     stock = render(wan, size, **given)
-    with vidaccel.accelerate(wan, pattern, density=density, schedule=Schedule()) as run:
+    with vidaccel.accelerate(wan, pattern, density=density, schedule=EVERYWHERE) as run:
         latents = render(wan, size, **given)
         plan = next(iter(run._installations[0].plans.values()))
         assert all(len(call.kernels) == 3 for call in run.trace.calls)
@@ -364,7 +366,7 @@ def test_a_users_own_pattern_that_chooses(wan: Any, render: Any, tmp_path: Path,
     else:
         pattern = sample("clusters").Clusters(clusters=8, block=16, reselect=2 if "two" in own else 1)
     stock = render(wan, "ragged", steps=2)
-    with vidaccel.accelerate(wan, pattern, density=0.4, schedule=Schedule()) as run:
+    with vidaccel.accelerate(wan, pattern, density=0.4, schedule=EVERYWHERE) as run:
         latents = render(wan, "ragged", steps=2)
         installation = run._installations[0]
         plans = {site.name: plan for site in installation.sites for key, plan in installation.plans.items()
@@ -384,7 +386,7 @@ def test_a_selector_that_projects_nothing_is_top_k(wan: Any, render: Any, tmp_pa
     learned = sample("learned").Learned(gates(tmp_path, torch.eye(32).expand(3, 32, 32).contiguous()), block=16)
     videos = []
     for pattern in (learned, TopK(block=16, sink_frames=0)):
-        with vidaccel.accelerate(wan, pattern, density=0.4, schedule=Schedule()):
+        with vidaccel.accelerate(wan, pattern, density=0.4, schedule=EVERYWHERE):
             videos.append(render(wan, "ragged", steps=2))
     torch.testing.assert_close(*videos)
 
@@ -406,16 +408,30 @@ def test_clusters_stand_together() -> None:
 
 
 def test_a_users_own_pattern(wan: Any, assert_equals_masked_stock: Any) -> None:
-    run = vidaccel.accelerate(wan, sample("checkerboard").Checkerboard(block=16), schedule=Schedule())
+    run = vidaccel.accelerate(wan, sample("checkerboard").Checkerboard(block=16), schedule=EVERYWHERE)
     assert_equals_masked_stock(wan, run, "ragged", steps=2)
     even, odd = (density for _, density in run.trace.calls[0].scheduled[:2])
     assert even == pytest.approx(0.5, abs=0.06)
     assert even != odd
 
 
-def test_a_pattern_that_cannot_help_says_so_before_the_run(wan: Any, render: Any) -> None:
-    with (
-        vidaccel.accelerate(wan, Neighborhood(block=64), density=0.4, schedule=Schedule()),
-        pytest.warns(VidaccelWarning, match=r"neighborhood cannot help on a 7x8x8 grid .* stride=\(.*\) visits 0"),
-    ):
-        render(wan)
+def test_a_pattern_that_cannot_help_gives_way_to_dense_attention(wan: Any, render: Any) -> None:
+    """Said before the run, with what would do better; who insists has the pattern."""
+    pattern, said = Neighborhood(block=64), r"neighborhood cannot help on a 7x8x8 grid .* stride=\(.*\) visits 0"
+    stock = render(wan)
+    ran = []
+    for schedule in (Schedule(), EVERYWHERE):
+        with (
+            vidaccel.accelerate(wan, pattern, density=0.4, schedule=schedule) as run,
+            pytest.warns(VidaccelWarning, match=said) as told,
+        ):
+            ran.append(render(wan))
+        instead = [each for each in told if "Dense attention runs instead" in str(each.message)]
+        assert len(instead) == (not schedule.even_if_slower)
+        call = run.trace.calls[0]
+        assert bool(call.dense) == (not schedule.even_if_slower) == (not call.scheduled)
+        assert run.report().data["summary"]["effective_density"] == pytest.approx(
+            1 if instead else call.scheduled[0][1], abs=1e-6
+        )
+    torch.testing.assert_close(ran[0], stock, atol=0, rtol=0)
+    assert not torch.equal(ran[1], stock)

@@ -16,7 +16,8 @@ from vidaccel.processors import RadialAttnProcessor
 from vidaccel.schedule import Schedule
 
 RADIAL = Radial(block=16)
-EVERYWHERE = Schedule()
+# Small grids, on which some patterns touch nearly every block.
+EVERYWHERE = Schedule(even_if_slower=True)
 
 
 def accelerate(pipe: Any, density: float = 0.4, schedule: Schedule = EVERYWHERE, **kwargs: Any) -> Any:

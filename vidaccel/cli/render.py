@@ -105,6 +105,14 @@ def render(
         bool,
         typer.Option("--graphs", help="Of streams: play repeated forwards as CUDA graphs.", rich_help_panel=_SPARSE),
     ] = False,
+    even_if_slower: Annotated[
+        bool,
+        typer.Option(
+            "--even-if-slower",
+            help="Sparse also where dense attention is as fast, by estimate; else dense runs there, and says so.",
+            rich_help_panel=_SPARSE,
+        ),
+    ] = False,
     dense_backend: Annotated[
         str | None,
         typer.Option(
@@ -169,6 +177,7 @@ def render(
             dtype=dtype,
             device=world.device(device),
             graphs=graphs,
+            even_if_slower=even_if_slower,
         )
         unused = {"negative_prompt": negative_prompt, "image": image, "video": video, "strength": strength}
         unused |= {"upscale": upscale}
@@ -196,6 +205,7 @@ def render(
     found = find(model)
     schedule = {"dense_steps": dense_steps, "dense_last_steps": dense_last_steps, "dense_layers": dense_layers}
     factor = read_factor(upscale)
+    settings = [*(settings or ()), *(["schedule.even_if_slower=true"] if even_if_slower else ())]
     asked = recipe or attention or density or cache or settings or any(schedule.values())
     chosen = build_recipe(
         found,
@@ -204,7 +214,7 @@ def render(
         density=density,
         cache=cache,
         schedule=schedule,
-        settings=settings or (),
+        settings=settings,
     )
     if factor and not asked:
         size = {"height": height, "width": width, "num_frames": frames}

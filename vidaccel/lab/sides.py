@@ -7,7 +7,7 @@ import itertools
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,7 +100,7 @@ class Side:
         density: of the pattern.
         cache: a caching policy.
         steps: denoising steps that the pipeline around it has.
-        schedule: which steps and layers stay dense; none without one.
+        schedule: which steps and layers stay dense; none without one. What is to be timed runs, even if it is slower.
         compiled: compile its blocks.
     """
 
@@ -124,10 +124,11 @@ class Side:
         self.context = context
         self.run: Acceleration | None = None
         if attention is not None or cache is not None:
+            schedule = replace(schedule or Schedule(), even_if_slower=True)
             pipe = SimpleNamespace(transformer=transformer, _num_timesteps=steps or model.steps)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.run = accelerate(pipe, attention, density=density, cache=cache, schedule=schedule or Schedule())
+                self.run = accelerate(pipe, attention, density=density, cache=cache, schedule=schedule)
         if compiled:
             compile_blocks(transformer, model.layers)
 

@@ -7,7 +7,7 @@ from .combine import PerLayer, Union
 from .dense import Dense
 from .flashblock import FlashBlock
 from .freeswim import FreeSwim
-from .gain import advice
+from .gain import advice, break_even, would_lose
 from .light_forcing import LightForcing
 from .neighborhood import Neighborhood
 from .per_head import PerHead
@@ -60,4 +60,6 @@ __all__ = [
     "TopK",
     "Union",
     "advice",
+    "break_even",
+    "would_lose",
 ]

@@ -2,11 +2,12 @@
 
 Idea: a kernel works on whole tiles, so the tiles that a pattern touches bound its gain, whatever its density.
 Math: with `visited` pairs over all pairs, attention becomes at most 1 / visited times as fast. A block-sparse kernel
-    has some 0.85 of a dense one's rate on whole tiles, and 0.65 on those that are decided token by token, so the gain
-    to expect is rate / visited.
+    has some 0.85 of a dense one's rate on whole tiles, 0.6 on those of 64 tokens, and 0.65 on those that are decided
+    token by token, so the gain to expect is rate / visited.
 Cost: nothing where there is a gain; elsewhere a few plans of the same grid, once.
 Source: Sliding Tile Attention, arXiv 2502.04507, table 1, and Generalized Neighborhood Attention, arXiv 2504.16922,
-    section 5: measured 0.65 of the tile bound for token-wise masks, 0.94 and more for whole tiles.
+    section 5: measured 0.65 of the tile bound for token-wise masks, 0.94 and more for whole tiles. Tiles of 64: ours on
+    an H100, 0.58 to 0.67 of FlashAttention 3 on random blocks, 0.76 on a band (kernels/bench/NOTES.md).
 Limits: an estimate of attention alone; what is measured on a machine goes before it.
 """
 
@@ -18,21 +19,29 @@ from typing import Any, cast
 
 from ..errors import PatternError
 from ..grid import BLOCK_SIZES, Site, TokenLayout
+from .freeswim import FreeSwim
 from .neighborhood import Neighborhood
 from .plan import Pattern, Plan
 
 WHOLE_RATE = 0.85
 PARTIAL_RATE = 0.65
 _LEAST_GPU_BLOCK = 64
+_SMALL_RATE = 0.6
+
+
+def break_even(block: int) -> float:
+    """The share of pairs from which on dense attention is as fast as whole tiles of `block` tokens."""
+    return _SMALL_RATE if block == _LEAST_GPU_BLOCK else WHOLE_RATE
 
 
 def rate(plan: Plan) -> float:
     """What a sparse kernel reaches of a dense one's rate, by the share of tiles that are decided token by token."""
+    best = break_even(plan.layout.block)
     if plan.mask is None or plan.mask.window is None:
-        return WHOLE_RATE
+        return best
     kinds = plan.mask.video_map()
     whole = float((kinds == 2).sum() / (kinds > 0).sum())
-    return whole * WHOLE_RATE + (1 - whole) * PARTIAL_RATE
+    return whole * best + (1 - whole) * min(best, PARTIAL_RATE)
 
 
 def expected_gain(plan: Plan) -> float:
@@ -40,7 +49,18 @@ def expected_gain(plan: Plan) -> float:
     return rate(plan) / plan.visited
 
 
-def advice(pattern: Pattern, plan: Plan, layout: TokenLayout, density: float | None, site: Site) -> str | None:
+def would_lose(pattern: Pattern, plan: Plan) -> bool:
+    """Dense attention is as fast, by estimate, and as good.
+
+    A plan that may keep less than it says is given the benefit of doubt. FreeSwim's windows are there for quality, at
+    sizes that a model was not trained for.
+    """
+    return not plan.varies and not isinstance(pattern, FreeSwim) and expected_gain(plan) <= 1
+
+
+def advice(
+    pattern: Pattern, plan: Plan, layout: TokenLayout, density: float | None, site: Site, *, forced: bool = False
+) -> str | None:
     """What to tell a user before a pattern runs that cannot help at this shape; None where it can.
 
     Args:
@@ -49,11 +69,15 @@ def advice(pattern: Pattern, plan: Plan, layout: TokenLayout, density: float | N
         layout: the tokens.
         density: the density that was asked for.
         site: the layer.
+        forced: it runs sparse all the same.
     """
+    instead = ""
+    if would_lose(pattern, plan) and not forced:
+        instead = ". Dense attention runs instead; schedule.even_if_slower runs the pattern all the same"
     if plan.delivered >= 1:
         return (
             f"{pattern.name} on a {layout.grid} grid, {plan.rule}: the pattern keeps every pair at this size, so "
-            "nothing is gained; ask for a lower density, or smaller blocks"
+            f"nothing is gained; ask for a lower density, or smaller blocks{instead}"
         )
     if expected_gain(plan) > 1:
         return None
@@ -73,7 +97,7 @@ def advice(pattern: Pattern, plan: Plan, layout: TokenLayout, density: float | N
         f"{pattern.name} cannot help on a {layout.grid} grid with blocks of {pattern.block}: for a density of "
         f"{plan.delivered:.2f} it visits {plan.visited:.2f} of all pairs, so attention becomes at most "
         f"{1 / plan.visited:.2f} times as fast, and a sparse kernel has about {rate(plan):.0%} of a dense one's rate; "
-        f"{better}"
+        f"{better}{instead}"
     )
 
 

@@ -11,7 +11,7 @@ from ..caching.cache import useless
 from ..errors import UsageError
 from ..family import Call
 from ..grid import Site, VideoGrid
-from ..patterns import Plan, advice
+from ..patterns import Plan, advice, would_lose
 from ..schedule import DENSE, Step
 from . import upscale
 from .job import ReadyJob
@@ -44,9 +44,9 @@ def preview(job: ReadyJob, model: Model) -> dict[str, Any]:
             site = Site("", 0, "self", model.family.name)
             layout = model.family.layout(call, pattern.block)
             plans[asked] = pattern.plan(layout, asked, site)
-            useless = advice(pattern, plans[asked], layout, asked, site)
+            useless = advice(pattern, plans[asked], layout, asked, site, forced=schedule.even_if_slower)
             notes.extend([*plans[asked].notes, *([useless] if useless else [])])
-        return plans[asked].delivered
+        return DENSE if would_lose(pattern, plans[asked]) and not schedule.even_if_slower else plans[asked].delivered
 
     requested = DENSE if pattern is None or pattern.name == "dense" else job.recipe.density
     branches = ("cond", "uncond") if (job.guidance_scale or 0) > 1 else ("cond",)

@@ -53,6 +53,7 @@ class StreamJob:
         dtype: None is float32 on CPUs and bfloat16 on GPUs.
         device: None is a GPU where there is one.
         graphs: play forwards back that come again, as CUDA graphs.
+        even_if_slower: choose blocks even where dense attention is as fast.
     """
 
     prompt: str
@@ -70,6 +71,7 @@ class StreamJob:
     dtype: str | None = None
     device: str | None = None
     graphs: bool = False
+    even_if_slower: bool = False
 
 
 class ChunkDone(NamedTuple):
@@ -209,6 +211,7 @@ def stream(pipe: Any, job: StreamJob, path: Path, on_chunk: Callable[[ChunkDone]
         generator=torch.Generator("cpu").manual_seed(job.seed),
         methods=job.methods,
         cuda_graphs=job.graphs,
+        even_if_slower=job.even_if_slower,
     )
     made: list[dict[str, Any]] = []
     start = before = time.perf_counter()

@@ -137,7 +137,8 @@ class Methods:
         select: Light Forcing or nearest neighbours.
         flash: FlashBlock.
         cross: AnnCross.
-        break_even: density from which on dense attention is as fast; such chunks run dense.
+        break_even: density from which on a chunk runs dense, as that is as fast; None goes by the size of blocks, as
+            patterns do. Infinity runs the methods everywhere.
     """
 
     merge: TempCache | None = None
@@ -145,10 +146,10 @@ class Methods:
     select: CausalLightForcing | CausalAnn | None = None
     flash: FlashBlock | None = None
     cross: AnnCross | None = None
-    break_even: float = 0.6
+    break_even: float | None = None
 
     @classmethod
-    def of(cls, methods: Iterable[Any], break_even: float = 0.6) -> Methods:
+    def of(cls, methods: Iterable[Any], break_even: float | None = None) -> Methods:
         """Sort methods by what they do.
 
         Raises:

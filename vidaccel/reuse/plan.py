@@ -8,6 +8,7 @@ import torch
 
 from ..errors import UsageError
 from ..grid import TokenLayout, VideoGrid
+from ..patterns.gain import break_even
 from ..streaming.growth import Growth
 from ..streaming.rollout import Rollout
 from .memory import ChunkPlan
@@ -108,8 +109,8 @@ class ChunkPlanner:
                 density = kept * select.block / (dense_frames * self.slots)
         elif isinstance(select, CausalAnn) and (history or extra):
             blocks = -(-(len(history) * self.slots + extra) // select.block)
-            if select.density >= self.methods.break_even:
-                note = self._dense_note(select.density)
+            if select.density >= (least := self._break_even(select.block)):
+                note = _dense_note(select.density, least)
             else:
                 kept = max(1, round(select.density * blocks))
                 plan = plan._replace(ann_kept=kept)
@@ -140,16 +141,17 @@ class ChunkPlanner:
         # The budget is a share of what a dense chunk sees; merged keys have used up some of those already.
         kept = min(eligible, max(1, int(wanted * dense_frames * per_frame + 1e-6)))
         everything = before + (len(history) + own) * per_frame
-        if kept >= self.methods.break_even * everything:
-            return everything, None, self._dense_note(kept / everything)
+        if kept >= (least := self._break_even(select.block)) * everything:
+            return everything, None, _dense_note(kept / everything, least)
         latest = sorted(frame for frame in history if frame >= select.sink)[-select.near or len(history) :]
         always = [frame < select.sink or frame in latest for frame in history]
         seen = self._always.setdefault(len(always), torch.empty(len(always), dtype=torch.bool, device=self._device))
         seen.copy_(torch.tensor(always, dtype=torch.bool))
         return kept, FrameRule(kept, keep_frames, seen, before, per_frame), ""
 
-    def _dense_note(self, density: float) -> str:
-        return f"dense: density {density:.2f} of what is there is above the break-even of {self.methods.break_even}"
+    def _break_even(self, block: int) -> float:
+        given = self.methods.break_even
+        return break_even(block) if given is None else given
 
     def _with_holes(self, plan: ChunkPlan, frames: int) -> ChunkPlan:
         if (frames, plan.extra) not in self._holes:
@@ -162,3 +164,7 @@ class ChunkPlanner:
             self._holes[frames, plan.extra] = (lengths.to(self._device), tokens.to(self._device))
         k_len, tokens = self._holes[frames, plan.extra]
         return plan._replace(k_len=k_len, tokens=tokens)
+
+
+def _dense_note(density: float, least: float) -> str:
+    return f"dense: density {density:.2f} of what is there is above the break-even of {least}"
