@@ -15,7 +15,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
 from .gluon_joined import consumer as joined_consumer
-from .gluon_parts import AHEAD, COUNT, ENTRIES, FACTS, FULL, HEAD, PLACE, ROWS, SAMPLE, SHIFT, TOKENS, tell
+from .gluon_parts import AHEAD, COUNT, ENTRIES, FACTS, FULL, ROWS, SHIFT, TILE, tell
 from .gluon_rows import consumer as rows_consumer
 
 # Triton 3.9 gave it its other name.
@@ -54,24 +54,6 @@ def _tile(ticket, lines, q_tiles, text_tiles):
 
 
 @gluon.jit
-def _block(entry, CONSUMERS: gl.constexpr, SHARE: gl.constexpr):
-    """The block that an entry of a list means."""
-    if CONSUMERS > SHARE:
-        return entry >> SHIFT
-    else:
-        return entry
-
-
-@gluon.jit
-def _values(v_tma, v_s, v_ready, v_free, sample, head, start, step, STAGES: gl.constexpr):
-    """Fetch the values of tile of keys number `step` of this program."""
-    ring = step % STAGES
-    mbarrier.wait(v_free.index(ring), (step // STAGES & 1) ^ 1)
-    mbarrier.expect(v_ready.index(ring), v_tma.block_type.nbytes)
-    _fetch(v_tma, [sample, head, start, 0], v_ready.index(ring), v_s.index(ring))
-
-
-@gluon.jit
 def producer(
     maps,
     shared,
@@ -88,7 +70,7 @@ def producer(
         shared
     )
     q_tma, k_tma, v_tma = maps
-    TICKET, IDX, Q_LEN, K_LEN, total, q_tiles, text_tiles, heads, q_blocks, lk, k_len_stride = given
+    TICKET, IDX, K_LEN, total, q_tiles, text_tiles, heads, lk, k_len_stride = given
     ticket = gl.program_id(0)
     done = 0
     step = 0
@@ -97,11 +79,7 @@ def producer(
         head = line % heads
         sample = line // heads
         first, n, full = _list(rows, head, i, CONSUMERS, SHARE)
-        # What is loaded here is used a round later, so that nobody waits for it.
-        entry = gl.load(IDX + first, mask=n > 0, other=0)
-        ahead = gl.load(IDX + gl.minimum(first + 1, first + n - 1), mask=n > 0, other=0)
-        lengths = K_LEN + sample * k_len_stride
-        length = gl.load(lengths + _block(entry, CONSUMERS, SHARE))
+        ahead = gl.load(IDX + first, mask=n > 0, other=0)
         if PERSISTENT:
             ticket = gl.num_programs(0) + gl.atomic_add(TICKET, 1)
         else:
@@ -109,15 +87,9 @@ def producer(
         slot = done % AHEAD
         turn = (done // AHEAD & 1) ^ 1
         mbarrier.wait(facts_free.index(slot), turn)
-        tell(facts_s, slot * FACTS + SAMPLE, sample)
-        tell(facts_s, slot * FACTS + HEAD, head)
-        tell(facts_s, slot * FACTS + PLACE, i)
+        tell(facts_s, slot * FACTS + TILE, line * q_tiles + i)
         tell(facts_s, slot * FACTS + COUNT, n)
         tell(facts_s, slot * FACTS + FULL, full)
-        for w in gl.static_range(CONSUMERS):
-            row = (i * CONSUMERS + w) // SHARE
-            tokens = gl.load(Q_LEN + row, mask=row < q_blocks, other=0) - (i * CONSUMERS + w) % SHARE * ROWS
-            tell(facts_s, slot * FACTS + TOKENS + w, tokens)
         mbarrier.arrive(facts_ready.index(slot), count=1)
         for w in gl.static_range(CONSUMERS):
             at_q = slot * CONSUMERS + w
@@ -125,30 +97,29 @@ def producer(
             mbarrier.expect(q_ready.index(at_q), q_tma.block_type.nbytes)
             start = i * (ROWS * CONSUMERS) + w * ROWS
             _fetch(q_tma, [sample, head, start, 0], q_ready.index(at_q), q_s.index(at_q))
-        # In the order in which they are needed: the keys of a tile before the values of the one before it.
-        last = 0
         for place in range(first, first + n):
-            block = _block(entry, CONSUMERS, SHARE)
+            entry = ahead
+            ahead = gl.load(IDX + gl.minimum(place + 1, first + n - 1))
+            block = entry
+            if CONSUMERS > SHARE:
+                block = entry >> SHIFT
+            length = gl.minimum(gl.load(K_LEN + sample * k_len_stride + block), lk - block * KEYS)
             ring = step % STAGES
-            mbarrier.wait(k_free.index(ring), (step // STAGES & 1) ^ 1)
+            turn = (step // STAGES & 1) ^ 1
+            mbarrier.wait(k_free.index(ring), turn)
             tell(entries_s, ring * ENTRIES, entry)
-            tell(entries_s, ring * ENTRIES + 1, gl.minimum(length, lk - block * KEYS))
+            tell(entries_s, ring * ENTRIES + 1, length)
             mbarrier.expect(k_ready.index(ring), k_tma.block_type.nbytes)
             _fetch(k_tma, [sample, head, block * KEYS, 0], k_ready.index(ring), k_s.index(ring))
             mbarrier.arrive(k_ready.index(ring), count=1)
-            entry = ahead
-            ahead = gl.load(IDX + gl.minimum(place + 2, first + n - 1))
-            length = gl.load(lengths + _block(entry, CONSUMERS, SHARE))
-            if place > first:
-                _values(v_tma, v_s, v_ready, v_free, sample, head, last * KEYS, step - 1, STAGES)
-            last = block
+            mbarrier.wait(v_free.index(ring), turn)
+            mbarrier.expect(v_ready.index(ring), v_tma.block_type.nbytes)
+            _fetch(v_tma, [sample, head, block * KEYS, 0], v_ready.index(ring), v_s.index(ring))
             step += 1
-        if n > 0:
-            _values(v_tma, v_s, v_ready, v_free, sample, head, last * KEYS, step - 1, STAGES)
         done += 1
     slot = done % AHEAD
     mbarrier.wait(facts_free.index(slot), (done // AHEAD & 1) ^ 1)
-    tell(facts_s, slot * FACTS + COUNT, -1)
+    tell(facts_s, slot * FACTS + TILE, total)
     mbarrier.arrive(facts_ready.index(slot), count=1)
 
 
@@ -237,8 +208,8 @@ def block_sparse(
     )  # fmt: skip
     maps = (q_tma, k_tma, v_tma)
     rows = (PTR, N_FULL, COUNTS, row_stride, count_stride, spread)
-    fetched = (TICKET, IDX, Q_LEN, K_LEN, total, q_tiles, text_tiles, heads, q_blocks, lk, k_len_stride)
-    given = (LO, HI, POS, KEY_BIAS, scale, q_tiles, heads, lq, lk)
+    fetched = (TICKET, IDX, K_LEN, total, q_tiles, text_tiles, heads, lk, k_len_stride)
+    given = (Q_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk)
     strides = (bias_b, bias_h)
     C: gl.constexpr = CONSUMERS
     S: gl.constexpr = SHARE

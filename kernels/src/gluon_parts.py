@@ -19,10 +19,9 @@ FLOOR = gl.constexpr(-1.0e30)
 LOG2E = gl.constexpr(1.4426950408889634)
 # Where the block's number begins in an entry of a joined list (see `joined.py`).
 SHIFT = gl.constexpr(8)
-# What the producer tells of a tile of queries: its sample, head and number within the head, how long its list is (-1: there
-# are no more tiles), how many of its blocks are full, and how many tokens there are from each consumer's first query on.
-FACTS = gl.constexpr(8)
-SAMPLE, HEAD, PLACE, COUNT, FULL, TOKENS = (gl.constexpr(n) for n in range(6))
+# What the producer tells of a tile of queries: its number, how long its list is, how many of its blocks are full.
+FACTS = gl.constexpr(3)
+TILE, COUNT, FULL = (gl.constexpr(n) for n in range(3))
 # What it tells of a tile of keys: its entry in the list, and how many tokens it holds.
 ENTRIES = gl.constexpr(2)
 
@@ -42,19 +41,12 @@ def _fact(facts_s, at):
 
 
 @gluon.jit
-def facts_of(facts_s, facts_ready, facts_free, done, W: gl.constexpr):
-    """Wait for the facts of tile of queries number `done` of this program, read them, and leave their slot."""
+def facts_of(facts_s, facts_ready, done):
+    """Wait for the facts of tile of queries number `done` of this program, and read them."""
     slot = done % AHEAD
     mbarrier.wait(facts_ready.index(slot), done // AHEAD & 1)
     at = slot * FACTS
-    sample = _fact(facts_s, at + SAMPLE)
-    head = _fact(facts_s, at + HEAD)
-    place = _fact(facts_s, at + PLACE)
-    n = _fact(facts_s, at + COUNT)
-    full = _fact(facts_s, at + FULL)
-    tokens = _fact(facts_s, at + TOKENS + W)
-    mbarrier.arrive(facts_free.index(slot), count=1)
-    return sample, head, place, n, full, tokens
+    return _fact(facts_s, at + TILE), _fact(facts_s, at + COUNT), _fact(facts_s, at + FULL)
 
 
 @gluon.jit
@@ -63,6 +55,13 @@ def entry_of(entries_s, k_ready, step, STAGES: gl.constexpr):
     ring = step % STAGES
     mbarrier.wait(k_ready.index(ring), step // STAGES & 1)
     return _fact(entries_s, ring * ENTRIES), _fact(entries_s, ring * ENTRIES + 1)
+
+
+@gluon.jit
+def place_of(tile, q_tiles, heads):
+    """Sample, head, and number within the head, of a tile."""
+    line = tile // q_tiles
+    return line // heads, line % heads, tile % q_tiles
 
 
 @gluon.jit
@@ -159,15 +158,35 @@ def softmax(s, m, mass, factor, POLYNOMIAL: gl.constexpr):
 
 
 @gluon.jit
-def write(out_tma, LSE, acc, m, mass, q, place, D: gl.constexpr, DT: gl.constexpr):
+def write(
+    out_tma,
+    LSE,
+    Q_LEN,
+    acc,
+    m,
+    mass,
+    tile,
+    q,
+    given,
+    W: gl.constexpr,
+    D: gl.constexpr,
+    CONSUMERS: gl.constexpr,
+    SHARE: gl.constexpr,
+    DT: gl.constexpr,
+):
     """Divide by the mass, and store 64 rows and their LSE: 0 and -inf for holes and for rows that keep nothing.
 
     The rows leave by TMA, from the slot that held their queries: `sent` says when it is free again.
     """
-    sample, head, heads, start, tokens, lq = place
+    q_tiles, heads, q_blocks, lq = given
     R_L: gl.constexpr = m.type.layout
     O_L: gl.constexpr = acc.type.layout
     RO_L: gl.constexpr = gl.SliceLayout(1, O_L)
+    sample, head, i = place_of(tile, q_tiles, heads)
+    start = (i * CONSUMERS + W) * ROWS
+    row = (i * CONSUMERS + W) // SHARE
+    tokens = gl.load(Q_LEN + gl.minimum(row, q_blocks - 1)) - (i * CONSUMERS + W) % SHARE * ROWS
+    tokens = gl.where(row < q_blocks, tokens, 0)
     query = gl.arange(0, ROWS, R_L)
     # A row that kept no key at all never left the floor.
     nothing = (m == FLOOR) | (query >= tokens)

@@ -12,7 +12,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from .gluon_parts import AHEAD, FLOOR, ROWS, clear, entry_of, facts_of, scores, sent, softmax, write
+from .gluon_parts import AHEAD, FLOOR, ROWS, clear, entry_of, facts_of, place_of, scores, sent, softmax, write
 
 
 @gluon.jit
@@ -36,7 +36,7 @@ def consumer(
     q_s, k_s, v_s, facts_s, entries_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = (
         shared
     )
-    LO, HI, POS, KEY_BIAS, scale, q_tiles, heads, lq, lk = given
+    Q_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk = given
     bias_b, bias_h = strides
     DT: gl.constexpr = k_s.dtype
     S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
@@ -51,11 +51,12 @@ def consumer(
     keys = (lk + KEYS - 1) // KEYS * KEYS
     done = 0
     step = 0
-    sample, head, i, n, full, tokens = facts_of(facts_s, facts_ready, facts_free, done, W)
-    while n >= 0:
+    tile, n, full = facts_of(facts_s, facts_ready, done)
+    while tile < total:
         slot = done % AHEAD
-        start = (i * CONSUMERS + W) * ROWS
-        query = start + gl.arange(0, ROWS, R_L)
+        mbarrier.arrive(facts_free.index(slot), count=1)
+        sample, head, i = place_of(tile, q_tiles, heads)
+        query = (i * CONSUMERS + W) * ROWS + gl.arange(0, ROWS, R_L)
         bias = KEY_BIAS + sample.to(gl.int64) * bias_b + head.to(gl.int64) * bias_h
         q = q_s.index(slot * CONSUMERS + W).reshape([ROWS, D])
         m = gl.full([ROWS], FLOOR, gl.float32, R_L)
@@ -112,8 +113,9 @@ def consumer(
             mbarrier.arrive(v_free.index(last), count=1)
             step += 1
         write(
-            out_tma, LSE, acc, m, mass, q_s.index(slot * CONSUMERS + W), (sample, head, heads, start, tokens, lq), D, DT
-        )
+            out_tma, LSE, Q_LEN, acc, m, mass, tile, q_s.index(slot * CONSUMERS + W), (q_tiles, heads, q_blocks, lq), W,
+            D, CONSUMERS, SHARE, DT,
+        )  # fmt: skip
         done += 1
-        sample, head, i, n, full, tokens = facts_of(facts_s, facts_ready, facts_free, done, W)
+        tile, n, full = facts_of(facts_s, facts_ready, done)
     sent()
