@@ -58,6 +58,19 @@ CURVES: dict[str, tuple[CachePolicy, str, tuple[float, ...]]] = {
     "cg-taylor, sum of errors, in sigma": (replace(SUMMED, axis="sigma"), "max_error", (0.13, 0.16)),
     "cg-taylor, sum of errors of the worst sample": (replace(SUMMED, per_sample=True), "max_error", (0.25, 0.4)),
     "cg-taylor, sum of errors, the last step too": (replace(SUMMED, last=1), "max_error", (0.15, 0.19)),
+    # Forecasts that stay what they are after half a gap.
+    "cg-taylor, reach 0.5": (CGTaylor(reach=0.5), "threshold", (0.36, 0.1, 0.24)),
+    "cg-taylor, reach 0.5, sum of errors": (replace(SUMMED, reach=0.5), "max_error", (0.5, 0.35, 0.7)),
+    "cg-taylor, reach 0.5, sum of errors, 7 steps of warm-up": (
+        replace(SUMMED, reach=0.5, warmup=7),
+        "max_error",
+        (0.5, 0.35, 0.7),
+    ),
+    "cg-taylor, sum of errors, order 0, 7 steps of warm-up": (
+        replace(SUMMED, order=0, gate_order=0, warmup=7),
+        "max_error",
+        (0.6, 0.8),
+    ),
 }
 """Policies, what is varied of each, and its values, in the order in which a budget that runs out matters least."""
 PLACED: dict[str, tuple[dict[str, Any], float, tuple[int, ...]]] = {
@@ -67,6 +80,10 @@ PLACED: dict[str, tuple[dict[str, Any], float, tuple[int, ...]]] = {
     "placed steps, in sigma": ({"axis": "sigma"}, 0.88, (6, 7)),
     "placed steps, of the output": ({"site": "output"}, 0.88, (6, 7)),
     "placed steps, of the output, order 0": ({"site": "output", "order": 0}, 0.9, (6, 7)),
+    "placed steps, reach 0.5": ({"reach": 0.5}, 0.9, (7, 6, 8)),
+    "placed steps, reach 0.25": ({"reach": 0.25}, 0.9, (7,)),
+    "placed steps, reach 1": ({"reach": 1.0}, 0.9, (7,)),
+    "placed steps, reach 0.5, of the output": ({"reach": 0.5, "site": "output"}, 0.9, (7,)),
 }
 """Fixed schedules of a quarter of the steps: settings of the forecast, where the last computed step stands (a share of
 all), and how many first steps are computed."""

@@ -35,6 +35,8 @@ class CGTaylor(CachePolicy):
         axis: forecast along the step's index, or along sigma.
         site: what is forecast, the last layer's output or the transformer's, which takes far less memory.
         gate_stride: the gate looks at every n-th token.
+        reach: how far both forecasts go on, in gaps between the last two computed steps, before they stay what they
+            are; None, the authors', is without end. See `forecast.py` for why 0.5 is a good one.
     """
 
     name: ClassVar[str] = "cg-taylor"
@@ -48,6 +50,7 @@ class CGTaylor(CachePolicy):
     axis: Literal["step", "sigma"] = "step"
     site: Site = "layer"
     gate_stride: int = 1
+    reach: float | None = None
 
     def parts(self, model: str, trait: str) -> Parts:
         """See `CachePolicy.parts`."""
@@ -58,9 +61,9 @@ class CGTaylor(CachePolicy):
         return Parts(
             Below(self.value("threshold", known, None)),
             self.limits(self.value("warmup", known, 6)),
-            lambda: ForecastError(gate_order, self.form, storage, self.gate_stride),
+            lambda: ForecastError(gate_order, self.form, storage, self.gate_stride, self.reach),
             "nothing",
-            lambda: Ladder(order, self.form, storage),
+            lambda: Ladder(order, self.form, storage, self.reach),
             self.axis,
             () if found else (unpublished(self.name, model, "those of Wan 2.1"),),
             site=self.site,

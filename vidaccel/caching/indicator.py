@@ -69,12 +69,15 @@ class ForecastError:
         form: its form.
         storage: type of its stored terms.
         stride: look at every n-th token, which divides the memory by n.
+        reach: see `Ladder`.
     """
 
     signal: Signal = "first"
 
-    def __init__(self, order: int, form: Form, storage: torch.dtype | None, stride: int = 1) -> None:
-        self.ladder = Ladder(order, form, storage)
+    def __init__(
+        self, order: int, form: Form, storage: torch.dtype | None, stride: int = 1, reach: float | None = None
+    ) -> None:
+        self.ladder = Ladder(order, form, storage, reach)
         self.stride = stride
 
     @property

@@ -93,7 +93,7 @@ class CachePolicy(ABC):
     def __post_init__(self) -> None:
         if self.storage not in STORAGE:
             raise RecipeError(f"cache storage {self.storage!r} is unknown; possible: {', '.join(STORAGE)}")
-        for field in ("threshold", "max_error", "max_gib", "last", "max_skips", "shadow", "warmup"):
+        for field in ("threshold", "max_error", "max_gib", "last", "max_skips", "shadow", "warmup", "reach"):
             value = getattr(self, field, None)
             if value is not None and not value >= 0:
                 raise RecipeError(f"cache {self.name}: {field} is {value}; it is a number from 0")

@@ -26,6 +26,8 @@ class Replay(CachePolicy):
         form: its form.
         axis: forecast along the step's index, or along sigma.
         site: what is forecast, the last layer's output or the transformer's, which takes far less memory.
+        reach: how far a forecast goes on, in gaps between the last two computed steps, before it stays what it is;
+            None is without end.
     """
 
     name: ClassVar[str] = "replay"
@@ -36,6 +38,7 @@ class Replay(CachePolicy):
     form: Form = "newton"
     axis: Literal["step", "sigma"] = "step"
     site: Site = "layer"
+    reach: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,7 +52,7 @@ class Replay(CachePolicy):
             self.limits(0),
             None,
             "nothing",
-            lambda: Ladder(self.order, self.form, STORAGE[self.storage]),
+            lambda: Ladder(self.order, self.form, STORAGE[self.storage], self.reach),
             self.axis,
             site=self.site,
         )

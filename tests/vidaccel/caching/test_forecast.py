@@ -87,6 +87,21 @@ def test_short_history_lowers_the_order() -> None:
     assert ladder.nbytes == 2 * 2 * 4
 
 
+@pytest.mark.parametrize("form", ["newton", "taylor"])
+@pytest.mark.parametrize("anchors", [(0.0, 4.0), (1.0, 0.6)], ids=["steps", "sigmas"])
+def test_beyond_its_reach_a_forecast_stays(form: forecast.Form, anchors: tuple[float, float]) -> None:
+    ladder = Ladder(1, form, reach=0.5)
+    before, last = anchors
+    ladder.update(before, torch.tensor([[1.0]]))
+    assert ladder.forecast(last).item() == 1
+    ladder.update(last, torch.tensor([[3.0]]))
+    gap = last - before
+    found = [ladder.forecast(last + share * gap).item() for share in (0.25, 0.5, 0.75, 3)]
+    assert found == pytest.approx([3.5, 4, 4, 4])
+    wrong, _ = ladder.error(last + 3 * gap, torch.tensor([[5.0]]))
+    assert wrong.item() == pytest.approx(1), "the gate sees the very forecast that is trusted"
+
+
 def test_reuse_is_a_copy() -> None:
     ladder, feature = Ladder(0), torch.randn(2, 5)
     before = feature.clone()
