@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ def test_a_wrong_kernel_gets_no_figure() -> None:
 
     # Whatever another project raises is a row, and not the end of the run.
     assert bench._check(bench_rivals.Rival("foreign", foreign, sparse.problem))["reason"] == "ImportError"
+
+
+def test_rivals_that_are_not_installed_are_named() -> None:
+    here = {found.metadata["Name"] for found in distributions()}
+    absent = bench_rivals.absent()
+    assert set(absent) == {name for name, package in bench_rivals.PACKAGES.items() if package not in here}
+    assert all(f"pip install {bench_rivals.PACKAGES[name]}" in reason for name, reason in absent.items())
 
 
 def test_cases_are_the_ones_that_the_readme_names() -> None:
