@@ -55,6 +55,7 @@ class AtSteps(Schedule):
     """
 
     steps: tuple[int, ...] = ()
+    even_if_slower: bool = True
 
     def density(self, step: Step, *rest: Any) -> float | None:
         """See `Schedule.density`."""
