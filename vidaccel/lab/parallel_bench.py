@@ -3,8 +3,8 @@
 Every rank runs this; rank 0 keeps the rows. The link is measured first and alone: the two all-to-alls of a layer. Then
 one call of a transformer of real size, on this GPU alone (all GPUs do that at the same time) and on all together,
 interleaved, each call begun by all ranks at once. What a layer costs is the difference of two depths, as in
-`bench model`. A call takes as long as on the slowest rank. Dense attention on one GPU is the stock model's; on several its
-layers go the way of sparse ones, norm and RoPE in one kernel, so that it may be more than that many times faster.
+`bench model`. A call takes as long as on the slowest rank. Dense attention on one GPU is the stock model's; on several
+its layers go the way of sparse ones, norm and RoPE in one kernel, so that it may be more than that many times faster.
 
 The record (schema 1) is {"schema", "what": "parallel", "ranks", "versions", "device", "system", "rows"}. A row has
     key, model, size, grid, tokens, text, heads, ranks, kind, variant, compiled, commit, clock_mhz
