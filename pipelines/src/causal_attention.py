@@ -406,12 +406,27 @@ class CausalTransformer:
         for place, frame in enumerate(frames):
             k, v = keys[:, place], values[:, place]
             if isinstance(evicted, MergedKeys):
-                evicted.absorb(frame, k, v)
+                self._merge(evicted, (branch, layer), frame, k, v)
                 continue
             if self._planner.token_slots is not None:
                 k, v = (x.index_select(1, self._planner.token_slots) for x in (k, v))
             rotary = self.rope.rotary(frame, 1, *self.grid, device=self.device)
             evicted.absorb(k, self.rope.unrotated(k, rotary), v)
+
+    def _merge(
+        self, merged: MergedKeys, kind: tuple[object, ...], frame: int, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        """Absorb a frame; played back where forwards are, as it is some fifty small kernels a layer."""
+        if self._replays is None:
+            merged.absorb(frame, k, v)
+            return
+
+        def absorb(number: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            merged.absorb(number, k, v)
+            return number
+
+        number = torch.full((), frame, device=self.device)
+        self._replays.run(("merge", *kind), (merged.size, merged.is_empty), absorb, number, k, v)
 
     def _remember(self, branch: str, cache: KVCache) -> list[LayerMemory]:
         merge, hybrid = self._planner.merge, self.methods.hybrid

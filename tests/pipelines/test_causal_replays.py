@@ -34,6 +34,7 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[tuple[Any, Any, Any, Any]] = []
+        self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.vidaccel.remembered.default:
@@ -42,6 +43,8 @@ class Tape(TorchDispatchMode):
         return self.step(func, args, kwargs or {})
 
     def step(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
+            self.before.append((args[0], args[0].clone()))
         out = func(*args, **kwargs)
         self.steps.append((func, args, kwargs, out))
         return out
@@ -73,6 +76,9 @@ def tape(forward: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...])
     recorder = Tape()
     with recorder:
         output = forward(*inputs)
+    # To capture a CUDA graph computes nothing.
+    for place, before in reversed(recorder.before):
+        place.copy_(before)
     return output, recorder.play
 
 

@@ -224,10 +224,10 @@ def run(
         One row a rival, as soon as it is measured: `fps` (pixel frames a second of the transformer in the steady
         state), `fps_with_vae`, `chunk_ms` (median), `attention_ms` (self-attention of one layer over a chunk, what it
         remembers included), `speedup` and `attention_speedup` over dense beside it, `first_ms` and `last_ms` (medians
-        of the first and last tenth of the timed chunks: flat or not), `first_gib` and `last_gib` (likewise, of what is
-        allocated after a chunk), `warm_up_s` (of the first chunk), `tflop` and `bound_ms` (see `causal_bound`),
-        `cache_mib`, `peak_gib` (with dense, where that runs beside it), `density`, `reuse_rate`; or `reason` where it
-        could not run.
+        of the first and last tenth of the timed chunks: flat or not), `tenths_ms` (of all ten), `first_gib` and
+        `last_gib` (likewise, of what is allocated after a chunk), `warm_up_s` (of the first chunk), `tflop` and
+        `bound_ms` (see `causal_bound`), `cache_mib`, `peak_gib` (with dense, where that runs beside it), `density`,
+        `reuse_rate`; or `reason` where it could not run.
     """
     end = time.monotonic() + seconds
     say("making the model")
@@ -348,6 +348,7 @@ def _row(
         "warm_up_s": each.ms[0] / 1e3,
         "first_ms": median(timed[:tenth]),
         "last_ms": median(timed[-tenth:]),
+        "tenths_ms": [median(timed[at : at + tenth]) for at in range(0, len(timed), tenth)],
         "first_gib": gib and median(gib[:tenth]),
         "last_gib": gib and median(gib[-tenth:]),
         "timed_chunks": len(timed),

@@ -209,7 +209,7 @@ class LayerMemory:
         if self.plan.parts is not None:
             return self.plan.parts(q, k, v, (True,) if wanted is None else wanted, self._folded_bias(k.shape[1]))
         if isinstance(wanted, tuple):
-            wanted = torch.tensor(wanted, device=q.device)
+            wanted = ~self._tables[wanted]
         own = attention(q, k[:, start:], v[:, start:], self._own_mask(self.plan.layout))
         return self._external(q, k[:, :start], v[:, :start], wanted), own
 

@@ -36,6 +36,7 @@ class MergedKeys:
 
     Attributes:
         size: (b * h, room) fp32, keys in each group; 0 where there is none.
+        is_empty: nothing was absorbed so far.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class MergedKeys:
         self._newest = torch.full((rows, room), -1, device=device)
         # Groups of the last frame, by place.
         self._at = torch.zeros(rows, tokens, dtype=torch.int64, device=device)
-        self._is_empty = True
+        self.is_empty = True
 
     def bias(self) -> torch.Tensor:
         """(b, h, room) fp32: the logarithm of each group's size; -inf where there is none."""
@@ -67,80 +68,99 @@ class MergedKeys:
         bias: torch.Tensor = self.size.log().unflatten(0, (batch, heads))
         return bias
 
-    def absorb(self, number: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Merge one frame, later than those before it.
+    def absorb(self, number: int | torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Merge one frame, later than those before it. Writes nothing but tensors that stay, as CUDA graphs need it.
 
         Args:
-            number: of the frame; its keys are rotated to it.
+            number: of the frame, or () int64 with it; its keys are rotated to it.
             keys: (b, slots, h, d).
             values: (b, slots, h, d).
         """
         if self._token_slots is not None:
             keys, values = (x.index_select(1, self._token_slots) for x in (keys, values))
-        k, v, kept_k, kept_v = (
-            x.transpose(1, 2).flatten(0, 1).float() for x in (keys, values, self._keys, self._values)
-        )
-        joins, group = self._correspondence(k, kept_k)
+        k, v = keys.float(), values.float()
+        joins, group = self._correspondence(k)
         room = self.size.shape[1]
+        stamp = torch.zeros_like(group) + number
         # Groups that go on are not to be given away below. Index `room` is a place for what is written nowhere.
-        newest = _padded(self._newest).scatter(1, torch.where(joins, group, room), number)[:, :room]
+        newest = _padded(self._newest).scatter(1, torch.where(joins, group, room), stamp)[:, :room]
         # From the back, so that what was never used is in front, and need not be attended to.
         longest_ago = room - 1 - newest.flip(1).argsort(dim=1, stable=True)
         rank = ((~joins).cumsum(1) - 1).clamp(min=0)
         slot = torch.where(joins, group, longest_ago.gather(1, rank))
         begun = torch.where(joins, room, slot)
-        oldest = _padded(self._oldest).scatter(1, begun, number)[:, :room]
+        oldest = _padded(self._oldest).scatter(1, begun, stamp)[:, :room]
         before = self._remembered(number, oldest)
         before = _padded(before).scatter(1, begun, 0.0)[:, :room]
         size = before.scatter_add(1, slot, torch.ones_like(slot, dtype=torch.float32))
-        grown = torch.zeros_like(size, dtype=torch.bool).scatter(1, slot, True)[..., None]
+        latest, total, last = self._of_groups(slot, k, v)
+        place, was, now = (self._by_token(x) for x in (slot, before.gather(1, slot), size.gather(1, slot)))
 
-        def mean(kept: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-            total = (kept * before[..., None]).scatter_add(1, slot[..., None].expand_as(new), new)
-            return total / size.clamp(min=1e-6)[..., None]
+        def mean(buffer: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            return (buffer.gather(1, place.expand_as(new)).float() * was + new) / now
 
         if self.settings.key == "mean":
-            latest = mean(kept_k, k)
-        else:
-            place = torch.arange(k.shape[1], device=k.device).expand_as(slot)
-            last = torch.zeros_like(newest).scatter_reduce(1, slot, place, "amax")
-            latest = k.gather(1, last[..., None].expand(-1, -1, k.shape[-1]))
-        kept_k, kept_v = torch.where(grown, latest, kept_k), torch.where(grown, mean(kept_v, v), kept_v)
-        newest = newest.scatter(1, slot, number)
+            latest = mean(self._keys, k if last is None else _sums(k, last))
+        # Of several tokens of a group each writes the same.
+        for buffer, new in ((self._values, mean(self._values, total)), (self._keys, latest)):
+            buffer.scatter_(1, place.expand_as(new), new.to(buffer.dtype))
+        newest = newest.scatter(1, slot, stamp)
         if self._horizon is not None:
             size = torch.where(newest > number - self._horizon, size, 0.0)
-        self.size.copy_(size)  # a captured CUDA graph reads it
-        self._oldest, self._newest, self._at, self._is_empty = oldest, newest, slot, False
-        heads = self._keys.shape[2]
-        for buffer, new in ((self._keys, kept_k), (self._values, kept_v)):
-            buffer.copy_(new.unflatten(0, (-1, heads)).transpose(1, 2))
+        for kept, new in ((self.size, size), (self._oldest, oldest), (self._newest, newest), (self._at, slot)):
+            kept.copy_(new)
+        self.is_empty = False
+
+    def _of_groups(
+        self, slot: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """For each token (b, tokens, h, d) the latest key of its group and the sum of its new values.
+
+        And the last token of its group, (b, tokens, h, 1); None where each has a group of its own, as those have that
+        are compared with the token at their own place.
+        """
+        if self.settings.match == "position":
+            return k, v, None
+        at = torch.arange(slot.shape[1], device=slot.device).expand_as(slot)
+        found = torch.zeros(self.size.shape, dtype=torch.int64, device=slot.device).scatter_reduce(1, slot, at, "amax")
+        last = self._by_token(found.gather(1, slot))
+        return k.gather(1, last.expand_as(k)), _sums(v, last), last
+
+    def _by_token(self, x: torch.Tensor) -> torch.Tensor:
+        """(b * h, tokens) as (b, tokens, h, 1)."""
+        batch, heads = self._keys.shape[0], self._keys.shape[2]
+        folded: torch.Tensor = x.unflatten(0, (batch, heads))
+        return folded.transpose(1, 2)[..., None]
 
     def snapshot(self) -> tuple[torch.Tensor, ...]:
         """Everything, to come back to."""
-        state = (self.size, self._oldest, self._newest, self._at, torch.tensor(self._is_empty))
-        return tuple(x.clone() for x in (*state, self._keys, self._values))
+        return tuple(x.clone() for x in (*self._state, torch.tensor(self.is_empty)))
 
     def restore(self, snapshot: tuple[torch.Tensor, ...]) -> None:
         """Go back to a snapshot."""
-        self.size.copy_(snapshot[0])
-        self._oldest, self._newest, self._at = (x.clone() for x in snapshot[1:4])
-        self._is_empty = bool(snapshot[4])
-        self._keys.copy_(snapshot[5])
-        self._values.copy_(snapshot[6])
+        for kept, before in zip(self._state, snapshot, strict=False):
+            kept.copy_(before)
+        self.is_empty = bool(snapshot[-1])
 
-    def _remembered(self, number: int, oldest: torch.Tensor) -> torch.Tensor:
+    @property
+    def _state(self) -> tuple[torch.Tensor, ...]:
+        return self.size, self._oldest, self._newest, self._at, self._keys, self._values
+
+    def _remembered(self, number: int | torch.Tensor, oldest: torch.Tensor) -> torch.Tensor:
         """(b * h, room) sizes before a frame; of a group that is longer than the horizon, what is inside of it."""
         if not self._horizon:
             return self.size
         share = (self._horizon - 1) / self._horizon
         return torch.where(number - oldest >= self._horizon, self.size * share, self.size)
 
-    def _correspondence(self, k: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whether each new key joins a group, and which: both (b * h, tokens)."""
-        if self._is_empty:
+    def _correspondence(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether each new key (b, tokens, h, d) joins a group, and which: both (b * h, tokens)."""
+        if self.is_empty:
             return torch.zeros_like(self._at, dtype=torch.bool), self._at
-        before = kept.gather(1, self._at[..., None].expand_as(k))
-        unit, unit_before = (torch.nn.functional.normalize(x, dim=-1) for x in (k, before))
+        before = self._keys.gather(1, self._by_token(self._at).expand_as(k))
+        unit, unit_before = (
+            torch.nn.functional.normalize(x.float(), dim=-1).transpose(1, 2).flatten(0, 1) for x in (k, before)
+        )
         if self.settings.match == "position":
             return (unit * unit_before).sum(-1) >= self.settings.threshold, self._at
         # One head at a time: a frame at 720p has 13 million pairs.
@@ -151,3 +171,9 @@ class MergedKeys:
 
 def _padded(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(x, (0, 1))
+
+
+def _sums(x: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """For each token the sum over its group (b, tokens, h, d), of which `last` (b, tokens, h, 1) is the last token."""
+    index = last.expand_as(x)
+    return torch.zeros_like(x).scatter_add(1, index, x).gather(1, index)
