@@ -89,13 +89,11 @@ def rivals(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask) -
     # As holes hold numbers, nobody copies to fill them; what comes out for queries in holes is looked at nowhere.
     filled = rows._replace(q_len=torch.full_like(rows.q_len, rows.block))
     found.append(Rival("flex", _prepared(lambda: _flex(q, k, v, rows)), (q, k, v, filled)))
-    scale = q.shape[-1] ** -0.5
     # Each gets its tensors in the order it wants, so that it need not copy them.
     if verdicts["fa4"].ok:
-        found.append(Rival("fa4", _prepared(lambda: _over(fa4.prepare(q, k, rows, scale), (q, k, v))), (q, k, v, rows)))
+        found.append(Rival("fa4", _prepared(lambda: _fa4(q, k, v, filled)), (q, k, v, filled)))
     if verdicts["flashinfer"].ok:
-        planned = _prepared(lambda: _over(flashinfer.prepare(q, k, rows, scale), _heads_apart(q, k, v)))
-        found.append(Rival("flashinfer", planned, (q, k, v, rows)))
+        found.append(Rival("flashinfer", _prepared(lambda: _flashinfer(q, k, v, rows)), (q, k, v, rows)))
     if fastvideo.can_run(problem).ok:
         found.append(Rival("fastvideo", _prepared(lambda: _fastvideo(q, k, v, rows)), (q, k, v, filled)))
     return found
@@ -106,13 +104,30 @@ def _prepared(make: Callable[[], Call]) -> Call:
     return lambda: made()()
 
 
-def _over(attend: Callable[..., tuple[torch.Tensor, torch.Tensor]], tensors: tuple[torch.Tensor, ...]) -> Call:
-    return lambda: attend(*tensors)
+def _fa4(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Rows) -> Call:
+    attend = fa4.prepare(q, k, rows, q.shape[-1] ** -0.5, finite=True)
+    return lambda: attend(q, k, v)
 
 
 def _heads_apart(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """(b, l, h, d), in memory (b, h, l, d)."""
     return tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors)
+
+
+def _flashinfer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Rows) -> Call:
+    plan = flashinfer.Plan(q, k, rows, rows.k_len.reshape(-1), q.shape[-1] ** -0.5)
+    tokens = [x.contiguous() for x in plan.tokens(q[0], k[0], v[0])]
+
+    def call() -> tuple[torch.Tensor, None]:
+        found, _ = plan.attend(*tokens)
+        if plan.queries is None:
+            return found.transpose(0, 1)[None], None
+        # Without holes in its tensors it cannot write with them either.
+        out = torch.zeros_like(q)
+        plan.place(found, out[0])
+        return out, None
+
+    return call
 
 
 def _fastvideo(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Rows) -> Call:

@@ -43,9 +43,12 @@ def run(
 
 
 def prepare(
-    q: torch.Tensor, k: torch.Tensor, rows: Rows | None, scale: float
+    q: torch.Tensor, k: torch.Tensor, rows: Rows | None, scale: float, *, finite: bool = False
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """Make the lists of a mask, for tensors like q and k. Waits for the device once."""
+    """Make the lists of a mask, for tensors like q and k. Waits for the device once.
+
+    With `finite` the holes of v hold numbers, and it need not be copied to fill them.
+    """
     options: dict[str, Any] = {"softmax_scale": scale, "return_lse": True}
     token = query = None
     if rows is not None:
@@ -58,7 +61,7 @@ def prepare(
             options |= {"mask_mod": _rule(), "aux_tensors": [token.int().expand(q.shape[0], -1).contiguous()]}
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if token is not None:
+        if token is not None and not finite:
             v = v.masked_fill(~token[:, :, None, None], 0)
         with torch.cuda.device_of(q):
             out, lse = import_module("flash_attn.cute").flash_attn_func(q, k, v, **options)

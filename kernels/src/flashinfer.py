@@ -50,7 +50,7 @@ def prepare(
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """Plan a mask, for tensors like q and k. Waits for the device."""
     lengths = rows.k_len.reshape(-1, rows.k_blocks)
-    plans = [_Plan(q, k, rows, length, scale) for length in lengths]
+    plans = [Plan(q, k, rows, length, scale) for length in lengths]
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out = q.new_zeros(q.shape)
@@ -62,8 +62,8 @@ def prepare(
     return call
 
 
-class _Plan:
-    """The plan of one sample's mask."""
+class Plan:
+    """The plan of one sample's mask, whose key blocks hold `k_len` (k_blocks,) tokens; for tensors like q and k."""
 
     def __init__(self, q: torch.Tensor, k: torch.Tensor, rows: Rows, k_len: torch.Tensor, scale: float) -> None:
         heads, d = q.shape[2:]
@@ -90,24 +90,39 @@ class _Plan:
                 q_data_type=q.dtype,
             )
 
-    def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> None:
-        """Attend with q (lq, h, d) to k and v (lk, h, d), into out (lq, h, d) and lse (h, lq)."""
-        if self.wrapper is None:
-            return
+    def tokens(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What stands in q (lq, h, d), k and v (lk, h, d), without their holes: each (h, tokens, d)."""
         if self.queries is not None:
             q = q.index_select(0, self.queries)
         if self.keys is not None:
             k, v = k.index_select(0, self.keys), v.index_select(0, self.keys)
+        return tuple(x.transpose(0, 1) for x in (q, k, v))
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (h, tokens, d) to what they see (h, tokens, d) and its LSE (h, tokens) to base 2."""
+        assert self.wrapper is not None
         with torch.cuda.device_of(q):
-            found, base2 = self.wrapper.run(*(x.transpose(0, 1) for x in (q, k, v)), return_lse=True)
-        found = found.masked_fill(self.nothing[..., None], 0).transpose(0, 1)
+            found: tuple[torch.Tensor, torch.Tensor] = self.wrapper.run(q, k, v, return_lse=True)
+        return found
+
+    def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> None:
+        """Attend with q (lq, h, d) to k and v (lk, h, d), into out (lq, h, d) and lse (h, lq)."""
+        if self.wrapper is None:
+            return
+        found, base2 = self.attend(*self.tokens(q, k, v))
+        self.place(found.masked_fill(self.nothing[..., None], 0), out)
         natural = (base2 * 0.6931471805599453).masked_fill(self.nothing, -torch.inf)
         if self.queries is None:
-            out.copy_(found)
             lse.copy_(natural)
         else:
-            out.index_copy_(0, self.queries, found)
             lse.index_copy_(1, self.queries, natural)
+
+    def place(self, found: torch.Tensor, out: torch.Tensor) -> None:
+        """Put results (h, tokens, d) into the slots of out (lq, h, d)."""
+        if self.queries is None:
+            out.copy_(found.transpose(0, 1))
+        else:
+            out.index_copy_(0, self.queries, found.transpose(0, 1))
 
 
 def _sizes(tokens: torch.Tensor, block: int) -> torch.Tensor:
