@@ -20,7 +20,7 @@ from ..frontdoor import FrontDoor
 from ..grid import TokenLayout
 from ..ranks import HeadPart, Ranks
 from ..reuse import LayerMemory, Methods, Turn, remembered
-from ..reuse.cross import Prompt, PromptChoice, attend_merged
+from ..reuse.cross import PAYS_FROM, Prompt, PromptChoice, attend_merged
 from ..reuse.in_place import in_place
 from ..reuse.linear_state import LinearState
 from ..reuse.plan import ChunkPlanner, PlannedChunk
@@ -237,7 +237,9 @@ class CausalTransformer:
             for branch in branches
         }
         cross = self.methods.cross
-        choice = None if cross is None else PromptChoice.of(cross, config.attention_head_dim, self.device, self._ranks)
+        least = PAYS_FROM if self.methods.break_even is None else 0
+        d = config.attention_head_dim
+        choice = None if cross is None else PromptChoice.of(cross, d, self.device, self._ranks, least)
         self.prompts = {branch: [PromptMemory(choice) for _ in self._blocks] for branch in branches}
         self.turns = {branch: Turn(torch.zeros(2, device=self.device)) for branch in branches}
         self.memories: dict[str, list[LayerMemory]] = {}

@@ -197,7 +197,7 @@ def test_who_insists_has_blocks_chosen_where_dense_is_as_fast(model: Path, tmp_p
         job = stream.StreamJob("a circle", str(model), methods=ann, seed=1, device="cpu", even_if_slower=forced)
         made = stream.stream(*stream.open_stream(job), tmp_path / f"{forced}.mp4", lambda done: None)
         densities.append([chunk["density"] for chunk in made["chunks"]])
-        assert any("break-even" in chunk["note"] for chunk in made["chunks"]) != forced
+        assert any("by estimate" in chunk["note"] for chunk in made["chunks"]) != forced
     assert densities[0] == [1] * 4
     assert min(densities[1]) < 1
 

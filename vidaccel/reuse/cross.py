@@ -23,6 +23,9 @@ from ..ranks import Ranks
 from .methods import AnnCross
 from .selection import HashPlanes
 
+# Below so many tokens hashing takes longer than it saves: at 480p on one H200, 0.24 ms a call, nine times what dense
+# attention to 512 tokens takes.
+PAYS_FROM = 8192
 # Equal rows of a product may differ by rounding, words differ by about their own length.
 _EQUAL = 0.02
 
@@ -50,16 +53,20 @@ class PromptChoice:
         planes: of the hash.
         settings: how many.
         ranks: that share the queries; all of them count.
+        least: tokens of a prompt that is hashed; shorter ones are attended to whole.
     """
 
     planes: HashPlanes
     settings: AnnCross
     ranks: Ranks | None = None
+    least: int = 0
 
     @classmethod
-    def of(cls, settings: AnnCross, d: int, device: torch.device, ranks: Ranks | None = None) -> PromptChoice:
+    def of(
+        cls, settings: AnnCross, d: int, device: torch.device, ranks: Ranks | None = None, least: int = 0
+    ) -> PromptChoice:
         """For heads of `d` channels."""
-        return cls(HashPlanes.of(d, settings.bits, device), settings, ranks)
+        return cls(HashPlanes.of(d, settings.bits, device), settings, ranks, least)
 
     def prepare(self, text: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Prompt:
         """Merge padding, once a prompt; waits for the device.
@@ -75,6 +82,9 @@ class PromptChoice:
             return Prompt((key, value), note=f"all {tokens} prompt tokens are attended to{why}")
         bias = merged_padding(text)
         differ = int(bias.isfinite().sum(1).max())
+        if differ > budget and tokens < self.least:
+            why = f"to choose among fewer than {self.least} takes longer than it saves, by estimate"
+            return Prompt((key, value), note=f"all {tokens} prompt tokens are attended to: {why}")
         if differ > budget:
             return Prompt((key, value, bias[:, None]), True, f"{budget} of {differ} prompt tokens in each head")
         first = (~bias.isfinite()).byte().argsort(dim=1, stable=True)[:, :budget]

@@ -137,8 +137,8 @@ class Methods:
         select: Light Forcing or nearest neighbours.
         flash: FlashBlock.
         cross: AnnCross.
-        break_even: density from which on a chunk runs dense, as that is as fast; None goes by the size of blocks, as
-            patterns do. Infinity runs the methods everywhere.
+        break_even: density from which on a chunk runs dense, as that is as fast; None estimates where choosing would
+            lose, as patterns do, and infinity runs the methods everywhere.
     """
 
     merge: TempCache | None = None

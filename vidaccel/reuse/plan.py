@@ -16,6 +16,9 @@ from .methods import CausalAnn, CausalLightForcing, Methods
 from .parts import Parts
 from .selection import FrameRule, frame_layout
 
+# To move a token costs as much as so many query-key pairs of dense attention: 480p and 720p, one H200.
+_MOVE = 1500
+
 
 class PlannedChunk(NamedTuple):
     """A chunk before it is made.
@@ -109,8 +112,8 @@ class ChunkPlanner:
                 density = kept * select.block / (dense_frames * self.slots)
         elif isinstance(select, CausalAnn) and (history or extra):
             blocks = -(-(len(history) * self.slots + extra) // select.block)
-            if select.density >= (least := self._break_even(select.block)):
-                note = _dense_note(select.density, least)
+            if why := self._ann_loses(select, own * self.slots, len(history) * self.slots + extra):
+                note = why
             else:
                 kept = max(1, round(select.density * blocks))
                 plan = plan._replace(ann_kept=kept)
@@ -148,6 +151,21 @@ class ChunkPlanner:
         seen = self._always.setdefault(len(always), torch.empty(len(always), dtype=torch.bool, device=self._device))
         seen.copy_(torch.tensor(always, dtype=torch.bool))
         return kept, FrameRule(kept, keep_frames, seen, before, per_frame), ""
+
+    def _ann_loses(self, select: CausalAnn, own: int, past: int) -> str:
+        """Why dense attention is as fast for so many own and past slots; empty where it is not."""
+        if self.methods.break_even is not None:
+            least = self.methods.break_even
+            return _dense_note(select.density, least) if select.density >= least else ""
+        pairs = own + select.density * past / break_even(select.block)
+        # Queries and keys are sorted, values and results follow them.
+        cost = (pairs + 2 * _MOVE * (own + past) / own) / (own + past)
+        if cost < 1:
+            return ""
+        return (
+            f"dense: sorting, and attention at density {select.density:.2f}, would take {cost:.2f} of a dense chunk's "
+            "time, by estimate"
+        )
 
     def _break_even(self, block: int) -> float:
         given = self.methods.break_even

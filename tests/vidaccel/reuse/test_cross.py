@@ -55,6 +55,16 @@ def test_a_padded_prompt_of_few_words_is_exact_and_not_hashed(words: tuple[int, 
     torch.testing.assert_close(attend_merged(q, *made.tensors), attention(q, key, value)[0], atol=1e-5, rtol=0)
 
 
+def test_a_prompt_that_is_too_short_to_pay_is_attended_to_whole() -> None:
+    text, key, value = prompt((18,))
+    for least in (TOKENS, TOKENS + 1):
+        chooser = PromptChoice.of(AnnCross(0.5, block=4), D, torch.device("cpu"), least=least)
+        made = chooser.prepare(text, key, value)
+        assert made.is_hashed == (least == TOKENS)
+    assert made.tensors == (key, value)
+    assert f"fewer than {TOKENS + 1} takes longer" in made.note
+
+
 def test_a_long_prompt_keeps_its_padding_and_what_the_queries_look_for() -> None:
     text, key, value = prompt((18,))
     made = choice(0.5).prepare(text, key, value)

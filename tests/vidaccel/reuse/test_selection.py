@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from vidaccel.kernels.attention import attention
+from vidaccel.reuse import CausalAnn, Methods
+from vidaccel.reuse.plan import ChunkPlanner
 from vidaccel.reuse.selection import FrameRule, HashPlanes, block_means, frame_layout, only_heads, rectangle, row_layout
+from vidaccel.streaming import Rollout
 
 
 @pytest.mark.parametrize(
@@ -104,3 +109,20 @@ def test_codes_of_neighbours_and_counts() -> None:
     assert (planes.affinity.diagonal() == 1).all()
     # In Gray order, codes next to each other differ in one bit.
     assert torch.allclose(planes.affinity.diagonal(1), torch.full((63,), 1 / 16))
+
+
+def test_sorting_must_be_worth_it() -> None:
+    """Measured on one H200 beside dense attention, window 12, density 0.3: 0.85 times as fast at 480p."""
+    rollout, device = Rollout(window=12, sink=3), torch.device("cpu")
+    found = {}
+    for size, grid in (("480p", (30, 52)), ("720p", (45, 80))):
+        for forced in (False, True):
+            methods = Methods.of([CausalAnn(0.3)], math.inf if forced else None)
+            found[size, forced] = ChunkPlanner(methods, rollout, grid, device).plan(30, 3, list(range(9)))
+    assert found["480p", False].density == 1
+    assert "by estimate" in found["480p", False].note
+    kept = found["480p", True].plan.ann_kept
+    assert kept == round(0.3 * math.ceil(9 * 1560 / 64))
+    for forced in (False, True):
+        assert found["720p", forced].plan.ann_kept == round(0.3 * math.ceil(9 * 3600 / 64))
+        assert not found["720p", forced].note
