@@ -2,8 +2,8 @@
 
     python -m samples.train.card --model samples/models/hunyuan-tiny --training build/hunyuan/training.json
 
-Numbers come from all `reports/*.json` in the model's folder but `repeat.json`, the few prompts that CI repeats.
-Everything else about a model is in this file.
+Numbers come from all `reports/*.json` in the model's folder but `repeat*.json`, the few prompts that CI repeats;
+tables of sweeps stand between marks, as `curves.py` makes them. Everything else is here and in `findings.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from samples.models import world
+from samples.train import curves
 from samples.train.curves import table
+from samples.train.findings import FOUND, LIMITS
 
 ABOUT = {
     "hunyuan-tiny": (
@@ -43,30 +45,19 @@ ABOUT = {
         "5 layers, 3 heads of 64, one token a latent place: 768 queries, at most 3,072 keys",
     ),
 }
-_IMPERFECT = (
-    "An imperfect sample, kept so that methods can be measured on joint attention: compare a method with the dense "
-    "clips of this model, not with `wan-tiny`, which has 123 of 128 such prompts right. {} The loss was still falling "
-    "when training ended: this is what minutes of training give, not what the model could learn."
-)
-LIMITS = {
-    "hunyuan-tiny": _IMPERFECT.format(
-        "Colours are always right and directions nearly so. Shapes are not: outlines are soft and change on the way, a "
-        "cross may be a blob, an object may appear late or twice, and a checkered background may bend."
-    ),
-    "cogvideox-tiny": _IMPERFECT.format(
-        "Colours are always right, shapes mostly, though a small circle may become a square, and a second object may "
-        "appear on the way. Directions are its weak side: about half of the objects glide elsewhere than told."
-    ),
-}
 _CURVES = """Not measured yet: what sparse attention and caches cost here. On a GPU, about five minutes each:
 
 ```
 R=samples/models/{name}/reports
-python -m samples.train.evaluate --model {name} --sweep attention --report $R/attention.json
-python -m samples.train.evaluate --model {name} --sweep caches --steps 50 --report $R/caches.json
+python -m samples.train.evaluate --model {name} --sweep attention --report $R/attention-h200.json
+python -m samples.train.evaluate --model {name} --sweep caches --report $R/caches-h200.json
 ```
 """
 REPEATED = "repeat"
+_CACHES = (
+    "A step counts as computed when the last layer attends. Rows than which another of the same kind is better in one "
+    "of the three numbers and no worse in the others are left out; all controls are shown:"
+)
 ASPECTS = ("colour", "shape", "direction", "speed", "texture", "camera")
 _STOCK = """import torch
 from diffusers import {pipeline}
@@ -105,8 +96,10 @@ def card(folder: Path, trainings: list[dict[str, Any]]) -> str:
     parts = f"Transformer: {shape}; {size:.2f} MiB. Autoencoder: that of `wan-tiny`, in whose folder its weights are."
     made = f"On {trainings[0]['device']}: {stages}. Commands and ideas: `samples/train/README.md`. Trained on "
     made += "procedurally drawn clips (CC0, `LICENSE-DATA`). Weights: Apache-2.0, as the repository."
-    files = [file for file in sorted((folder / "reports").glob("*.json")) if file.stem != REPEATED]
-    reports = [json.loads(file.read_text()) for file in files]
+    files = [file for file in sorted((folder / "reports").glob("*.json")) if not file.stem.startswith(REPEATED)]
+    reports = {file.stem: json.loads(file.read_text()) for file in files}
+    swept = {stem for stem, report in reports.items() if curves.is_sweep(report["cells"])}
+    single = chr(10).join(section(report) for stem, report in reports.items() if stem not in swept)
     about += (
         " It exists so that sparse attention and caching can be tried, tested and shown without a download or a GPU. It"
         " knows one toy world and nothing else: what it can be asked for is in the card of `wan-tiny`."
@@ -131,8 +124,8 @@ video = pipe(
 and `samples/models/checker.py` reads the answers off the frames. Intervals are of 95 %: Wilson's of a share, Agresti
 and Min's of a paired difference. `reports/` holds every number, with settings, versions and hardware.
 
-{chr(10).join(section(report) for report in reports) or "Not measured yet."}{limits(name, reports)}
-## How it was made, and licences
+{single or "Not measured yet."}{limits(name, list(reports.values()))}
+{"".join(sweep(name, stem, reports[stem]) for stem in sorted(swept))}## How it was made, and licences
 
 {textwrap.fill(made, 120)}
 """
@@ -153,12 +146,24 @@ def world_size() -> str:
     return f"{held} of {len(world.COLOURS) * len(world.SHAPES) * len(world.DIRECTIONS)}"
 
 
+def sweep(name: str, stem: str, report: dict[str, Any]) -> str:
+    """Return a sweep's tables with a line on how it was measured, and what is found in them."""
+    cells, steps = report["cells"], report["settings"]["num_inference_steps"]
+    sparse = any("attention" in cell for cell in cells.values())
+    first = round(report["settings"]["dense_steps"] * steps)
+    about = f"the first {first} of them dense, blocks of 64; " if sparse else ""
+    opening = f"{steps} steps, {about}{_measured(report)}. Dense has {cells['dense']['right']} right. "
+    opening += "How many are right, and PSNR to the dense clip:" if sparse else _CACHES
+    found = "\n".join(textwrap.fill(f"- {line}", 120, subsequent_indent="  ") for line in FOUND.get((name, stem), ()))
+    return (
+        f"### Under every {'pattern' if sparse else 'cache'}\n\n{textwrap.fill(opening, 120)}\n\n"
+        f"<!-- {stem} -->\n{curves.tables(cells)}<!-- end -->\n\n{found}\n\n"
+    )
+
+
 def section(report: dict[str, Any]) -> str:
     """Return a table of a report with a line on how it was measured."""
-    settings, cells = report["settings"], report["cells"]
-    device = report["device"].get("gpu") or report["device"]["cpu"]
-    measured = f"{settings['prompts']} prompts, seed {settings['seed']}, {device}, torch {report['versions']['torch']}"
-    measured += f", commit {report['commit']}"
+    settings, cells, measured = report["settings"], report["cells"], _measured(report)
     if "stretches" in cells["dense"]:
         swept = table(["", "density", *_columns(cells)], [_stretches(name, cell) for name, cell in cells.items()])
         return f"Right in each stretch of 40 frames, one after the other; {measured}.\n\n{swept}"
@@ -167,6 +172,13 @@ def section(report: dict[str, Any]) -> str:
     failed = "".join(f"Did not run: {name} ({cell['failed']}).\n" for name, cell in cells.items() if "failed" in cell)
     opening = f"{settings['num_inference_steps']} steps; {measured}. {_aspects(cells['dense'])}"
     return f"{textwrap.fill(opening, 120)}\n\n{table(header, rows)}{failed}"
+
+
+def _measured(report: dict[str, Any]) -> str:
+    """Say with what and where a report was measured."""
+    settings, device = report["settings"], report["device"].get("gpu") or report["device"]["cpu"]
+    measured = f"{settings['prompts']} prompts, seed {settings['seed']}, {device}, torch {report['versions']['torch']}"
+    return f"{measured}, commit {report['commit']}"
 
 
 def _aspects(dense: dict[str, Any]) -> str:

@@ -17,6 +17,8 @@ from samples.train.controls import CONTROLS
 
 Cells = dict[str, dict[str, Any]]
 _MARKED = re.compile(r"<!-- (?!end)(\S+) -->\n.*?<!-- end -->", re.DOTALL)
+MARGIN = (10.0, 3.0)
+"""Points of clips right, or decibels of PSNR to dense, that a pattern has to be ahead of a control."""
 _KINDS = {"control": ("random steps", "reuse", "fewer steps"), "rival": ("diffusers", "cache-dit")}
 
 
@@ -33,11 +35,19 @@ def filled(card: Path) -> str:
 
     def fill(found: re.Match[str]) -> str:
         report = json.loads((card.parent / "reports" / f"{found[1]}.json").read_text())
-        swept = [cell for cell in report["cells"].values() if "failed" not in cell]
-        table = attention(report["cells"]) if any("attention" in cell for cell in swept) else caches(report["cells"])
-        return f"<!-- {found[1]} -->\n{table}<!-- end -->"
+        return f"<!-- {found[1]} -->\n{tables(report['cells'])}<!-- end -->"
 
     return _MARKED.sub(fill, card.read_text())
+
+
+def is_sweep(cells: Cells) -> bool:
+    """Whether these are patterns, or caches."""
+    return any("attention" in cell or "cache" in cell for cell in cells.values())
+
+
+def tables(cells: Cells) -> str:
+    """Return the tables of a sweep."""
+    return f"{attention(cells)}\n{leads(cells)}" if _swept(cells) else caches(cells)
 
 
 def attention(cells: Cells) -> str:
@@ -59,19 +69,39 @@ def attention(cells: Cells) -> str:
     return table(header, lines)
 
 
+def leads(cells: Cells) -> str:
+    """Return by how much the best pattern of each density, and radial attention, are ahead of each control.
+
+    The best is that with the most clips right. Points are hundredths of all clips; a lead below both of `MARGIN` is
+    said to be too little: there a pattern is not told from one that should fail.
+    """
+    swept = {(cell["attention"], cell["density"]): cell for cell in _swept(cells)}
+    lines = []
+    for density in sorted({density for _, density in swept}, reverse=True):
+        ours = {name: cell for (name, at), cell in swept.items() if at == density and name not in CONTROLS}
+        best = max(ours, key=lambda name: (ours[name]["right"], ours[name]["psnr_to_dense"]))
+        for name in dict.fromkeys((best, "radial")):
+            controls = (swept.get((control, density)) for control in CONTROLS)
+            lines.append([str(density), name, *(_lead(ours.get(name), control) for control in controls)])
+    return table(["density", "pattern", *(f"ahead of {name}" for name in CONTROLS)], lines)
+
+
 def caches(cells: Cells) -> str:
-    """Return the rows that no other of their kind beats at once in steps, right clips and PSNR; and all controls."""
-    by_kind: dict[str, list[tuple[str, dict[str, Any]]]] = {"ours": [], "rival": [], "control": []}
+    """Return the rows that no other of their kind beats at once in steps, right clips and PSNR; and all controls.
+
+    Of rows with the same three numbers one is shown, and none that computed every step.
+    """
+    by_kind: dict[str, dict[tuple[float, int, float], str]] = {"ours": {}, "rival": {}, "control": {}}
     for name, cell in cells.items():
-        if "cache" in cell and "failed" not in cell:
+        if "cache" in cell and "failed" not in cell and cell["computed"] < 1:
             kind = next((kind for kind, heads in _KINDS.items() if cell["cache"].startswith(heads)), "ours")
-            by_kind[kind].append((name, cell))
+            by_kind[kind].setdefault((-cell["computed"], cell["right"], cell["psnr_to_dense"]), name)
     lines = []
     for kind, rows in by_kind.items():
-        for name, cell in sorted(rows, key=lambda row: (row[1]["computed"], -row[1]["psnr_to_dense"])):
-            if kind == "control" or not any(_beats(other, cell) for _, other in rows):
-                scores = [f"{cell['computed']:.2f}", str(cell["right"]), f"{cell['psnr_to_dense']:.1f}"]
-                lines.append([name if kind == "ours" else f"{kind}: {name}", *scores])
+        for scores in sorted(rows, key=lambda scores: (-scores[0], -scores[2])):
+            if kind == "control" or not any(_beats(other, scores) for other in rows):
+                name = rows[scores] if kind == "ours" else f"{kind}: {rows[scores]}"
+                lines.append([name, f"{-scores[0]:.2f}", str(scores[1]), f"{scores[2]:.1f}"])
     return table(["", "steps computed", "right", "PSNR, dB"], lines)
 
 
@@ -80,13 +110,25 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, ["---"] * len(header), *rows))
 
 
+def _swept(cells: Cells) -> list[dict[str, Any]]:
+    return [cell for cell in cells.values() if "attention" in cell and "failed" not in cell]
+
+
+def _lead(ours: dict[str, Any] | None, control: dict[str, Any] | None) -> str:
+    if ours is None or control is None:
+        return "not measured"
+    points = 100 * (ours["right"] - control["right"]) / ours["clips"]
+    decibel = ours["psnr_to_dense"] - control["psnr_to_dense"]
+    small = points < MARGIN[0] and decibel < MARGIN[1]
+    return f"{points:+.0f} points, {decibel:+.1f} dB{': too little' if small else ''}"
+
+
 def _cell(cell: dict[str, Any] | None) -> str:
     return f"{cell['right']}, {cell['psnr_to_dense']:.1f} dB" if cell and "failed" not in cell else "not measured"
 
 
-def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    mine, its = ((-cell["computed"], cell["right"], cell["psnr_to_dense"]) for cell in (one, other))
-    return mine != its and all(a >= b for a, b in zip(mine, its, strict=True))
+def _beats(one: tuple[float, int, float], other: tuple[float, int, float]) -> bool:
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
 
 
 if __name__ == "__main__":

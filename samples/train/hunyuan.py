@@ -36,6 +36,8 @@ from samples.train.parts import (
 INSTRUCTION = "<instruction>"
 CROP = int(DEFAULT_PROMPT_TEMPLATE["crop_start"])
 """Tokens of the stock template, which the pipeline cuts off the front of the text."""
+UNREAD = 2
+"""Last layers of the text encoder that run and that the pipeline does not read."""
 STRENGTHS = (1.0, 5.0)
 DEFAULTS = {
     "height": 256,
@@ -54,9 +56,9 @@ class Denoiser(nn.Module):
     def __init__(self, vocabulary: int, dual: int = 3, single: int = 4) -> None:
         super().__init__()
         # The pipeline reads the third hidden state from the end: two layers, and two more that nothing reads.
-        self.text_encoder = build_text_encoder(vocabulary, layers=4)
+        self.text_encoder = build_text_encoder(vocabulary, layers=2 + UNREAD)
         joint.copy_text_encoder(self.text_encoder)
-        for block in self.text_encoder.encoder.block[2:]:
+        for block in self.text_encoder.encoder.block[-UNREAD:]:
             for parameter in block.parameters():
                 nn.init.zeros_(parameter)
         self.text_encoder_2 = build_pooled_encoder(vocabulary).requires_grad_(False)
@@ -165,7 +167,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--packed", action="store_true", help="attend without a mask, on a GPU; see packed.py")
     args = parser.parse_args(words)
     if args.export:
-        joint.write(assemble(args.out / "ema.safetensors"), args.export, DEFAULTS)
+        joint.write(assemble(args.out / "ema.safetensors"), args.export, DEFAULTS, UNREAD)
     else:
         train(args)
 

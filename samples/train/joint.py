@@ -94,14 +94,14 @@ def copy_text_encoder(target: UMT5EncoderModel) -> None:
             own[name][: len(value)] = value
 
 
-def write(pipe: DiffusionPipeline, folder: Path, defaults: dict[str, Any]) -> None:
-    """Write the pipeline in bf16 without the autoencoder's weights, its `defaults.json` and the licence of the data."""
+def write(pipe: DiffusionPipeline, folder: Path, defaults: dict[str, Any], unread: int = 0) -> None:
+    """Write the pipeline in bf16, less what `leave_out` leaves out, its `defaults.json` and the licence of the data."""
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval().to(torch.bfloat16)
     folder.mkdir(parents=True, exist_ok=True)
     pipe.save_pretrained(folder, safe_serialization=True)
-    leave_out(folder)
+    leave_out(folder, unread)
     (folder / "defaults.json").write_text(json.dumps(defaults, indent=2) + "\n")
     (folder / "LICENSE-DATA").write_text((path("wan-tiny") / "LICENSE-DATA").read_text())
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

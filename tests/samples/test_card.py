@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from samples.models import path
 from samples.train import card, cells, curves
 from samples.train.record import Record
@@ -45,12 +47,36 @@ def test_a_swept_model_no_longer_lists_its_sweeps_as_missing() -> None:
     assert not card.limits("wan-causal-tiny", [dense])
 
 
-def test_the_tables_of_wan_tiny_are_those_of_its_reports() -> None:
-    readme = path("wan-tiny") / "README.md"
-    text = curves.filled(readme)
-    assert readme.read_text() == text
+@pytest.mark.parametrize("name", ["wan-tiny", "hunyuan-tiny", "cogvideox-tiny"])
+def test_the_tables_of_a_card_are_those_of_its_reports(name: str) -> None:
+    readme = path(name) / "README.md"
+    assert curves.filled(readme) == readme.read_text()
+
+
+def test_the_tables_of_wan_tiny_hold_every_kind_of_row() -> None:
+    text = (path("wan-tiny") / "README.md").read_text()
     assert "| light-forcing | 117, 26.0 dB | 112, 23.6 dB | 90, 21.5 dB | 38, 19.6 dB |" in text
     assert "| rival: cache-dit threshold 0.24 | 0.25 | 119 | 31.9 |" in text
+
+
+def test_a_pattern_has_to_be_ahead_of_each_control_in_clips_or_in_decibels() -> None:
+    def cell(name: str, right: int, psnr: float) -> dict[str, object]:
+        return {"attention": name, "density": 0.5, "right": right, "psnr_to_dense": psnr, "clips": 100}
+
+    found = cell("topk", 60, 25.0), cell("radial", 55, 24.0), cell("random", 50, 21.5), cell("first-frame", 45, 20.0)
+    broken = {"attention": "ann", "density": 0.5, "failed": "ValueError: no"}
+    text = curves.leads({str(cell["attention"]): cell for cell in (*found, broken)})
+    assert "| 0.5 | topk | +10 points, +3.5 dB | +15 points, +5.0 dB |" in text
+    assert "| 0.5 | radial | +5 points, +2.5 dB: too little | +10 points, +4.0 dB |" in text
+
+
+@pytest.mark.parametrize("name", ["hunyuan-tiny", "cogvideox-tiny"])
+def test_the_controls_fail_against_the_best_pattern_at_every_density(name: str) -> None:
+    """Or the sample would have to be made harder."""
+    cells = json.loads((path(name) / "reports" / "attention-h200.json").read_text())["cells"]
+    best = [line for line in curves.leads(cells).splitlines()[2:] if "radial" not in line]
+    assert len(best) == 4
+    assert not any("too little" in line for line in best)
 
 
 def test_a_table_of_caches_keeps_what_nothing_of_its_kind_beats() -> None:
@@ -63,4 +89,5 @@ def test_a_table_of_caches_keeps_what_nothing_of_its_kind_beats() -> None:
     broken = ("easycache 0.1", {"cache": "easycache", "failed": "ValueError: no"})
     text = curves.caches(dict((*kept, *lost, *controls, broken)))
     shown = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
+    assert "| 1.00 |" not in curves.caches(dict([row("teacache", 1.0, 9, 100.0)])), "nothing was cached"
     assert shown == ["teacache 0.2", "teacache 0.4", "rival: cache-dit 0.5", "control: reuse 0.5", "control: reuse 0.6"]

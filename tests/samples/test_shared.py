@@ -1,4 +1,4 @@
-"""Samples that leave their autoencoder to wan-tiny: complete for who asks for the shared part, refused otherwise."""
+"""Samples that leave parts out of their folders: complete for who asks for these parts, refused otherwise."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import CogVideoXPipeline
+from transformers import UMT5EncoderModel
 
-from samples.models.shared import autoencoder, shared_parts
-from samples.train import cogvideox, joint, parts
+from samples.models import path
+from samples.models.shared import autoencoder, leave_out, shared_parts, text_encoder
+from samples.train import cogvideox, hunyuan, joint, parts
 from vidaccel.render import RenderJob, find, open_pipeline, render
 
 
@@ -57,3 +59,36 @@ def test_it_renders_from_the_command_lines_own_opening(folder: Path) -> None:
     assert job.guidance_scale == cogvideox.DEFAULTS["guidance_scale"]
     frames = render(open_pipeline(job, model), job).frames
     assert tuple(frames.shape) == (5, 64, 64, 3)
+
+
+def test_layers_that_nothing_reads_are_made_and_not_stored(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = parts.build_text_encoder(20, layers=3).eval()
+    for parameter in encoder.encoder.block[1:].parameters():
+        torch.nn.init.zeros_(parameter)
+    encoder.save_pretrained(tmp_path / "text_encoder")
+    (tmp_path / "vae").mkdir()
+    for name in ("model_index.json", "vae/config.json"):
+        (tmp_path / name).write_text("{}")
+    file = tmp_path / "text_encoder" / "model.safetensors"
+    before = file.stat().st_size
+    leave_out(tmp_path, unread=2)
+    assert file.stat().st_size < 0.6 * before
+    assert json.loads((tmp_path / "model_index.json").read_text())["text_encoder"] == [None, None]
+    again = text_encoder(tmp_path)
+    assert again.config.num_layers == 3
+    ids = torch.arange(3, 9)[None]
+    states = [one(ids, output_hidden_states=True).hidden_states for one in (encoder, again)]
+    assert all(torch.equal(*pair) for pair in zip(*states, strict=True))
+
+
+@pytest.mark.parametrize("name", ["hunyuan-tiny", "cogvideox-tiny"])
+def test_a_sample_fits_into_six_mebibytes_with_its_reports(name: str) -> None:
+    assert sum(file.stat().st_size for file in path(name).rglob("*") if file.is_file()) <= 6 * 2**20
+
+
+def test_hunyuan_tiny_reads_the_last_layer_that_it_stores() -> None:
+    encoder = shared_parts(path("hunyuan-tiny"))["text_encoder"]
+    assert isinstance(encoder, UMT5EncoderModel)
+    unread = [block.layer[0].SelfAttention.q.weight.abs().max().item() for block in encoder.encoder.block]
+    assert [largest == 0 for largest in unread] == [False, False] + hunyuan.UNREAD * [True]
