@@ -140,6 +140,21 @@ KINDS: Mapping[str, tuple[Mapping[str, tuple[object, ...]], Columns]] = {
             "held, GiB": _number("cache_bytes", 2, 2.0**-30),
         },
     ),
+    "streams": (
+        {},
+        {
+            "size": lambda row: f"{row['height']}x{row['width']}, window of {row['rollout']['window']}",
+            "method": lambda row: f"{row['rival']}{', compiled' if row['compiled'] else ''}",
+            "frames a second": _number("fps", 1),
+            "decoded too": _number("fps_with_vae", 1),
+            "a chunk, ms": _number("chunk_ms", 0),
+            "times faster": _number("speedup"),
+            "attention, ms a layer": _number("attention_ms"),
+            "attention, times faster": _number("attention_speedup"),
+            "first chunks, ms": _number("first_ms", 0),
+            "last chunks, ms": _number("last_ms", 0),
+        },
+    ),
     "trajectories": (
         {"kind": ("trajectory",)},
         {

@@ -71,6 +71,11 @@ def test_kernel_records_make_tables() -> None:
     assert "| 4,608 x 8 x 64 |" in made
 
 
+def test_causal_records_make_tables() -> None:
+    made = tables.table("pipelines/bench/results/causal-wan-1.3b-480p-compiled-h200.json streams", ROOT)
+    assert made.splitlines()[2].startswith("| 480x832, window of 12 | dense, compiled | 41.7 | 288 | 1.00 |")
+
+
 PAGES = [path for path in ROOT.glob("**/*.md") if not path.relative_to(ROOT).parts[0].startswith(".")]
 
 
