@@ -99,7 +99,7 @@ def render(
 
 
 def _recipes(recipe: str | None, attention: str | None, density: str, cache: str | None) -> dict[str, Any]:
-    """Recipes by the names that tables give them."""
+    """Recipes by the names that tables give them. A pattern that is named runs, even where dense would be faster."""
     from ..api import DEFAULT_SCHEDULE
     from ..recipe import Recipe, pattern_from, policy_from
     from .bench_model import densities
@@ -107,7 +107,8 @@ def _recipes(recipe: str | None, attention: str | None, density: str, cache: str
     found = {Path(name).stem: Recipe.load(name) for name in (recipe.split(",") if recipe else ())}
     for name in attention.split(",") if attention else ():
         for each in densities(density):
-            found[f"{name} {each:g}"] = Recipe(pattern_from(name), each, DEFAULT_SCHEDULE)
+            schedule = replace(DEFAULT_SCHEDULE, even_if_slower=True)
+            found[f"{name} {each:g}"] = Recipe(pattern_from(name), each, schedule)
     for name in cache.split(",") if cache else ():
         found[name] = Recipe(cache=policy_from(name))
     return found
