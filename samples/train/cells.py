@@ -17,12 +17,13 @@ from samples.train import rivals
 from samples.train.controls import CONTROLS
 from vidaccel.caching import CGTaylor, EasyCache, FirstBlock, MagCache, Replay, TaylorSeer, TeaCache
 from vidaccel.caching.policy import CachePolicy
-from vidaccel.patterns import PATTERNS, Pattern
+from vidaccel.patterns import PATTERNS, FlashBlock, Pattern
 from vidaccel.schedule import Schedule
 
 DENSITIES = (0.35, 0.15, 0.25, 0.5)
 """In the order in which a budget that runs out matters least."""
-SINGLE = ("ann", "freeswim", "light-forcing", "neighborhood", "pyramid", "radial", "sliding-window", "svg", "topk")
+SINGLE = ("ann", "freeswim", "light-forcing", "neighborhood", "pyramid", "radial", "sliding-window", "svg")
+SINGLE += ("tempcache", "topk")
 BLOCK = 64
 """Tokens a block: the smallest of the GPU kernels, for a small grid."""
 NEWTON = CGTaylor(form="newton")
@@ -130,10 +131,16 @@ def attention_cells(dense_steps: float) -> list[Cell]:
     schedule = Schedule(dense_steps=dense_steps, even_if_slower=True)
     patterns: dict[str, Pattern] = {name: replace(PATTERNS[name](), block=BLOCK) for name in SINGLE}
     patterns |= {name: replace(control, block=BLOCK) for name, control in CONTROLS.items()}
+    # Half of what it may spend goes into calls that see everything; 0.15 leaves less than top-k must keep.
+    late = {
+        density: {"flashblock": FlashBlock({"name": "topk", "block": BLOCK}, round(2 / density))}
+        for density in DENSITIES
+        if density > 0.2
+    }
     return [
         Cell(f"{name} {density}", {"attention": name, "density": density}, _sparse(pattern, density, schedule))
         for density in DENSITIES
-        for name, pattern in patterns.items()
+        for name, pattern in (patterns | late.get(density, {})).items()
     ]
 
 
