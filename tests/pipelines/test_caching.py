@@ -301,6 +301,22 @@ def test_the_output_is_forecast_where_asked(wan: Any, render: Any) -> None:
     assert run.report().summary["cache_bytes"] == 2 * seen[0].nbytes
 
 
+def test_a_forecast_ends_at_its_reach(wan: Any, render: Any) -> None:
+    seen: list[torch.Tensor] = []
+    with vidaccel.accelerate(wan, cache=Replay(computed=(0, 2, 6), reach=0.5, site="output")) as run:
+        hook = wan.transformer.register_forward_hook(lambda _, inputs, out: seen.append(out[0]))
+        render(wan, guidance_scale=1.0)
+        hook.remove()
+    assert forecast_steps(run) == [1, 3, 4, 5, 7, 8, 9, 10, 11]
+    torch.testing.assert_close(seen[3], 1.5 * seen[2] - 0.5 * seen[0])
+    assert torch.equal(seen[4], seen[3])
+    torch.testing.assert_close(seen[7], seen[6] + (seen[6] - seen[2]) / 4)
+    torch.testing.assert_close(seen[11], 1.5 * seen[6] - 0.5 * seen[2])
+    with vidaccel.accelerate(wan, cache=CGTaylor(threshold=0.05, warmup=2, reach=0.5)) as run:
+        assert torch.equal(render(wan), render(wan))
+    assert forecast_steps(run)
+
+
 def test_a_limit_of_memory_stops_before_anything_is_held(wan: Any, render: Any) -> None:
     with (
         vidaccel.accelerate(wan, cache=CGTaylor(max_gib=1e-4)),
