@@ -99,8 +99,18 @@ class FlashAttention3(OverVideo):
     """
 
     def __init__(self, flash: Callable[..., Any], tokens: int, padded: bool) -> None:
-        # Looked up at each call, so that `pieces` can watch it.
-        super().__init__(lambda *qkv: flash3_attention(flash, *qkv), "FlashAttention 3", tokens, padded, cross=True)
+        if flash not in _PACKAGES:
+            _PACKAGES.append(flash)
+        number = _PACKAGES.index(flash)
+
+        def attend(*inputs: Any) -> torch.Tensor:
+            # Compilers cannot look into every package; looked up at each call, so that `pieces` can watch it.
+            return opaque(*inputs, number) if torch.compiler.is_compiling() else flash3_attention(flash, *inputs)
+
+        super().__init__(attend, "FlashAttention 3", tokens, padded, cross=True)
+
+
+_PACKAGES: list[Callable[..., Any]] = []
 
 
 def flash3_attention(
@@ -110,3 +120,16 @@ def flash3_attention(
     out = flash(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), softmax_scale=scale)
     result: torch.Tensor = out[0] if isinstance(out, tuple) else out
     return result.transpose(1, 2)
+
+
+@torch.library.custom_op("vidaccel::dense_flash3", mutates_args=())
+def opaque(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, number: int
+) -> torch.Tensor:
+    """`flash3_attention` as one call of a compiled graph; `number` is the package's in `_PACKAGES`."""
+    return flash3_attention(_PACKAGES[number], query, key, value, scale)
+
+
+@opaque.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, number: int) -> torch.Tensor:
+    return query.transpose(1, 2).new_empty(query.transpose(1, 2).shape).transpose(1, 2)

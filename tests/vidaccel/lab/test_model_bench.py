@@ -207,3 +207,21 @@ def test_flash3_serves_the_video_and_refuses_masks(wan_model: RealModel, size_of
     query = torch.randn(1, 2, 64, 32)
     with FlashAttention3(flash, 64, True), pytest.raises(BackendError, match="no mask"):
         torch.nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=torch.ones(64, 64))
+
+
+def test_flash3_is_one_call_of_a_compiled_graph() -> None:
+    """Its package holds what a compiler cannot look into, here a break of the graph."""
+
+    def flash(q: Any, k: Any, v: Any, softmax_scale: float | None = None) -> Any:
+        torch._dynamo.graph_break()
+        scores = torch.einsum("blhd,bmhd->bhlm", q, k) * (softmax_scale or q.shape[-1] ** -0.5)
+        return torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), v).contiguous()
+
+    def attend(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(x, x.sin(), x.cos()) + 1
+
+    x = torch.randn(1, 2, 64, 16)
+    expected = attend(x)
+    with torch.no_grad(), FlashAttention3(flash, 64, False):
+        found = torch.compile(attend, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(found, expected)
