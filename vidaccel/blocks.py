@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 
 from .errors import MaskError
 from .grid import TokenLayout
-
-
-class Window(NamedTuple):
-    """Decides partial blocks token by token: key k is kept for query q iff lo[q] <= pos[k] < hi[q] on every axis.
-
-    Attributes:
-        lo: (slots, axes) int32, first kept position of each query.
-        hi: (slots, axes) int32, one past the last kept position of each query.
-        pos: (slots, axes) int32, position of each key.
-    """
-
-    lo: torch.Tensor
-    hi: torch.Tensor
-    pos: torch.Tensor
-
-    def kept(self) -> torch.Tensor:
-        """(slots, slots) bool: the window of every query, spelled out."""
-        inside = (self.lo[:, None] <= self.pos[None]) & (self.pos[None] < self.hi[:, None])
-        return inside.all(-1)
+from .window import Window as Window
+from .window import pairs_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +121,7 @@ class BlockMask:
         keys = self.video_lengths().double()
         kept = float(((kinds == 2).double() @ keys @ length).sum())
         if self.window is not None and bool((partial := kinds == 1).any()):
-            kept += pairs_in(self.window, self.layout, partial.sum(0))
+            kept += pairs_in(self.window, self.layout.q_len[:n], self.layout.block, partial.sum(0))
         return kept / (self.heads * self.layout.grid.tokens**2)
 
     @cached_property
@@ -202,85 +184,3 @@ class BlockMask:
         """(h, tokens, tokens) bool in model order: what a dense attention would be given as its mask."""
         slot = self.layout.slot_of
         return self.to_slots()[:, slot][:, :, slot]
-
-
-def pairs_in(window: Window, layout: TokenLayout, times: torch.Tensor) -> int:
-    """How many pairs a window keeps in some blocks.
-
-    Where the keys of every block fill a box, as in tile order, the number of keys that a query keeps is a product over
-    axes, and each factor depends on its interval alone: no pair is looked at.
-
-    Args:
-        window: the token-wise rule.
-        layout: the order of the blocks.
-        times: (video blocks, video blocks) int64, how often each block counts.
-    """
-    n, block = times.shape[0], layout.block
-    length = layout.q_len[:n].long()
-    queries = [slice(row * block, row * block + many) for row, many in enumerate(length.tolist())]
-    boxes = _Boxes.of(window, length, block)
-    total = 0
-    if boxes is not None:
-        for row in times.any(1).nonzero()[:, 0].tolist():
-            keys = times[row].nonzero()[:, 0]
-            total += int((boxes.kept(queries[row], keys) * times[row, keys]).sum())
-        return total
-    for row, column in times.nonzero().tolist():
-        query, key = queries[row], queries[column]
-        inside = Window(window.lo[query], window.hi[query], window.pos[key]).kept()
-        total += int(times[row, column]) * int(inside.sum())
-    return total
-
-
-class _Boxes(NamedTuple):
-    """Key blocks that are boxes: every combination of the positions on each axis stands in them equally often.
-
-    Attributes:
-        inside: for each axis, (intervals, blocks) float32, how many positions of each block lie in each interval.
-        interval: for each axis, (slots,) int64, the interval of each query.
-        often: (blocks,) int64, how often every combination stands in the block.
-    """
-
-    inside: list[torch.Tensor]
-    interval: list[torch.Tensor]
-    often: torch.Tensor
-
-    @classmethod
-    def of(cls, window: Window, length: torch.Tensor, block: int) -> _Boxes | None:
-        """Look at the first `len(length)` blocks; None where one of them is no box."""
-        n, slots = len(length), window.pos.shape[0]
-        slot = torch.arange(n * block, device=length.device).view(n, block)
-        filled = slot % block < length[:, None]
-        lo, hi, pos = (side.long() for side in window)
-        low, high = int(pos.min()), int(pos.max()) + 1
-        size = high - low
-        boxes = cls([], [], length)
-        code = torch.zeros_like(slot)
-        combinations = torch.ones_like(length)
-        for axis in range(pos.shape[1]):
-            key = pos[slot.clamp(max=slots - 1), axis] - low
-            code = code * size + key
-            there = torch.zeros(n, size + 1, dtype=torch.int64, device=length.device)
-            there.scatter_(1, torch.where(filled, key, size), 1)[:, size] = 0
-            combinations *= there.sum(1)
-            before = torch.nn.functional.pad(there.cumsum(1), (1, 0))
-            begin, end = ((side[:, axis] - low).clamp(0, size) for side in (lo, hi))
-            interval, name = torch.unique(begin * (size + 1) + end, return_inverse=True)
-            begin, end = interval // (size + 1), interval % (size + 1)
-            boxes.inside.append((before[:, end] - before[:, begin]).clamp(min=0).T.float())
-            boxes.interval.append(name)
-        often = length // combinations
-        # Sorted, a box is runs of `often` equal codes.
-        code = torch.where(filled, code, size ** pos.shape[1]).sort(dim=1).values
-        place = slot % block
-        start = code.gather(1, place - place % often.clamp(min=1)[:, None])
-        even = bool(((code == start) | ~filled).all()) and bool((often * combinations == length).all())
-        runs = ((code.diff(dim=1) != 0) & filled[:, 1:]).sum(1) + 1
-        return boxes._replace(often=often) if even and bool((runs == combinations).all()) else None
-
-    def kept(self, queries: slice, keys: torch.Tensor) -> torch.Tensor:
-        """(blocks,) int64: pairs that some queries keep in each of some blocks."""
-        first, *others = (table[:, keys][name[queries]] for table, name in zip(self.inside, self.interval, strict=True))
-        for factor in others:
-            first *= factor
-        return first.sum(0).long() * self.often[keys]

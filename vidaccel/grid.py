@@ -11,16 +11,15 @@ A slot that no token fills is a hole: whatever stands there is never read by a k
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
+from . import order as orders
 from .errors import LayoutError
+from .order import choose_tile as choose_tile
 
 BLOCK_SIZES = (16, 32, 64, 128)
 
@@ -72,7 +71,7 @@ class TokenLayout:
         text: text tokens beside them (joint attention), 0 elsewhere.
         block: slots in a block, one of 16, 32, 64, 128 (GPU kernels are tuned for 64 and 128).
         tile: tokens of one block along (t, y, x), or None for raster order. The last tile of an axis is
-            clipped where the tile does not divide it.
+            clipped where the tile does not divide it. A last side of 0: blocks are cut from rods, see `order`.
         fold: tiles along an axis gather tokens `fold` apart: those with the same remainder by it come first to last,
             then those with the next remainder. (1, 1, 1) is the usual order; dilated windows use others.
         order: (slots,) int64, the model-order index of the token in each slot; holes hold 0.
@@ -113,7 +112,8 @@ class TokenLayout:
             grid: (t, y, x) latent tokens.
             text: text tokens of a joint attention.
             block: slots in a block.
-            tile: shape of the box of tokens that makes one block; None keeps raster order.
+            tile: shape of the box of tokens that makes one block, or (t, y, 0) for blocks cut from rods of this
+                cross-section; None keeps raster order.
             text_first: the model holds [text | video] (CogVideoX) rather than [video | text].
             fold: along each axis, how far apart the neighbours inside a tile are; needs a tile.
 
@@ -134,10 +134,10 @@ class TokenLayout:
             raise LayoutError(
                 f"a fold of {fold} was asked for; on a {grid} grid it lies in 1..axis, and needs a tile, not {tile}"
             )
-        order, lengths = _raster(grid, block) if tile is None else _tiled(grid, block, tile, fold)
+        order, lengths = orders.raster(grid, block) if tile is None else orders.tiled(grid, block, tile, fold)
         if text:
             holes = len(lengths) * block - len(order)
-            text_order, text_lengths = _raster(VideoGrid(1, 1, text), block)
+            text_order, text_lengths = orders.raster((1, 1, text), block)
             order = torch.cat([order, order.new_zeros(holes), text_order + grid.tokens])
             lengths = torch.cat([lengths, text_lengths])
         slots = torch.arange(len(order))
@@ -164,6 +164,11 @@ class TokenLayout:
         start = torch.arange(self.blocks - self.video_blocks, device=self.device) * self.block
         lengths[:, self.video_blocks :] = (valid.to(self.device)[:, None] - start).clamp(0, self.block).int()
         return replace(self, k_len=lengths)
+
+    @property
+    def is_boxes(self) -> bool:
+        """Every video block is a box of tokens."""
+        return self.tile is not None and self.tile[2] > 0
 
     @property
     def device(self) -> torch.device:
@@ -223,60 +228,3 @@ class TokenLayout:
     def to_model(self, x: torch.Tensor) -> torch.Tensor:
         """(b, slots, ...) in kernel order -> (b, tokens, ...) in model order."""
         return x if self.is_identity else x.index_select(1, self.slot_of)
-
-
-def choose_tile(grid: VideoGrid, block: int) -> tuple[int, int, int]:
-    """A compact box of at most `block` tokens, one that divides the grid where that costs little.
-
-    The cost of a tile is the number of tile pairs that a cube of radius 4 around every token touches: few tiles, and
-    none of them long and thin.
-    """
-    radius = 4
-
-    def cost(tile: tuple[int, int, int]) -> float:
-        return math.prod(
-            -(-length // side) * (side + 2 * radius) / side for length, side in zip(grid, tile, strict=True)
-        )
-
-    best = min(_tiles(grid, block), key=cost)
-    dividing = [t for t in _tiles(grid, block) if all(length % side == 0 for length, side in zip(grid, t, strict=True))]
-    neat = min(dividing, key=cost)
-    return neat if cost(neat) <= 1.1 * cost(best) else best
-
-
-def _tiles(grid: VideoGrid, block: int) -> Iterator[tuple[int, int, int]]:
-    for t, y in itertools.product(range(1, grid.t + 1), range(1, grid.y + 1)):
-        yield from ((t, y, x) for x in range(1, min(grid.x, block // (t * y)) + 1))
-
-
-def _raster(grid: VideoGrid, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Raster order; only the last block can be short."""
-    start = torch.arange(-(-grid.tokens // block)) * block
-    return torch.arange(grid.tokens), (grid.tokens - start).clamp(max=block).int()
-
-
-def folded(length: int, fold: int) -> torch.Tensor:
-    """(length,) int64: the coordinates of an axis, those with the same remainder by `fold` side by side."""
-    return torch.cat([torch.arange(remainder, length, fold) for remainder in range(fold)])
-
-
-def _tiled(
-    grid: VideoGrid, block: int, tile: tuple[int, int, int], fold: tuple[int, int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One tile a block, tiles and the tokens in them in raster order, each packed from its block's front."""
-    if min(tile) < 1 or math.prod(tile) > block:
-        raise LayoutError(
-            f"a tile of {tile} tokens was asked for in blocks of {block}; its product must lie in 1..{block}"
-        )
-    raster = torch.arange(grid.tokens).view(grid)
-    for axis, apart in enumerate(fold):
-        raster = raster.index_select(axis, folded(grid[axis], apart))
-    counts = [-(-length // side) for length, side in zip(grid, tile, strict=True)]
-    order = torch.zeros(math.prod(counts), block, dtype=torch.int64)
-    lengths = torch.zeros(math.prod(counts), dtype=torch.int32)
-    for n, (i, j, k) in enumerate(itertools.product(*map(range, counts))):
-        t, y, x = tile
-        box = raster[i * t : (i + 1) * t, j * y : (j + 1) * y, k * x : (k + 1) * x].flatten()
-        order[n, : len(box)] = box
-        lengths[n] = len(box)
-    return order.flatten(), lengths

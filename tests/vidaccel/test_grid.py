@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vidaccel.errors import LayoutError
 from vidaccel.grid import BLOCK_SIZES, TokenLayout, VideoGrid, choose_tile
+from vidaccel.order import fullest
 
 
 @st.composite
@@ -19,7 +20,7 @@ def layouts(draw: st.DrawFn) -> TokenLayout:
     block = draw(st.sampled_from([16, 32, 64]))
     grid = draw(st.tuples(st.integers(1, 6), st.integers(1, 8), st.integers(1, 8)))
     text = draw(st.one_of(st.just(0), st.integers(1, 80)))
-    tile = draw(st.sampled_from([None, (1, 4, 4), (2, 2, 4), (3, 5, 1), (2, 3, 2)]))
+    tile = draw(st.sampled_from([None, (1, 4, 4), (2, 2, 4), (3, 5, 1), (2, 3, 2), (1, 3, 0), (2, 2, 0)]))
     return TokenLayout.of(grid, text, block, tile, text_first=draw(st.booleans()))
 
 
@@ -70,7 +71,7 @@ def test_positions(layout):
 @settings(max_examples=40, deadline=None)
 @given(layouts())
 def test_a_tile_is_a_box(layout):
-    if layout.tile is None:
+    if not layout.is_boxes:
         return
     for n in range(layout.video_blocks):
         position = layout.positions[n * layout.block :][: int(layout.q_len[n])]
@@ -78,6 +79,40 @@ def test_a_tile_is_a_box(layout):
         assert len(position) == (high - low + 1).prod()
         assert bool((low % torch.tensor(layout.tile) == 0).all())
         assert bool((high - low < torch.tensor(layout.tile)).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 6), st.integers(1, 12), st.integers(1, 12)),
+    st.sampled_from([(1, 1, 0), (1, 4, 0), (2, 3, 0), (4, 4, 0)]),
+)
+def test_rods_leave_no_holes_and_keep_neighbours_together(grid, tile):
+    layout = TokenLayout.of(grid, block=16, tile=tile)
+    assert layout.q_len[:-1].eq(16).all()
+    step = layout.positions[layout.filled].diff(dim=0).abs()
+    if tile[0] == 1:
+        # Within a rod each token is beside the one before.
+        assert int((step.sum(1) > 1).sum()) < grid[0] * -(-grid[1] // tile[1])
+    assert bool((step[:, 2] <= 1).all())
+    assert bool((step[:, :2] <= 2 * torch.tensor(tile[:2])).all())
+
+
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize(
+    "grid", [(13, 30, 45), (11, 48, 85), (21, 30, 52), (21, 45, 80), (33, 45, 80), (31, 45, 80), (9, 16, 16)], ids=str
+)
+def test_real_grids_fill_their_blocks(grid, flat, block):
+    """13x30x45 fills 0.99 of the pairs, where boxes of one frame fill 0.77, and 45 rows 1.00 instead of 0.88."""
+    tile = fullest(grid, block, flat)
+    layout = TokenLayout.of(grid, block=block, tile=tile)
+    assert (math.prod(grid) / layout.slots) ** 2 > 0.96
+    assert not flat or tile[0] == 1
+    position = layout.positions.view(-1, block, 3)
+    # Blocks are compact: on average hardly longer than a cube or square of as many tokens.
+    held = layout.filled.view(-1, block, 1)
+    far = torch.where(held, position, position[:, :1]).amax(1) - torch.where(held, position, position[:, :1]).amin(1)
+    assert float(far.double().mean(0)[1:].max()) < 2.5 * block**0.5
 
 
 def test_clipped_tiles_are_packed_from_the_front():
@@ -149,6 +184,8 @@ def test_another_tile_keeps_text_and_its_valid_part():
         ({"grid": (1, 4, 4), "block": 48}, "possible: 16, 32, 64, 128"),
         ({"grid": (1, 4, 4), "block": 16, "tile": (1, 4, 5)}, r"product must lie in 1\.\.16"),
         ({"grid": (1, 4, 4), "block": 16, "tile": (0, 4, 4)}, r"product must lie in 1\.\.16"),
+        ({"grid": (1, 4, 4), "block": 16, "tile": (3, 6, 0)}, r"product must lie in 1\.\.16"),
+        ({"grid": (2, 4, 4), "block": 16, "tile": (1, 4, 0), "fold": (1, 2, 1)}, "fold boxes"),
     ],
 )
 def test_errors(arguments, message):

@@ -330,9 +330,9 @@ def test_ranked_sink_larger_than_the_budget():
 
 @pytest.mark.parametrize(
     ("grid", "tile"),
-    [((21, 45, 80), (1, 15, 8)), ((21, 30, 52), (1, 30, 4)), ((6, 6, 6), (3, 6, 6)), ((8, 8, 8), (4, 4, 8))],
+    [((21, 45, 80), (1, 12, 0)), ((21, 30, 52), (1, 10, 0)), ((9, 16, 16), (1, 8, 16)), ((8, 8, 8), (1, 8, 0))],
 )
-def test_ranked_sink_is_one_frame_thick_where_that_is_cheap(grid, tile):
+def test_ranked_sink_is_one_frame_thick(grid, tile):
     assert ranked_layout(TokenLayout.of(grid), sink=True).tile == tile
 
 
@@ -370,9 +370,9 @@ def test_fit_of_the_decay():
         ((33, 45, 80), 0.95, HUNYUAN),
         ((30, 48, 80), 0.95, HUNYUAN),
     ]
-    table = torch.tensor([disagreement(*case, [SPACE_DECAY, SPACE_DECAY / 3, SPACE_DECAY * 2]) for case in cases])
+    table = torch.tensor([disagreement(*case, [SPACE_DECAY, SPACE_DECAY / 3, SPACE_DECAY * 8 / 3]) for case in cases])
     fitted, narrower, wider = table.mean(0).tolist()
-    assert fitted == pytest.approx(0.359, abs=0.003)
+    assert fitted == pytest.approx(0.362, abs=0.003)
     assert fitted < narrower < wider
 
 

@@ -9,6 +9,7 @@ from statistics import fmean
 from ..errors import BackendError
 from ..kernels import backends
 from ..kernels.attention import choose
+from ..order import described
 from ..patterns import Plan
 from ..schedule import DENSE, Schedule, Step
 from .explain import Atlas
@@ -42,7 +43,7 @@ def _plan(name: str, plans: Sequence[Plan]) -> list[str]:
         "left the density to its own parameters" if plan.requested is None else f"was asked for {plan.requested:.3g}"
     )
     text = f"{name} {asked} and keeps {fmean(p.delivered for p in plans):.3g} of the pairs ({plan.rule})"
-    tile = f", in tiles of {'x'.join(map(str, plan.layout.tile))}" if plan.layout.tile else ""
+    tile = f", in tiles of {described(plan.layout.tile)}" if plan.layout.tile else ""
     text += f"; its blocks of {plan.layout.block} tokens{tile} cover {visited:.3g}, so attention becomes at most "
     return [f"{text}{1 / visited:.2f} times as fast", *dict.fromkeys(note for each in plans for note in each.notes)]
 

@@ -13,14 +13,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
-from ..grid import folded
+from ..grid import TokenLayout
+from ..order import Sides, folded
+from .touched import joined
 
-Sides = tuple[int, int, int]
+WHOLE_RATE, PARTIAL_RATE = 0.85, 0.65
+"""What a block-sparse kernel reaches of a dense one's rate on whole tiles, and on those decided token by token.
+
+Sliding Tile Attention, arXiv 2502.04507, table 1, and Generalized Neighborhood Attention, arXiv 2504.16922, section 5:
+measured 0.65 of the tile bound for token-wise masks, 0.94 and more for whole tiles.
+"""
+
+_FULL = 1.03
+"""Boxes that need at most this many times the blocks that the tokens fill are full enough."""
+
+_TRIED, _SAMPLE = 8, 16
+"""How many rods are compared, and how many of their query blocks are looked at."""
 
 
 class Axis(NamedTuple):
@@ -69,7 +82,7 @@ class Forecast(NamedTuple):
     """What a product of axes costs in one tile order.
 
     Attributes:
-        visited: tiles touched x block^2 over all video-video pairs.
+        visited: tiles touched x block^2 over all video-video pairs; by a sample, where it is said.
         full: fraction of the touched tiles that need no token-wise decision.
         tile: tokens of a tile along (t, y, x).
         fold: how far apart its neighbours are on each axis.
@@ -79,6 +92,11 @@ class Forecast(NamedTuple):
     full: float
     tile: Sides
     fold: Sides = (1, 1, 1)
+
+    @property
+    def cost(self) -> float:
+        """Time of attention over that of a dense kernel, by the rates of whole and of cut tiles."""
+        return self.visited * (self.full / WHOLE_RATE + (1 - self.full) / PARTIAL_RATE)
 
 
 class _Counts(NamedTuple):
@@ -108,15 +126,81 @@ def simulate(axes: Sequence[Axis], tile: Sides, block: int, fold: Sides = (1, 1,
         fold: the order of each axis.
         sink: first frames that every query sees; a tile that holds one of them is kept whole.
     """
+    if not tile[2]:
+        return rods(axes, tile, block, sink)
     first = (sink, 0, 0)
     return _forecast([_Counts.of(*each) for each in zip(axes, tile, fold, first, strict=True)], axes, tile, block)
 
 
-def cheapest(axes: Sequence[Axis], block: int, sink: int = 0) -> Forecast:
-    """The tile order that touches the fewest tiles; among equals, the one with the most full ones.
+def rods(axes: Sequence[Axis], tile: Sides, block: int, sink: int = 0, sample: int | None = None) -> Forecast:
+    """Count what an order of rods makes of a pattern.
 
-    Every box of at most `block` tokens is tried, with and without folding of each axis.
+    Args:
+        axes: the rules of time, height and width.
+        tile: cross-section of the rods, and 0.
+        block: slots of a block.
+        sink: first frames that every query sees.
+        sample: how many query blocks to look at, evenly spread; None for all.
     """
+    time, height, width = (len(axis.rank) for axis in axes)
+    layout = TokenLayout.of((time, height, width), 0, block, tile)
+    many = layout.blocks
+    rows = torch.linspace(0, many - 1, min(sample or many, many)).long()
+    some, every = joined(layout, [axis.kept() for axis in axes], rows)
+    frame = layout.positions[:, 0].view(many, block)
+    first = ((frame >= 0) & (frame < sink)).any(1)
+    touched, full = (int((pairs | first).sum()) for pairs in (some, every))
+    visited = touched / len(rows) * many * block**2 / layout.grid.tokens**2
+    return Forecast(visited, full / touched, tile)
+
+
+def cheapest(axes: Sequence[Axis], block: int, sink: int = 0) -> Forecast:
+    """The tile order that touches the fewest blocks; among equals, the one with the most full ones.
+
+    Every box of at most `block` tokens is tried, with and without folding of each axis. Where the best of them leaves
+    holes, so are rods: all by estimate, the best of these on a sample of their blocks, and the best of those must save
+    what its cut blocks cost.
+    """
+    best = cheapest_box(axes, block, sink)
+    length = [len(axis.rank) for axis in axes]
+    tiles = math.prod(-(-n // side) for n, side in zip(length, best.tile, strict=True))
+    is_full = tiles * block <= _FULL * math.prod(length)
+    # A mask of whole tiles needs no window, and rods would cut some. Most rods are thicker than a sink.
+    if is_full or best.full == 1 or sink or max(axis.fold for axis in axes) > 1:
+        return best
+    sections = list(_sections(length, block))
+    if not sections:
+        return best
+    likely = sorted(sections, key=lambda tile: _estimate(axes, tile, block))[:_TRIED]
+    section = min(likely, key=lambda tile: rods(axes, tile, block, sample=_SAMPLE).cost)
+    return min(best, rods(axes, section, block), key=lambda forecast: forecast.cost)
+
+
+def _estimate(axes: Sequence[Axis], tile: Sides, block: int) -> float:
+    """What rods cost if their blocks were boxes: of the length that fills them, rounded up, or one token longer."""
+    t, y = (-(-len(axis.rank) // side) / len(axis.rank) for axis, side in zip(axes, tile[:2], strict=False))
+    long = math.ceil(block * t * y)
+    some, every = 1.0, 1.0
+    for axis, sides in zip(axes, ((tile[0],), (tile[1],), (long, long + 1)), strict=True):
+        maps = [axis.tiles(side) for side in sides]
+        some, every = (
+            share * sum(float(each[kind].double().mean()) for each in maps) / len(maps)
+            for kind, share in enumerate((some, every))
+        )
+    return Forecast(some, every / some, tile).cost
+
+
+def _sections(length: Sequence[int], block: int) -> Iterator[Sides]:
+    """Rods, each way of sharing out time and height once, with blocks that are not long and thin in the frame."""
+    time, height = (sorted({-(-n // parts) for parts in range(1, n + 1)}) for n in length[:2])
+    for t, y in itertools.product(time, height):
+        long = block * -(-length[0] // t) * -(-length[1] // y) / (length[0] * length[1])
+        if t * y <= block and max(y, long) <= 4 * min(y, long) and long <= length[2]:
+            yield t, y, 0
+
+
+def cheapest_box(axes: Sequence[Axis], block: int, sink: int = 0) -> Forecast:
+    """The box that touches the fewest tiles, see `cheapest`."""
     counts = [
         [
             min(_Counts.of(axis, side, fold, first) for fold in sorted({1, axis.fold}))

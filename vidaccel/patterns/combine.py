@@ -22,7 +22,7 @@ import torch
 from ..blocks import BlockMask
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
-from .axes import Sides
+from ..order import Sides
 from .dynamic import EqualRows, dynamic_plan, row_length
 from .freeswim import FreeSwim
 from .neighborhood import Neighborhood

@@ -14,7 +14,8 @@ import torch
 
 from ..blocks import BlockMask
 from ..errors import PatternError
-from ..grid import TokenLayout, VideoGrid, choose_tile
+from ..grid import TokenLayout
+from ..order import flat_box
 from .parameters import check_density
 from .plan import Plan, Select
 from .radial import ranked_layout
@@ -70,18 +71,24 @@ def check_reselect(pattern: str, reselect: int | tuple[int, ...]) -> None:
 
 
 def tile_layout(layout: TokenLayout, sink_frames: int, density: float) -> TokenLayout:
-    """Compact tiles; with a sink, tiles of one frame where they leave few holes, or the sink would fill half a row."""
+    """Compact tiles without holes; with a sink, one frame thick; boxes if these would fill half a row with several."""
     tiled = ranked_layout(layout, sink_frames > 0)
-    thick = int(always_kept(tiled, sink_frames)[-1].sum()) > max(1, density / 2 * tiled.video_blocks)
-    return frame_layout(layout) if thick else tiled
+    share = _always_kept_share(tiled, sink_frames)
+    if share <= max(1 / tiled.video_blocks, density / 2):
+        return tiled
+    boxes = layout.tiled(flat_box(layout.grid, layout.block))
+    return boxes if _always_kept_share(boxes, sink_frames) < 0.8 * share else tiled
+
+
+def _always_kept_share(layout: TokenLayout, sink_frames: int) -> float:
+    return int(always_kept(layout, sink_frames)[-1].sum()) / layout.video_blocks
 
 
 def frame_layout(layout: TokenLayout) -> TokenLayout:
-    """Tiles of one frame: the fewest where these leave few holes, else compact ones."""
-    tiled = ranked_layout(layout, sink=True)
-    if tiled.tile is not None and tiled.tile[0] == 1:
-        return tiled
-    return layout.tiled(choose_tile(VideoGrid(1, *layout.grid[1:]), layout.block))
+    """Tiles of one frame each, but for those at the end of one and the beginning of the next."""
+    # Frames of few tiles would be mostly such ones.
+    small = layout.grid.frame < 4 * layout.block
+    return layout.tiled(flat_box(layout.grid, layout.block)) if small else ranked_layout(layout, sink=True)
 
 
 def always_kept(layout: TokenLayout, sink_frames: int) -> torch.Tensor:

@@ -19,9 +19,10 @@ from typing import ClassVar
 
 from ..errors import PatternError
 from ..grid import Site, TokenLayout, VideoGrid
-from .axes import Axis, Sides, tile_order
+from ..order import Sides
+from .axes import Axis, tile_order
 from .neighborhood import neighborhood_axis
-from .parameters import check_density, check_sides, check_sink, sides
+from .parameters import check_density, check_sides, check_sink, check_tile, sides
 from .plan import Plan
 from .product import product_plan, settle
 from .solve import Choice, most_even
@@ -37,7 +38,7 @@ class FreeSwim:
     Attributes:
         native: (height, width) in latent tokens of the frames that the model was trained on. None: 30x52 (480x832
             pixels of Wan 2.1), or what a density that is asked for allows, of the same shape as the video.
-        tile: tokens of a block along (time, height, width); None for the box that touches the fewest tiles.
+        tile: tokens of a block along (time, height, width), see `order`; None for what touches the fewest blocks.
         block: slots of a block.
         sink_frames: first latent frames that every query sees, in whole tiles.
         logit_scale: r above; 1 leaves the logits alone, the authors take 2 at every size (1.046 for 30x52 tokens).
@@ -73,7 +74,7 @@ class FreeSwim:
                 f"freeswim guide_gib={self.guide_gib} was asked for; give GiB from 0 on, or None for all"
             )
         check_sides(self.name, "native", self.native, 1, ("height", "width"))
-        check_sides(self.name, "tile", self.tile, 1)
+        check_tile(self.name, self.tile)
 
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.

@@ -19,12 +19,11 @@ from typing import Any, cast
 
 from ..errors import PatternError
 from ..grid import BLOCK_SIZES, Site, TokenLayout
+from .axes import PARTIAL_RATE, WHOLE_RATE
 from .freeswim import FreeSwim
 from .neighborhood import Neighborhood
 from .plan import Pattern, Plan
 
-WHOLE_RATE = 0.85
-PARTIAL_RATE = 0.65
 _LEAST_GPU_BLOCK = 64
 _SMALL_RATE = 0.6
 
@@ -103,7 +102,7 @@ def advice(
 
 def _alternatives(pattern: Pattern, plan: Plan, layout: TokenLayout) -> Iterator[tuple[str, Pattern]]:
     """Nearby patterns, in words and as such."""
-    if isinstance(pattern, Neighborhood) and plan.layout.tile is not None:
+    if isinstance(pattern, Neighborhood) and plan.layout.tile is not None and plan.layout.is_boxes:
         # A stride of whole tiles leaves no tile to be decided token by token.
         stride = tuple(min(side, length) for side, length in zip(plan.layout.tile, layout.grid, strict=True))
         if stride != pattern.stride:

@@ -7,7 +7,8 @@ Math: with the mean q_i of query block i, mean k_j of key block j and mean K_f o
 Cost: that of block top-k, and frames / blocks more.
 Source: Light Forcing, arXiv 2602.04789, section 3.3 (hierarchical sparse attention). Its chunk-aware growth belongs to
     autoregressive models; here, frames on both sides of the own one count, and density does not change.
-Limits: blocks are boxes within one frame. Its authors fine-tune; without that they report damage at density 0.12.
+Limits: a block at the end of one frame and the beginning of the next belongs to both. Its authors fine-tune; without
+    that they report damage at density 0.12.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
 from ..kernels.select import best_blocks, block_means
+from ..order import described
 from .dynamic import (
     EqualRows,
     always_kept,
@@ -43,23 +45,22 @@ class FramesThenBlocks(EqualRows):
         forced: (video blocks, video blocks) bool, the own block.
         kept: video blocks in a row.
         seen: (video blocks, frames) bool, frames that each row may always look at.
+        share: (frames, video blocks) fp32, which part of a frame each block holds.
         keep_frames: frames in a row.
     """
 
     seen: torch.Tensor
+    share: torch.Tensor
     keep_frames: int
 
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
         query, key = block_means(q, self.layout), block_means(k, self.layout)
-        frames = self.seen.shape[1]
-        length = self.layout.q_len[: key.shape[1], None].unflatten(0, (frames, -1))
-        frame_key = (key.unflatten(1, (frames, -1)) * length).sum(2) / length.sum(1)
+        frame_key = self.share @ key
         affinity = (query @ frame_key.transpose(1, 2)).masked_fill(self.seen, torch.inf)
         chosen = affinity.topk(self.keep_frames, dim=-1, sorted=False).indices
-        open_frames = torch.zeros_like(affinity, dtype=torch.bool).scatter(-1, chosen, True)
-        closed = ~open_frames.repeat_interleave(key.shape[1] // frames, dim=-1)
-        scores = (query @ key.transpose(1, 2)).masked_fill(closed, -torch.inf)
+        open_frames = torch.zeros_like(affinity).scatter(-1, chosen, 1.0)
+        scores = (query @ key.transpose(1, 2)).masked_fill(open_frames @ self.share == 0, -torch.inf)
         return Choice(best_blocks(scores, self.forced, self.kept, self.layout))
 
 
@@ -100,9 +101,11 @@ class LightForcing:
         grid = layout.grid
         check_sink(self.name, self.sink_frames, grid)
         tiled = frame_layout(layout.to("cpu").tiled(None, self.block))
+        share = frame_shares(tiled)
         frame = torch.arange(grid.t)
-        seen = (frame[:, None] - frame).abs() <= self.near
-        seen[:, : self.sink_frames] = True
+        near = (frame[:, None] - frame).abs() <= self.near
+        near[:, : self.sink_frames] = True
+        seen = share.T @ near.float() > 0
         least = max(int(seen.sum(1).max()), math.ceil(density * grid.t))
         wanted = min(grid.t, max(3, least, math.ceil(2 * density * grid.t)))
         keep_frames = wanted if self.keep_frames is None else self.keep_frames
@@ -112,9 +115,21 @@ class LightForcing:
                 f"{self.near} and sink_frames {self.sink_frames} it lies in {least} to {grid.t}"
             )
         forced = always_kept(tiled, 0)
-        kept = min(row_length(self.name, tiled, forced, density), keep_frames * tiled.video_blocks // grid.t)
-        select = FramesThenBlocks(
-            tiled, forced, kept, seen.repeat_interleave(tiled.video_blocks // grid.t, 0), keep_frames
+        # No choice of frames has fewer blocks than it fills.
+        there = -(-keep_frames * grid.frame // int(tiled.q_len[: tiled.video_blocks].max()))
+        kept = min(row_length(self.name, tiled, forced, density), there)
+        select = FramesThenBlocks(tiled, forced, kept, seen, share, keep_frames)
+        rule = (
+            f"best {kept} of {tiled.video_blocks} tiles of {described(tiled.tile)}, in {keep_frames} of {grid.t} frames"
         )
-        rule = f"best {kept} of {tiled.video_blocks} tiles of {tiled.tile}, in {keep_frames} of {grid.t} frames"
         return dynamic_plan(select, density, rule, self.reselect).to(layout.device)
+
+
+def frame_shares(layout: TokenLayout) -> torch.Tensor:
+    """(frames, video blocks) fp32: which part of each frame each block of a tile order holds."""
+    blocks, block = layout.video_blocks, layout.block
+    frame = layout.positions[: blocks * block, 0].long()
+    held = torch.zeros(layout.grid.t, blocks)
+    slot = (frame >= 0).nonzero()[:, 0]
+    held.index_put_((frame[slot], slot // block), torch.ones(len(slot)), accumulate=True)
+    return held / layout.grid.frame

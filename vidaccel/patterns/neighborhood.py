@@ -23,8 +23,9 @@ import torch
 
 from ..errors import PatternError
 from ..grid import Site, TokenLayout, VideoGrid
-from .axes import Axis, Sides, tile_order
-from .parameters import AXES, check_knob, check_sides, check_sink, sides
+from ..order import Sides
+from .axes import Axis, tile_order
+from .parameters import AXES, check_knob, check_sides, check_sink, check_tile, sides
 from .plan import Plan
 from .product import product_plan, settle
 from .solve import TOLERANCE, Choice, most_even
@@ -58,7 +59,7 @@ class Neighborhood:
         stride: how many neighbouring queries share one window.
         dilation: how far apart the keys of a window are.
         causal: no key after the query on this axis.
-        tile: tokens of a block; None for the box that touches the fewest tiles.
+        tile: tokens of a block, see `order`; None for what touches the fewest blocks.
         block: slots of a block.
         sink_frames: first latent frames that every query sees, in whole tiles.
     """
@@ -76,8 +77,9 @@ class Neighborhood:
     sink_frames: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 0), ("stride", 1), ("dilation", 1), ("causal", 0), ("tile", 1)):
+        for name, least in (("window", 0), ("stride", 1), ("dilation", 1), ("causal", 0)):
             check_sides(self.name, name, getattr(self, name), least)
+        check_tile(self.name, self.tile)
 
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.

@@ -28,6 +28,16 @@ def check_sides(pattern: str, name: str, value: Any, least: int, axes: Sequence[
         )
 
 
+def check_tile(pattern: str, tile: Any) -> None:
+    """Raise PatternError unless `tile` is None, the sides of a box, or those of a rod, which ends in 0."""
+    check_sides(pattern, "tile", tile, 0)
+    if tile is not None and min(tile[:2]) < 1:
+        raise PatternError(
+            f"{pattern} tile {tile!r} was asked for; its sides along time and height are 1 or more, and so is the "
+            "last, or 0 for rods that go on along the width"
+        )
+
+
 def check_knob(
     pattern: str, name: str, value: Any, density: float | None, instead: str = "a window along time, height and width"
 ) -> None:

@@ -16,9 +16,11 @@ import torch
 from ..blocks import BlockMask, Window
 from ..errors import PatternError
 from ..grid import TokenLayout
-from .axes import Axis, Forecast, Sides, tile_order
+from ..order import Sides
+from .axes import Axis, Forecast, tile_order
 from .plan import Plan
 from .solve import TOLERANCE
+from .touched import joined
 
 _MOST_ROUNDS = 4
 
@@ -99,14 +101,14 @@ def product_mask(layout: TokenLayout, heads: Sequence[Sequence[Axis]], sink: int
     Raises:
         PatternError: heads that differ and need decisions token by token.
     """
-    assert layout.tile is not None
     video = layout.video_blocks
     shape = (len(heads), layout.blocks, layout.blocks)
     keep, full = torch.ones(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.bool)
+    frame = layout.positions[:, 0]
+    early = torch.nn.functional.pad((frame >= 0) & (frame < sink), (0, layout.blocks * layout.block - layout.slots))
+    first = early.view(-1, layout.block).any(1)[:video]
     for head, axes in enumerate(heads):
-        maps = [axis.tiles(side, apart) for axis, side, apart in zip(axes, layout.tile, layout.fold, strict=True)]
-        touched, whole = (_outer(*kind) for kind in zip(*maps, strict=True))
-        first = axes[0].sink(layout.tile[0], layout.fold[0], sink).repeat_interleave(video // len(maps[0][0]))
+        touched, whole, cut = _boxes(layout, axes) if layout.is_boxes else _any_blocks(layout, axes)
         keep[head, :video, :video] = touched | first
         full[head, :video, :video] = whole | first
     partial = keep & ~full
@@ -114,9 +116,21 @@ def product_mask(layout: TokenLayout, heads: Sequence[Sequence[Axis]], sink: int
         return BlockMask.of(keep, layout)
     if len(heads) > 1:
         raise PatternError("heads with windows of their own must keep whole tiles; give windows in tiles")
-    # An axis that never cuts a tile needs no looking at.
-    cut = [bool((touched != whole).any()) for touched, whole in maps]
     return BlockMask.of(keep, layout, partial=partial, window=_window(layout, heads[0], cut))
+
+
+def _boxes(layout: TokenLayout, axes: Sequence[Axis]) -> tuple[torch.Tensor, torch.Tensor, list[bool]]:
+    """(video blocks, video blocks) bool twice: with any kept pair, with no other; and which axes cut a tile."""
+    assert layout.tile is not None
+    maps = [axis.tiles(side, apart) for axis, side, apart in zip(axes, layout.tile, layout.fold, strict=True)]
+    touched, whole = (_outer(*kind) for kind in zip(*maps, strict=True))
+    return touched, whole, [bool((some != every).any()) for some, every in maps]
+
+
+def _any_blocks(layout: TokenLayout, axes: Sequence[Axis]) -> tuple[torch.Tensor, torch.Tensor, list[bool]]:
+    """The same for blocks that are no boxes; an axis that is kept whole cuts none."""
+    kept = [axis.kept() for axis in axes]
+    return *joined(layout, kept), [not bool(each.all()) for each in kept]
 
 
 def _outer(time: torch.Tensor, height: torch.Tensor, width: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ Math: level h of a tile has the means of h neighbouring keys and of their values
 Cost: as many pairs as its density says, a copy of k and v for the means, and the selection of block top-k.
 Source: Pyramid Sparse Attention, arXiv 2512.04025, section 3; fractions for a density as in its CogVideoX preset
     (.1/.15/.15/.35), which ranks each tile by itself.
-Limits: neighbours in a tile are neighbours in its raster order. Its keys are no tokens, so that it joins no union.
+Limits: neighbours in a tile are neighbours in its order. Its keys are no tokens, so that it joins no union.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..blocks import BlockMask
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
 from ..kernels.select import block_scores
+from ..order import described
 from .dynamic import EqualRows, always_kept, check_dynamic, check_reselect, tile_layout
 from .parameters import check_knob, check_sink
 from .plan import Choice, Plan, Selection
@@ -236,7 +237,7 @@ class Pyramid:
         delivered = sum(many * each for many, each in zip(counts.kept, held, strict=True)) / tokens
         shares = [many * level / tiles for many, level in zip(counts.kept, LEVELS, strict=True)]
         seen = ", ".join(f"{min(share, 1):.0%} at level {level}" for share, level in zip(shares, LEVELS, strict=True))
-        rule = f"tiles of {tiled.tile}: {seen}; covers {min(sum(shares), 1):.0%}"
+        rule = f"tiles of {described(tiled.tile)}: {seen}; covers {min(sum(shares), 1):.0%}"
         visited = kept * tiles * self.block**2 / tokens**2
         plan = Plan(density, delivered, visited, None, rule, select=select, reselect=self.reselect)
         return plan.to(layout.device)

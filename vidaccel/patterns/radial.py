@@ -23,7 +23,8 @@ import torch
 
 from ..blocks import BlockMask
 from ..errors import PatternError
-from ..grid import Site, TokenLayout, choose_tile
+from ..grid import Site, TokenLayout
+from ..order import described, fullest
 from .decay import decay_thresholds, keeps_neighbours
 from .plan import Plan
 
@@ -40,7 +41,7 @@ SPACE_DECAY = 3.0
 
 It minimises the share of pairs that only one of two masks keeps, `ranked` at the released density and `released` at the
 published decay, averaged over Wan 21x45x80 and 21x30x52 (0.2, sink) and HunyuanVideo 33x45x80 and 30x48x80 (0.95).
-The minimum is flat: 0.3589 at 3, 0.3598 at 1, 0.3624 at 5, 0.378 at 8; `tests/vidaccel/test_radial.py` repeats the fit.
+The minimum is flat: 0.3622 at 3, 0.3686 at 1, 0.3658 at 5, 0.377 at 8; `tests/vidaccel/test_radial.py` repeats the fit.
 """
 
 
@@ -190,21 +191,11 @@ def ranked_blocks(
 
 
 def ranked_layout(layout: TokenLayout, sink: bool) -> TokenLayout:
-    """The tiles to rank: compact boxes, but one frame thick for a sink where that leaves few more holes.
+    """The tiles to rank: compact ones without holes; for a sink, one frame thick.
 
-    The first frame in boxes of three frames costs three: at Wan 720p and density 0.15, 95 % of a row.
+    The first frame in tiles of three frames costs three: at Wan 720p and density 0.15, 95 % of a row.
     """
-    grid, block = layout.grid, layout.block
-    compact = layout.tiled(choose_tile(grid, block))
-    if not sink:
-        return compact
-
-    def cost(tile: tuple[int, int, int]) -> tuple[int, int, int]:
-        _, y, x = tile
-        return -(-grid.y // y) * -(-grid.x // x), y + x, grid.y % y + grid.x % x
-
-    flat = layout.tiled(min(((1, y, min(grid.x, block // y)) for y in range(1, min(grid.y, block) + 1)), key=cost))
-    return flat if flat.slots <= 1.1 * compact.slots else compact
+    return layout.tiled(fullest(layout.grid, layout.block, flat=sink))
 
 
 def _ranked(layout: TokenLayout, density: float, sink: bool, notes: list[str]) -> Plan:
@@ -218,7 +209,7 @@ def _ranked(layout: TokenLayout, density: float, sink: bool, notes: list[str]) -
         )
     mask = _mask(keep, tiled)
     if abs(mask.density - density) > TOLERANCE * density:
-        notes.append(f"tiles of {tiled.tile} come no nearer to {density} than {mask.density:.3f}")
+        notes.append(f"tiles of {described(tiled.tile)} come no nearer to {density} than {mask.density:.3f}")
     return Plan.of(mask, density, f"ranked, a={TIME_DECAY:g}, b={SPACE_DECAY:g}", tuple(notes))
 
 

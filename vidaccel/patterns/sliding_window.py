@@ -15,7 +15,7 @@ Limits: any canvas: the last tile of an axis is clipped. Windows of single heads
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
@@ -23,8 +23,9 @@ import torch
 
 from ..blocks import BlockMask
 from ..errors import PatternError
-from ..grid import Site, TokenLayout, VideoGrid, choose_tile
-from .axes import Axis, Sides, simulate
+from ..grid import Site, TokenLayout, VideoGrid
+from ..order import Sides, choose_tile
+from .axes import Axis, simulate
 from .parameters import AXES, check_knob, check_sides, check_sink, sides
 from .plan import Plan
 from .product import product_plan
@@ -114,7 +115,15 @@ class SlidingWindow:
         if self.heads is not None:
             rule = f"{len(windows)} windows of {sides(tiles)} tiles"
         forecast = simulate(heads[0], tile, self.block, sink=self.sink_frames)
-        return product_plan(layout, heads, forecast, self.block, rule, density, self.sink_frames)
+        plan = product_plan(layout, heads, forecast, self.block, rule, density, self.sink_frames)
+        apart = [name for name, size, most in zip(AXES, windows[0], tiles, strict=True) if size == 1 < most]
+        if density is None or not apart:
+            return plan
+        note = (
+            f"{rule}, the nearest to density {density}, never looks past its tile of {sides(tile)} along "
+            f"{' and '.join(apart)}, so that seams may show there; smaller blocks, more density or neighborhood do"
+        )
+        return replace(plan, notes=(*plan.notes, note))
 
     def _plan_line(self, layout: TokenLayout, window: int) -> Plan:
         """One dimension: blocks of the raster order."""

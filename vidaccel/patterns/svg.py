@@ -22,6 +22,7 @@ import torch
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
 from ..kernels.select import rows_of
+from ..order import described
 from .dynamic import EqualRows, always_kept, check_dynamic, check_reselect, dynamic_plan, row_length, tile_layout
 from .parameters import check_sink
 from .plan import Choice, Plan
@@ -121,7 +122,7 @@ class SparseVideoGen:
         video = tiled.filled[: tiled.video_blocks * self.block].nonzero()[:, 0]
         rows = video[place.long().clamp(max=layout.grid.tokens - 1)]
         select = NearOrAcross.of(tiled, forced, kept, rows)
-        rule = f"near or across, {kept} of {tiled.video_blocks} tiles of {tiled.tile}"
+        rule = f"near or across, {kept} of {tiled.video_blocks} tiles of {described(tiled.tile)}"
         return dynamic_plan(select, density, rule, self.reselect).to(layout.device)
 
 

@@ -23,6 +23,7 @@ from ..blocks import BlockMask
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
 from ..kernels.select import best_blocks, block_scores, likeliest_blocks
+from ..order import described
 from ..ranks import HeadPart
 from .dynamic import (
     EqualRows,
@@ -128,7 +129,7 @@ class TopK:
         forced = always_kept(tiled, self.sink_frames)
         kept = row_length(self.name, tiled, forced, density)
         select = BestBlocks(tiled, forced, kept, self.adaptive, self.top_p)
-        rule = f"best {kept} of {tiled.video_blocks} tiles of {tiled.tile}{', on average' * self.adaptive}"
+        rule = f"best {kept} of {tiled.video_blocks} tiles of {described(tiled.tile)}{', on average' * self.adaptive}"
         if self.top_p is not None:
             rule += f" at most, until they hold {self.top_p:g}"
         plan = dynamic_plan(select, density, rule, self.reselect)

@@ -15,7 +15,7 @@ from vidaccel.blocks import BlockMask
 from vidaccel.errors import LayoutError, PatternError
 from vidaccel.grid import Site, TokenLayout
 from vidaccel.patterns import Ann, LightForcing, Neighborhood, Radial, SlidingWindow, SparseVideoGen, TopK
-from vidaccel.patterns.axes import cheapest, simulate
+from vidaccel.patterns.axes import cheapest, cheapest_box, simulate
 from vidaccel.patterns.neighborhood import neighborhood_axis
 
 SITE = Site("blocks.0.attn1.processor", 0, "self", "wan")
@@ -77,7 +77,7 @@ def test_one_axis_is_the_definition(rule):
     st.tuples(rules(5), rules(7), rules(7)),
     st.sampled_from([0, 5]),
     st.booleans(),
-    st.sampled_from([None, (1, 4, 4), (2, 3, 2)]),
+    st.sampled_from([None, (1, 4, 4), (2, 3, 2), (1, 4, 0), (2, 2, 0)]),
 )
 def test_mask_is_the_definition(axes, text, text_first, tile):
     length, window, stride, dilation, causal = zip(*axes, strict=True)
@@ -118,7 +118,8 @@ def test_simulator_counts_what_the_mask_touches(axes, sink):
 def test_no_tile_order_touches_fewer_tiles(axes):
     built = [neighborhood_axis(*axis) for axis in axes]
     lengths = [axis[0] for axis in axes]
-    best = cheapest(built, 16)
+    best = cheapest_box(built, 16)
+    assert cheapest(built, 16).cost <= best.cost
     for tile in itertools.product(*(range(1, length + 1) for length in lengths)):
         if math.prod(tile) <= 16:
             for fold in itertools.product(*({1, axis[3]} for axis in axes)):
@@ -189,12 +190,14 @@ def test_window_is_solved_for_a_density(grid, density, sink):
 
 
 @pytest.mark.parametrize(
-    ("grid", "visited"), [((21, 45, 80), 0.40), ((33, 45, 80), 0.40), ((21, 30, 52), 0.42)], ids=str
+    ("grid", "visited"),
+    [((21, 45, 80), 0.36), ((33, 45, 80), 0.36), ((21, 30, 52), 0.42), ((13, 30, 45), 0.44)],
+    ids=str,
 )
 def test_visited_at_real_sizes(grid, visited):
-    start = time.perf_counter()
+    start = time.process_time()
     plan = Neighborhood().plan(TokenLayout.of(grid), 0.25, SITE)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert plan.visited <= visited
     aligned = Neighborhood(stride=(3, 5, 8)).plan(TokenLayout.of((21, 45, 80)), 0.25, SITE)
     assert aligned.visited <= 1.2 * aligned.delivered

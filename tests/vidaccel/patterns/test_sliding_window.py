@@ -123,6 +123,13 @@ def test_window_is_solved_for_a_density(grid, density, sink):
         assert plan.visited <= 1.2 * plan.delivered or plan.layout.tile != (3, 5, 8)
 
 
+def test_a_solved_window_that_looks_past_no_tile_says_so():
+    plan = SlidingWindow().plan(TokenLayout.of((9, 16, 16)), 0.25, SITE)
+    (note,) = (note for note in plan.notes if "never looks past" in note)
+    assert "smaller blocks, more density or neighborhood do" in note
+    assert SlidingWindow().plan(TokenLayout.of((21, 45, 80)), 0.25, SITE).notes == ()
+
+
 @pytest.mark.parametrize(
     ("arguments", "density", "message"),
     [
