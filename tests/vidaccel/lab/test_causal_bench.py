@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +66,22 @@ def test_alone_a_rival_is_compared_with_dense_before_it() -> None:
     assert reused["layers"] == 2
     # Memory is a GPU's.
     assert reused["first_gib"] is reused["last_gib"] is None
+
+
+def test_what_a_rival_held_is_gone_when_the_next_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its memory would be counted as the next one's."""
+    made: list[weakref.ref[Any]] = []
+    build = causal_bench.Contestant.__init__
+
+    def seen(self: causal_bench.Contestant, *args: Any) -> None:
+        assert not any(cache() for cache in made)
+        build(self, *args)
+        made.append(weakref.ref(self.model.caches["cond"]))
+
+    monkeypatch.setattr(causal_bench.Contestant, "__init__", seen)
+    alone = replace(case(8), alone=True)
+    rows = list(causal_bench.run(alone, causal_bench.rivals(8)[:3], torch.device("cpu"), torch.float32))
+    assert len(rows) == len(made) == 3
 
 
 def test_operations_of_a_chunk_are_those_of_the_paper_model() -> None:
