@@ -102,9 +102,7 @@ def beats(found: dict[str, Any]) -> None:
     assert tuned["work_speedup"] > preset["work_speedup"]
 
 
-@pytest.mark.parametrize(
-    "path", sorted(ROOT.glob("samples/models/*/reports/tune-*/result.json")), ids=lambda p: p.parts[-2]
-)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("samples/tuned/*/result.json")), ids=lambda path: path.parts[-2])
 def test_committed_searches_beat_the_preset(path: Path) -> None:
     found = json.loads(path.read_text())
     beats(found)
