@@ -1,7 +1,7 @@
 """Whether the lists of a `BlockMask` that were made elsewhere can be given to a kernel.
 
 Kernels read lists as they are: a block that does not exist is somebody else's memory. To look at what lists hold is to
-wait for the device, so it is done once, where a mask comes from outside. A call of `attention` never does it: that looks
+wait for the device, so it is done once, where a mask comes from outside. A call of `attention` never does it, and looks
 at shapes, dtypes and devices. Masks of `BlockMask.of` and of this package's patterns are sound as they are made.
 """
 
