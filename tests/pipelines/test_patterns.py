@@ -73,7 +73,7 @@ DYNAMIC: dict[str, tuple[Pattern, float]] = {
     "topk": (TopK(block=16), 0.4),
     "topk, adaptive": (TopK(adaptive=True, block=16), 0.4),
     "topk, top-p": (TopK(top_p=0.5, block=16), 0.5),
-    "topk, union": (Union((TopK(block=16), SlidingWindow(3, block=16)), sink_frames=1), 0.65),
+    "topk, union": (Union((TopK(block=16), SlidingWindow(3, block=16)), sink_frames=1), 0.7),
     "topk, per head": (PerHead((TopK(block=16), SlidingWindow(block=16)), (1, 0)), 0.4),
 }
 # Their keys are no tokens, so that no mask of the stock pipeline says the same.
