@@ -102,7 +102,7 @@ WRONG = [
     ("neighborhood", ["density=0.0001"], "they have 0.000434 to 1"),
     ("per-head", ["attention.heads=[0,2]", "attention.parts=[radial,topk]"], "0 to 1, and each part a head"),
     ("per-layer", ["attention.layers={1: topk}"], "begins at layer 0"),
-    ("pyramid", ["density=0.01"], "ask for 0.200 or more"),
+    ("pyramid", ["density=0.01"], "ask for 0.222 or more"),
     ("radial", ["attention.decay=-1"], "finite number from 0"),
     ("radial", ["attention.rule=released", "density=0.1"], "it reaches 0.877 to 0.877"),
     ("sliding-window", ["attention.window=[3,9,9]"], "there are 2 tiles of 2x8x8; use 2, or 0"),
