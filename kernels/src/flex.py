@@ -73,7 +73,13 @@ def compiled() -> Any:
     """FlexAttention with LSE, compiled once for each shape: (q, k, v, score_mod, block_mask, scale) in (b, h, l, d)."""
 
     def call(q: Any, k: Any, v: Any, score_mod: Any, block_mask: Any, scale: float) -> Any:
-        return flex.flex_attention(q, k, v, score_mod=score_mod, block_mask=block_mask, scale=scale, return_lse=True)
+        options: Any = None
+        if q.is_cuda and block_mask is not None and min(block_mask.BLOCK_SIZE) < 128:
+            # Its own choice of tiles does not divide smaller blocks on every GPU.
+            options = {"BLOCK_M": block_mask.BLOCK_SIZE[0], "BLOCK_N": block_mask.BLOCK_SIZE[1]}
+        return flex.flex_attention(
+            q, k, v, score_mod=score_mod, block_mask=block_mask, scale=scale, return_lse=True, kernel_options=options
+        )
 
     # With fullgraph torch raises where it would otherwise give up compiling, and compute every pair in eager mode.
     return torch.compile(call, dynamic=False, fullgraph=True)

@@ -200,19 +200,7 @@ def stream(pipe: Any, job: StreamJob, path: Path, on_chunk: Callable[[ChunkDone]
     assert job.num_frames is not None
     assert job.fps is not None
     assert job.seed is not None
-    chunks = pipe.stream(
-        job.prompt,
-        height=job.height,
-        width=job.width,
-        num_frames=job.num_frames,
-        num_inference_steps=job.steps,
-        guidance_scale=job.guidance,
-        max_sequence_length=job.max_sequence_length,
-        generator=torch.Generator("cpu").manual_seed(job.seed),
-        methods=job.methods,
-        cuda_graphs=job.graphs,
-        even_if_slower=job.even_if_slower,
-    )
+    chunks = begin(pipe, job)
     made: list[dict[str, Any]] = []
     start = before = time.perf_counter()
     with VideoStream(path, (job.height, job.width), job.fps, record(pipe, job)) as file:
@@ -239,6 +227,24 @@ def stream(pipe: Any, job: StreamJob, path: Path, on_chunk: Callable[[ChunkDone]
         "seed": job.seed,
         "chunks": made,
     }
+
+
+def begin(pipe: Any, job: StreamJob) -> Any:
+    """The job's video as an iterator over chunks; nothing is computed before the first one is asked for."""
+    assert job.seed is not None
+    return pipe.stream(
+        job.prompt,
+        height=job.height,
+        width=job.width,
+        num_frames=job.num_frames,
+        num_inference_steps=job.steps,
+        guidance_scale=job.guidance,
+        max_sequence_length=job.max_sequence_length,
+        generator=torch.Generator("cpu").manual_seed(job.seed),
+        methods=job.methods,
+        cuda_graphs=job.graphs,
+        even_if_slower=job.even_if_slower,
+    )
 
 
 def record(pipe: Any, job: StreamJob) -> dict[str, Any]:
