@@ -6,14 +6,16 @@ A table stands between two comments, the first of which says what it shows:
     ...
     <!-- /table -->
 
-The kinds are those of `KINDS`. `key=value,value` keeps the rows in which that key has one of these values. Rows without
-a figure are shown with the reason why; what is not in the record cannot be in the table.
+The kinds are those of `KINDS`. More records of the same folder may follow the first one's name after commas.
+`key=value,value` keeps the rows in which that key has one of these values; quotes stand around what has spaces. Rows
+without a figure are shown with the reason why; what is not in the record cannot be in the table.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -85,6 +87,17 @@ KINDS: Mapping[str, tuple[Mapping[str, tuple[object, ...]], Columns]] = {
             "times faster": _number("speedup"),
             "bound": _number("bound"),
             "reached": _number("reached"),
+        },
+    ),
+    "calls": (
+        {"kind": ("sparse",)},
+        {
+            "model": lambda row: row["model"],
+            "size": _size,
+            "attention": _variant,
+            "stock, ms": _number("against_ms", 0),
+            "with it, ms": _number("call_ms", 0),
+            "times faster": _number("speedup"),
         },
     ),
     "layers": (
@@ -186,20 +199,23 @@ def table(spec: str, folder: Path) -> str:
     """One table.
 
     Args:
-        spec: "FILE KIND key=value,value ...".
-        folder: where FILE is.
+        spec: "FILE,FILE KIND key=value,value ...".
+        folder: where the first FILE is; the others lie beside it.
 
     Raises:
         UsageError: no such file or kind, or no row that fits.
     """
-    name, _, rest = spec.partition(" ")
-    kind, *filters = rest.split()
+    name, kind, *filters = [*shlex.split(spec), "", ""]
+    filters = [each for each in filters if each]
     if kind not in KINDS:
         raise UsageError(f"table {spec!r}: {kind!r} is no kind of table; there are {', '.join(KINDS)}")
-    try:
-        rows = json.loads((folder / name).read_text(encoding="utf-8"))["rows"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"table {spec!r}: {name} is no record: {error}") from None
+    first, *others = name.split(",")
+    rows: list[Row] = []
+    for file in (Path(first), *(Path(first).with_name(other) for other in others)):
+        try:
+            rows += json.loads((folder / file).read_text(encoding="utf-8"))["rows"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(f"table {spec!r}: {file} is no record: {error}") from None
     wanted, columns = KINDS[kind]
     asked = {key: tuple(value.split(",")) for key, _, value in (each.partition("=") for each in filters)}
     kept = [

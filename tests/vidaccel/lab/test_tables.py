@@ -45,6 +45,14 @@ def test_a_table_is_its_rows(folder: Path) -> None:
     assert len(tables.table("r.json models kind=dense compiled=False", folder).splitlines()) == 3
 
 
+def test_records_side_by_side(folder: Path) -> None:
+    (folder / "s.json").write_text((folder / "r.json").read_text().replace('"m"', '"other"'))
+    made = tables.table('r.json,s.json calls "variant=radial 0.25" compiled=True', folder).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in made] == ["| m", "| other"]
+    with pytest.raises(UsageError, match=r"t\.json is no record"):
+        tables.table("r.json,t.json calls", folder)
+
+
 def test_files_are_rewritten_and_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = folder / "README.md"
     page.write_text("a\n<!-- table r.json caches -->\nold\n<!-- /table -->\nb\n")
