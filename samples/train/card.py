@@ -54,6 +54,10 @@ python -m samples.train.evaluate --model {name} --sweep caches --report $R/cache
 ```
 """
 REPEATED = "repeat"
+_PATTERNS = (
+    "How many are right, and PSNR to the dense clip; in parentheses the density of the steps that are not dense, where "
+    "it is not the one asked for:"
+)
 _CACHES = (
     "A step counts as computed when the last layer attends. Rows than which another of the same kind is better in one "
     "of the three numbers and no worse in the others are left out; all controls are shown:"
@@ -153,7 +157,7 @@ def sweep(name: str, stem: str, report: dict[str, Any]) -> str:
     first = round(report["settings"]["dense_steps"] * steps)
     about = f"the first {first} of them dense, blocks of 64; " if sparse else ""
     opening = f"{steps} steps, {about}{_measured(report)}. Dense has {cells['dense']['right']} right. "
-    opening += "How many are right, and PSNR to the dense clip:" if sparse else _CACHES
+    opening += _PATTERNS if sparse else _CACHES
     found = "\n".join(textwrap.fill(f"- {line}", 120, subsequent_indent="  ") for line in FOUND.get((name, stem), ()))
     return (
         f"### Under every {'pattern' if sparse else 'cache'}\n\n{textwrap.fill(opening, 120)}\n\n"
@@ -167,11 +171,9 @@ def section(report: dict[str, Any]) -> str:
     if "stretches" in cells["dense"]:
         swept = table(["", "density", *_columns(cells)], [_stretches(name, cell) for name, cell in cells.items()])
         return f"Right in each stretch of 40 frames, one after the other; {measured}.\n\n{swept}"
-    header = ["", "computed", "right", "to dense", "PSNR, dB", "SSIM"]
-    rows = [_row(name, cell) for name, cell in cells.items() if "failed" not in cell]
     failed = "".join(f"Did not run: {name} ({cell['failed']}).\n" for name, cell in cells.items() if "failed" in cell)
     opening = f"{settings['num_inference_steps']} steps; {measured}. {_aspects(cells['dense'])}"
-    return f"{textwrap.fill(opening, 120)}\n\n{table(header, rows)}{failed}"
+    return f"{textwrap.fill(opening, 120)}\n\n{curves.rows(cells)}{failed}"
 
 
 def _measured(report: dict[str, Any]) -> str:
@@ -193,16 +195,6 @@ def _columns(cells: dict[str, Any]) -> list[str]:
 
 def _stretches(name: str, cell: dict[str, Any]) -> list[str]:
     return [name, f"{cell['density']:.2f}", *(str(stretch["right"]) for stretch in cell["stretches"])]
-
-
-def _row(name: str, cell: dict[str, Any]) -> list[str]:
-    low, high = cell["right_interval"]
-    row = [name, f"{cell['computed']:.2f}", f"{cell['right'] / cell['clips']:.2f} ({low:.2f} to {high:.2f})"]
-    if "right_to_dense" not in cell:
-        return [*row, "", "", ""]
-    difference, low, high = cell["right_to_dense"]
-    row += [f"{difference:+.2f} ({low:+.2f} to {high:+.2f})", f"{cell['psnr_to_dense']:.1f}"]
-    return [*row, f"{cell['ssim_to_dense']:.3f}"]
 
 
 if __name__ == "__main__":

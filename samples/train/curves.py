@@ -2,7 +2,8 @@
 
     python -m samples.train.curves --model samples/models/wan-tiny
 
-The tables are made from `reports/NAME.json`, so a card cannot say anything else than its reports.
+The tables are made from `reports/NAME.json`, so a card cannot say anything else than its reports. `<!-- NAME rows -->`
+asks for one table with every cell and its intervals.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 from samples.train.controls import CONTROLS
 
 Cells = dict[str, dict[str, Any]]
-_MARKED = re.compile(r"<!-- (?!end)(\S+) -->\n.*?<!-- end -->", re.DOTALL)
+_MARKED = re.compile(r"<!-- (?!end)(\S+)( rows)? -->\n.*?<!-- end -->", re.DOTALL)
+_AT = 0.05
+"""By how much delivered density may miss the one asked for before a cell no longer counts as of that density."""
 MARGIN = (10.0, 3.0)
 """Points of clips right, or decibels of PSNR to dense, that a pattern has to be ahead of a control."""
 _KINDS = {"control": ("random steps", "reuse", "fewer steps"), "rival": ("diffusers", "cache-dit")}
@@ -35,7 +38,8 @@ def filled(card: Path) -> str:
 
     def fill(found: re.Match[str]) -> str:
         report = json.loads((card.parent / "reports" / f"{found[1]}.json").read_text())
-        return f"<!-- {found[1]} -->\n{tables(report['cells'])}<!-- end -->"
+        made = (rows if found[2] else tables)(report["cells"])
+        return f"<!-- {found[1]}{found[2] or ''} -->\n{made}<!-- end -->"
 
     return _MARKED.sub(fill, card.read_text())
 
@@ -50,21 +54,33 @@ def tables(cells: Cells) -> str:
     return f"{attention(cells)}\n{leads(cells)}" if _swept(cells) else caches(cells)
 
 
+def rows(cells: Cells) -> str:
+    """Return a row for each cell that ran: share computed and right, and how it differs from dense, with intervals."""
+    header = ["", "computed", "right", "to dense", "PSNR, dB", "SSIM"]
+    return table(header, [_row(name, cell) for name, cell in cells.items() if "failed" not in cell])
+
+
 def attention(cells: Cells) -> str:
-    """Return a row for each pattern, best first, and a column for each density: clips right, and PSNR to dense."""
+    """Return a row for each pattern, best first, and a column for each density: clips right, and PSNR to dense.
+
+    Where a pattern computed another share of the blocks than asked for, that share stands behind.
+    """
     swept = {name: cell for name, cell in cells.items() if "attention" in cell}
     densities = sorted({cell["density"] for cell in swept.values()}, reverse=True)
-    rows: dict[str, dict[float, dict[str, Any]]] = {}
+    by_name: dict[str, dict[float, dict[str, Any]]] = {}
     for cell in swept.values():
-        rows.setdefault(cell["attention"], {})[cell["density"]] = cell
+        by_name.setdefault(cell["attention"], {})[cell["density"]] = cell
 
     def order(name: str) -> tuple[bool, int]:
-        return name in CONTROLS, -sum(cell.get("right", 0) for cell in rows[name].values())
+        return name in CONTROLS, -sum(cell.get("right", 0) for cell in by_name[name].values())
 
     header = ["", *(f"density {density}" for density in densities)]
     lines = [
-        [f"control: {name}" if name in CONTROLS else name, *(_cell(rows[name].get(density)) for density in densities)]
-        for name in sorted(rows, key=order)
+        [
+            f"control: {name}" if name in CONTROLS else name,
+            *(_cell(by_name[name].get(density)) for density in densities),
+        ]
+        for name in sorted(by_name, key=order)
     ]
     return table(header, lines)
 
@@ -73,9 +89,10 @@ def leads(cells: Cells) -> str:
     """Return by how much the best pattern of each density, and radial attention, are ahead of each control.
 
     The best is that with the most clips right. Points are hundredths of all clips; a lead below both of `MARGIN` is
-    said to be too little: there a pattern is not told from one that should fail.
+    said to be too little: there a pattern is not told from one that should fail. Cells that computed more or less than
+    asked for are left out.
     """
-    swept = {(cell["attention"], cell["density"]): cell for cell in _swept(cells)}
+    swept = {(cell["attention"], cell["density"]): cell for cell in _swept(cells) if _is_at_density(cell)}
     lines = []
     for density in sorted({density for _, density in swept}, reverse=True):
         ours = {name: cell for (name, at), cell in swept.items() if at == density and name not in CONTROLS}
@@ -97,10 +114,10 @@ def caches(cells: Cells) -> str:
             kind = next((kind for kind, heads in _KINDS.items() if cell["cache"].startswith(heads)), "ours")
             by_kind[kind].setdefault((-cell["computed"], cell["right"], cell["psnr_to_dense"]), name)
     lines = []
-    for kind, rows in by_kind.items():
-        for scores in sorted(rows, key=lambda scores: (-scores[0], -scores[2])):
-            if kind == "control" or not any(_beats(other, scores) for other in rows):
-                name = rows[scores] if kind == "ours" else f"{kind}: {rows[scores]}"
+    for kind, names in by_kind.items():
+        for scores in sorted(names, key=lambda scores: (-scores[0], -scores[2])):
+            if kind == "control" or not any(_beats(other, scores) for other in names):
+                name = names[scores] if kind == "ours" else f"{kind}: {names[scores]}"
                 lines.append([name, f"{-scores[0]:.2f}", str(scores[1]), f"{scores[2]:.1f}"])
     return table(["", "steps computed", "right", "PSNR, dB"], lines)
 
@@ -123,8 +140,25 @@ def _lead(ours: dict[str, Any] | None, control: dict[str, Any] | None) -> str:
     return f"{points:+.0f} points, {decibel:+.1f} dB{': too little' if small else ''}"
 
 
+def _is_at_density(cell: dict[str, Any]) -> bool:
+    return abs(float(cell.get("delivered_density", cell["density"])) - float(cell["density"])) <= _AT
+
+
 def _cell(cell: dict[str, Any] | None) -> str:
-    return f"{cell['right']}, {cell['psnr_to_dense']:.1f} dB" if cell and "failed" not in cell else "not measured"
+    if cell is None or "failed" in cell:
+        return "not measured"
+    delivered = "" if _is_at_density(cell) else f" ({cell['delivered_density']:.2f})"
+    return f"{cell['right']}, {cell['psnr_to_dense']:.1f} dB{delivered}"
+
+
+def _row(name: str, cell: dict[str, Any]) -> list[str]:
+    low, high = cell["right_interval"]
+    row = [name, f"{cell['computed']:.2f}", f"{cell['right'] / cell['clips']:.2f} ({low:.2f} to {high:.2f})"]
+    if "right_to_dense" not in cell:
+        return [*row, "", "", ""]
+    difference, low, high = cell["right_to_dense"]
+    row += [f"{difference:+.2f} ({low:+.2f} to {high:+.2f})", f"{cell['psnr_to_dense']:.1f}"]
+    return [*row, f"{cell['ssim_to_dense']:.3f}"]
 
 
 def _beats(one: tuple[float, int, float], other: tuple[float, int, float]) -> bool:

@@ -22,8 +22,13 @@ LIMITS = {
 """By model."""
 FOUND = {
     ("hunyuan-tiny", "attention-h200"): (
-        "Light-forcing has the most right at every density; down to 0.35 topk, pyramid and svg come next. None is "
-        "within two points of dense, not even at 0.5 (97 against 107): 2,304 tokens are few.",
+        "Light-forcing has the highest PSNR at every density, and the most right but at 0.5, where TempCache has three "
+        "more (chance) at 4.2 dB less; down to 0.35 topk, pyramid and svg come next. None that keeps to its density is "
+        "within two points of dense, not even at 0.5 (100 against 107): 2,304 tokens are few. TempCache needs that "
+        "half: at 0.35 it is level with random blocks.",
+        "FlashBlock, on topk, did not become sparse: its own check has heads computed whole where the rest from an "
+        "earlier step no longer fits, so that 0.59 to 0.65 was computed whatever was asked for. So much leaves 100 to "
+        "104 right at 39 to 42 dB. Below 0.25 nothing is left for its dense steps.",
         "The controls fail, as they should: at every density the best pattern is 20 to 41 points ahead of both. "
         "Fixed patterns are another matter: radial is told from both controls at no density. At 0.35 it has 46 "
         "right, and random blocks have 46.",
@@ -47,8 +52,12 @@ FOUND = {
         "message.",
     ),
     ("cogvideox-tiny", "attention-h200"): (
-        "Light-forcing and svg have the most right, then radial at 0.5 (87 of dense's 113) and topk. At 0.15 "
-        "nothing works (17 at best).",
+        "Light-forcing and svg have the most right, at 0.5 with TempCache (89 each, TempCache at 2.4 dB less), then "
+        "radial (87 of dense's 113) and topk. At 0.25 TempCache is level with random blocks, and at 0.15 nothing works "
+        "(17 at best).",
+        "FlashBlock, on topk, did not become sparse: its own check has heads computed whole where the rest from an "
+        "earlier step no longer fits, which is almost always with 20 steps: 0.98 was computed. Its 112 right say that "
+        "the check works, and nothing of what reuse would cost.",
         "The controls fail, as they should: the best pattern is 10 points ahead of both at 0.15, and 23 to 41 at "
         "higher densities. Radial is 11 to 27 points ahead of them down to 0.25; at 0.15 it is not told from them.",
     ),

@@ -70,6 +70,29 @@ def test_a_pattern_has_to_be_ahead_of_each_control_in_clips_or_in_decibels() -> 
     assert "| 0.5 | radial | +5 points, +2.5 dB: too little | +10 points, +4.0 dB |" in text
 
 
+def test_what_computed_more_than_asked_for_says_so_and_leads_nothing() -> None:
+    cell = {"attention": "flashblock", "density": 0.25, "right": 99, "psnr_to_dense": 42.0, "clips": 100}
+    beside = cell | {"attention": "topk", "right": 60, "delivered_density": 0.26}
+    swept = {"flashblock 0.25": cell | {"delivered_density": 0.83}, "topk 0.25": beside}
+    assert "| flashblock | 99, 42.0 dB (0.83) |" in curves.attention(swept)
+    assert "| topk | 60, 42.0 dB |" in curves.attention(swept)
+    assert "flashblock" not in curves.leads(swept)
+    assert "| 0.25 | topk |" in curves.leads(swept)
+
+
+def test_a_mark_may_ask_for_every_row_with_its_intervals(tmp_path: Path) -> None:
+    cell = {"computed": 0.24, "clips": 10, "right": 9, "right_interval": [0.6, 0.98], "cache": "reuse"}
+    lost = {"right_to_dense": [-0.1, -0.3, 0.1], "psnr_to_dense": 33.0, "ssim_to_dense": 0.97}
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "again.json").write_text(json.dumps({"cells": {"dense": cell, "reuse 12": cell | lost}}))
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- again rows -->\n<!-- end -->\n")
+    text = curves.filled(readme)
+    assert text.startswith("<!-- again rows -->\n")
+    assert "| dense | 0.24 | 0.90 (0.60 to 0.98) |  |  |  |" in text
+    assert "| reuse 12 | 0.24 | 0.90 (0.60 to 0.98) | -0.10 (-0.30 to +0.10) | 33.0 | 0.970 |" in text
+
+
 @pytest.mark.parametrize("name", ["hunyuan-tiny", "cogvideox-tiny"])
 def test_the_controls_fail_against_the_best_pattern_at_every_density(name: str) -> None:
     """Or the sample would have to be made harder."""
