@@ -15,7 +15,7 @@ from typing import Any
 import vidaccel
 from samples.train import rivals
 from samples.train.controls import CONTROLS
-from vidaccel.caching import CGTaylor, EasyCache, FirstBlock, MagCache, Replay, TaylorSeer, TeaCache
+from vidaccel.caching import CGTaylor, EasyCache, FirstBlock, MagCache, Replay, TaylorSeer, TeaCache, placed
 from vidaccel.caching.policy import CachePolicy
 from vidaccel.patterns import PATTERNS, FlashBlock, Pattern
 from vidaccel.schedule import Schedule
@@ -177,24 +177,10 @@ def cache_cells(steps: int) -> list[Cell]:
         cells += [FEWER] if place == 0 else []
         for name, (settings, end, firsts) in PLACED.items():
             if place < len(firsts):
-                policy = Replay(computed=placed(firsts[place], end, steps), **settings)
+                policy = Replay(computed=placed(steps, first=firsts[place], end=end), **settings)
                 cells.append(_cached(name, policy, {"first": firsts[place]}, first=place == 0))
         cells += [Cell(name, about, install, place == 0) for name, about, install in rivals.cells(place, steps)]
     return cells
-
-
-def placed(first: int, end: float, steps: int) -> tuple[int, ...]:
-    """A quarter of the steps, rounded down: the first ones, then ever farther apart.
-
-    Args:
-        first: How many first steps.
-        end: Where the last computed step stands, a share of all.
-        steps: All steps.
-    """
-    count, last = max(1, steps // 4), end * (steps - 1)
-    first = min(first, count)
-    later = [first - 1 + (last - first + 1) * (j / (count - first)) ** 1.4 for j in range(1, count - first + 1)]
-    return (*range(first), *map(round, later))
 
 
 def _cached(name: str, policy: CachePolicy, about: dict[str, Any], first: bool = False) -> Cell:

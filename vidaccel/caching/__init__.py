@@ -11,7 +11,7 @@ from .easycache import EasyCache
 from .first_block import FirstBlock
 from .magcache import MagCache
 from .policy import CachePolicy
-from .replay import Replay, recorded
+from .replay import Replay, placed, recorded
 from .taylorseer import TaylorSeer
 from .teacache import TeaCache
 
@@ -37,5 +37,6 @@ __all__ = [
     "TaylorSeer",
     "TeaCache",
     "estimate_bytes",
+    "placed",
     "recorded",
 ]

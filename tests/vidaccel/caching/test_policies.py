@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from vidaccel.caching import (
     Replay,
     TaylorSeer,
     TeaCache,
+    placed,
 )
 from vidaccel.caching.gate import Accumulated, Below, Magnitude
 from vidaccel.caching.indicator import Sizes
@@ -231,3 +233,24 @@ def test_policy_from_gives_a_policy_back() -> None:
     policy = CGTaylor(order=2)
     assert policy_from(policy) is policy
     assert policy_from(None) is None
+
+
+def test_placed_steps_come_first_and_then_ever_farther_apart() -> None:
+    steps = placed(50)
+    assert steps == (0, 1, 2, 3, 4, 5, 6, 10, 17, 25, 34, 44)
+    gaps = [after - before for before, after in pairwise(steps)]
+    assert gaps == sorted(gaps)
+    assert placed(50, first=6)[:7] == (0, 1, 2, 3, 4, 5, 8)
+    assert placed(30, 9, first=3, end=1.0)[-1] == 29
+    assert placed(20, 20, end=1.0) == tuple(range(20))
+    for many in range(8, 80):
+        for few in range(1, many // 2):
+            assert len({*placed(many, few)}) == few
+
+
+@pytest.mark.parametrize(
+    ("steps", "computed", "first", "end"), [(8, 9, None, 1), (8, 2, 3, 0), (50, 12, 0, 0.9), (10, 9, None, 0.5)]
+)
+def test_steps_that_cannot_be_placed(steps: int, computed: int, first: int | None, end: float) -> None:
+    with pytest.raises(RecipeError, match="cannot be placed"):
+        placed(steps, computed, first=first, end=end)
