@@ -61,8 +61,8 @@ class Replay(CachePolicy):
 def placed(steps: int, computed: int | None = None, *, first: int | None = None, end: float = 0.9) -> tuple[int, ...]:
     """Well placed steps for `Replay(computed=...)`: the first ones, where features jump, then ever farther apart.
 
-    With `order=0` and the default, 12 of 50 steps, wan-tiny had 122 clips right where it has 123 without a cache, and 120
-    of 120 on other prompts; every gate that was measured lost four or more (its card).
+    With `order=0` and the default, 12 of 50 steps, wan-tiny had 122 clips right where it has 123 without a cache, and
+    on other prompts 120 as without; every gate that was measured lost four or more (its card).
 
     Args:
         steps: denoising steps of a video.
