@@ -22,6 +22,7 @@ def estimate(
     cache: Annotated[str | None, typer.Option("--cache", "-c", help="A caching policy, such as cg-taylor.")] = None,
     computed: Annotated[int | None, typer.Option(min=1, help="Steps that the cache computes, such as 12.")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A preset or a .yaml file.")] = None,
+    guidance: Annotated[bool, typer.Option(help="Without it, every step is one call.")] = True,
     gpu: Annotated[str, typer.Option(help="h100 or h200.")] = "h100",
     format: FormatOption = Format.human,
 ) -> None:
@@ -55,6 +56,7 @@ def estimate(
             computed=computed,
             steps=steps,
             gpu=gpu,
+            guidance=guidance,
         )
         for each in models
     ]
@@ -102,7 +104,7 @@ def _pairs(found: dict[str, Any]) -> dict[str, object]:
         said |= {
             "pattern": f"{found['pattern']} ({found['rule']}): {asked}delivered {found['delivered']:.3f}, visited "
             f"{found['visited']:.3f}, {100 * found['padding']:.1f} % of the slots empty",
-            "sparse call": f"{found['sparse_ms']:.0f} ms",
+            "sparse call": f"{found['sparse_ms']:.0f} ms, {found['selection_ms']:.0f} of them to choose blocks",
             "speed-up, at most": f"{found['bound']:.2f} for a call, {found['schedule_bound']:.2f} with "
             f"{100 * found['sparse_share']:.0f} % of layers and steps sparse",
         }

@@ -2,12 +2,15 @@
 
 Idea: a call is matrix products, attention, what stands around it (norms, RoPE, reordering) and everything else, each at
     the rate that a GPU gives it; a sparse layer divides attention, and does what stands around it in one kernel.
+    What it costs to choose blocks, and to sort by them, comes on top.
 Math: linear 2 n (4 w^2 + 2 w f [+ 2 w^2 where text has its own cross-attention]), attention 4 n^2 w, both a layer, of n
     tokens, w channels, f channels of the feed-forward layer. Speed-up <= 1 / (1 - a (1 - visited) - b), a the share of
     attention in the time, b of what that one kernel saves. Over a video: the mean over steps, branches and layers of
     the schedule.
-Source: the scaling argument of Radial Attention (arXiv 2506.19852); `traffic.py` counts everything else.
-Limits: eager diffusers; embedding and head (a few thousandths) and the first call are left out.
+Source: the scaling argument of Radial Attention (arXiv 2506.19852); `traffic.py` counts everything else, and
+    `patterns.gain` knows what cut tiles and holes cost.
+Limits: eager diffusers; embedding and head (a few thousandths) and the first call are left out; blocks count as chosen
+    anew at every call (`reselect` 1).
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ import torch
 from ..caching import CachePolicy, estimate_bytes
 from ..errors import UsageError
 from ..family import Call, family_named
-from ..grid import Site, VideoGrid
-from ..patterns import Pattern, Plan
+from ..grid import Site, TokenLayout, VideoGrid
+from ..patterns import Pattern, Plan, advice, sparse_rate, would_lose
 from ..pipelines.zoo import RealModel, build, parameters
 from ..schedule import DENSE, Schedule, Step
-from .traffic import mask_bytes, traffic
+from .traffic import mask_bytes, selection_bytes, traffic
 
 GIB = 2**30
 
@@ -40,6 +43,7 @@ class Gpu:
         linear: FLOP/s of matrix products.
         memory: bytes/s of elementwise operations.
         rows: rows a second of layer norms over one head.
+        masks: elements a second of masks over all pairs of tokens: single bytes, one of two operands transposed.
         gib: memory.
     """
 
@@ -48,16 +52,18 @@ class Gpu:
     linear: float
     memory: float
     rows: float
+    masks: float
     gib: float
 
 
 # Fitted to one layer of Wan2.1-14B at 720p on one H100 and one H200 (284 and 275 ms with FlashAttention 3; attention by
 # subtraction, about 173 and 171); the sparse rate is radial attention's there. Head dim 64: one layer of CogVideoX-5b
-# on an H200 (38 ms; attention about 14, norms and RoPE 9.9), and the rates of the kernels alone on an H100.
-_ATTENTION, _SPARSE = {128: 675e12, 64: 560e12}, {128: 0.88, 64: 0.79}
+# on an H200 (38 ms; attention 14, norms and RoPE 9.7; radial 5.0 for 0.27 of the pairs). Masks: HunyuanVideo 1.5 at
+# 720p on an H200, whose stock processor makes two of 12.5 GB and takes 127 ms beside attention.
+_ATTENTION, _SPARSE = {128: 675e12, 64: 560e12}, {128: 0.88, 64: 0.75}
 GPUS: dict[str, Gpu] = {
-    "h100": Gpu(_ATTENTION, _SPARSE, 760e12, 2.9e12, 0.6e9, 79.6),
-    "h200": Gpu(_ATTENTION, _SPARSE, 760e12, 3.3e12, 0.6e9, 140.4),
+    "h100": Gpu(_ATTENTION, _SPARSE, 760e12, 2.9e12, 0.6e9, 0.22e12, 79.6),
+    "h200": Gpu(_ATTENTION, _SPARSE, 760e12, 3.3e12, 0.6e9, 0.22e12, 140.4),
 }
 # Of one sparse layer per token and channel: q, k and v are read and written once, 2 bytes each.
 _FUSED = 12.0
@@ -100,8 +106,9 @@ class Parts:
         attention: over all pairs.
         linear: matrix products.
         other: the rest.
-        saved: of `other`, what sparse layers do not spend: their norms, RoPE and reordering are one kernel.
-        rate: of sparse attention over dense, on the pairs that it visits.
+        saved: of `other`, what sparse layers do not spend: their norms, RoPE and reordering are one kernel, and they
+            make no masks over all pairs of tokens.
+        rate: of sparse attention over dense, on whole tiles.
     """
 
     attention: float
@@ -119,25 +126,34 @@ class Parts:
     def of(cls, model: RealModel, grid: VideoGrid, gpu: Gpu) -> Parts:
         """Predict them."""
         attention, linear = flops(model, grid)
-        elements = (grid.tokens + model.joint_text) * model.width * model.batch
+        tokens = grid.tokens + model.joint_text
+        elements = tokens * model.width * model.batch
         found = traffic(model.name)
 
         def ms(counted: Mapping[str, float], rate: float) -> float:
             return 1e3 * elements * sum(count * counted[name] for name, count in model.layers.items()) / rate
 
         norms, fused = ms(found.rows, gpu.rows), ms(dict.fromkeys(model.layers, _FUSED), gpu.memory)
+        pairs = sum(count * found.masks[name] for name, count in model.layers.items()) * tokens**2 * model.batch
+        apart = norms + 1e3 * pairs / gpu.masks
         width = min(gpu.attention, key=lambda d: abs(d - model.head_dim))
         return cls(
             attention=1e3 * attention / gpu.attention[width],
             linear=1e3 * linear / gpu.linear,
-            other=ms(found.moved, gpu.memory) + norms,
-            saved=ms(found.around, gpu.memory) + norms - fused,
+            other=ms(found.moved, gpu.memory) + apart,
+            saved=ms(found.around, gpu.memory) + apart - fused,
             rate=gpu.sparse[width],
         )
 
-    def sparse(self, visited: float) -> float:
-        """Milliseconds where attention visits this share of all pairs."""
-        return self.bound(visited / self.rate)
+    def sparse(self, visited: float, rate: float | None = None, selection: float = 0.0) -> float:
+        """Milliseconds where attention visits this share of all pairs.
+
+        Args:
+            visited: the share.
+            rate: on their tiles; None where they are whole. See `patterns.sparse_rate`.
+            selection: milliseconds to choose them, of all layers; see `choosing_ms`.
+        """
+        return self.bound(visited / (rate or self.rate)) + selection
 
     def bound(self, visited: float) -> float:
         """The same at the dense kernel's rate, which no sparse one exceeds."""
@@ -155,6 +171,7 @@ def estimate(
     computed: int | None = None,
     steps: int | None = None,
     gpu: str = "h100",
+    guidance: bool = True,
 ) -> dict[str, Any]:
     """Everything that can be known before a run, as plain data.
 
@@ -168,6 +185,7 @@ def estimate(
         computed: steps that it computes; what a gate will decide cannot be known before.
         steps: denoising steps; default the model's own.
         gpu: a key of `GPUS`.
+        guidance: at a scale above 1; without it, every step is one call.
 
     Raises:
         UsageError: a size that does not fit, or an unknown GPU.
@@ -178,7 +196,7 @@ def estimate(
     grid, steps = model.grid(*size), steps or model.steps
     rates = GPUS[gpu]
     parts = Parts.of(model, grid, rates)
-    calls = 1 if model.guidance != "two calls" else 2
+    calls = 2 if model.guidance == "two calls" and guidance else 1
     elements = (grid.tokens + model.joint_text) * model.width * model.batch
     weights = model.experts * parameters(model) * 2 / GIB
     held = traffic(model.name).held * elements / GIB
@@ -208,10 +226,15 @@ def estimate(
     }
     shares, depth = [0.0] * steps, sum(model.layers.values())
     if attention is not None:
-        plan = planned(model, grid, attention, density)
-        shares = _sparse_shares(schedule or Schedule(), steps, depth, density)
+        schedule = schedule or Schedule()
+        layout, site = _first_layer(model, grid, attention.block)
+        plan = attention.plan(layout, density, site)
+        useless = advice(attention, plan, layout, density, site, forced=schedule.even_if_slower)
+        if schedule.even_if_slower or not would_lose(attention, plan):
+            shares = _sparse_shares(schedule, steps, depth, density)
         visited = kept_pairs(grid, model.joint_text, min(1.0, plan.visited))
         slots = plan.layout.video_blocks * plan.layout.block
+        selection = choosing_ms(plan, model, rates)
         found |= {
             "pattern": attention.name,
             "requested": density,
@@ -220,8 +243,9 @@ def estimate(
             "visited_pairs": visited,
             "padding": 1 - grid.tokens / slots,
             "rule": plan.rule,
-            "notes": list(plan.notes),
-            "sparse_ms": parts.sparse(visited),
+            "notes": [*plan.notes, *([useless] if useless else [])],
+            "selection_ms": selection,
+            "sparse_ms": parts.sparse(visited, sparse_rate(plan, parts.rate, model.head_dim), selection),
             "bound": parts.call / parts.bound(visited),
             "sparse_share": sum(shares) / steps,
             "schedule_bound": parts.call / (parts.call - (parts.call - parts.bound(visited)) * sum(shares) / steps),
@@ -247,10 +271,19 @@ def planned(model: RealModel, grid: VideoGrid, pattern: Pattern, density: float 
     Raises:
         PatternError: a density that the pattern cannot give here.
     """
+    layout, site = _first_layer(model, grid, pattern.block)
+    return pattern.plan(layout, density, site)
+
+
+def choosing_ms(plan: Plan, model: RealModel, gpu: Gpu) -> float:
+    """Milliseconds that all layers of a call spend on choosing blocks."""
+    return 1e3 * sum(model.layers.values()) * selection_bytes(plan, model) / gpu.memory
+
+
+def _first_layer(model: RealModel, grid: VideoGrid, block: int) -> tuple[TokenLayout, Site]:
     family = family_named(model.transformer)
     call = Call(grid, model.joint_text, torch.zeros(1), None, torch.device("cpu"))
-    site = Site("", 0, "self" if model.cross else "joint", family.name)
-    return pattern.plan(family.layout(call, pattern.block), density, site)
+    return family.layout(call, block), Site("", 0, "self" if model.cross else "joint", family.name)
 
 
 def _sparse_shares(schedule: Schedule, steps: int, layers: int, density: float | None) -> list[float]:

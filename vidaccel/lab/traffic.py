@@ -3,7 +3,8 @@
 The stock class is run once on a CPU, a few hundred tokens and channels small, and every operation's tensors are added
 up. Both grow as tokens x channels, so that the count holds for the real size: no weights and no GPU are needed, and no
 constant has to be kept up to date. Layer norms of single heads are counted in rows too: a GPU gives each row a thread
-block, which for 64 channels takes longer than their bytes do.
+block, which for 64 channels takes longer than their bytes do. Masks over all pairs of tokens grow as tokens x tokens,
+and are counted by themselves. What a pattern does to choose its blocks is counted likewise, on one head.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..family import family_of
 from ..grid import VideoGrid
+from ..patterns import Plan
 from ..pipelines.zoo import RealModel, build, real_model
 
 _GRID = VideoGrid(4, 8, 8)
@@ -35,12 +37,14 @@ class Traffic(NamedTuple):
         moved: bytes read and written by everything but matrix products and attention.
         around: those of them inside video attention layers: norms, RoPE, reordering.
         rows: of layer norms over single heads, there.
+        masks: elements of masks over pairs of tokens that are made, per pair and sample.
         held: most bytes of activations at a time, over the whole call.
     """
 
     moved: dict[str, float]
     around: dict[str, float]
     rows: dict[str, float]
+    masks: dict[str, float]
     held: float
 
 
@@ -52,9 +56,10 @@ class Counter(TorchDispatchMode):
 
     Attributes:
         inside: a video attention layer runs.
-        moved: bytes read and written so far, matrix products and attention left out.
+        moved: bytes read and written so far, matrix products, attention and `masks` left out.
         around: those of them inside.
         rows: of layer norms inside.
+        masks: elements of masks over all pairs of tokens.
         most: most bytes alive at a time.
     """
 
@@ -65,6 +70,7 @@ class Counter(TorchDispatchMode):
         self.moved = 0
         self.around = 0
         self.rows = 0
+        self.masks = 0
         self.most = 0
         self._alive: dict[int, int] = {}
         self._held = 0
@@ -76,7 +82,9 @@ class Counter(TorchDispatchMode):
         for tensor in made:
             self._follow(tensor)
         name = func.overloadpacket.__name__
-        if not (func.is_view or name in _PRODUCTS or name in _NOTHING or "scaled_dot_product" in name):
+        if any(_is_mask(x) for x in made):
+            self.masks += 0 if func.is_view else sum(x.numel() for x in made)
+        elif not (func.is_view or name in _PRODUCTS or name in _NOTHING or "scaled_dot_product" in name):
             given = [x for x in _flat([args, kwargs or {}]) if isinstance(x, torch.Tensor)]
             moved = sum(x.numel() * x.element_size() for x in (*given, *made))
             self.moved += moved
@@ -102,6 +110,10 @@ class Counter(TorchDispatchMode):
             self._held -= size
 
 
+def _is_mask(tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.bool and tensor.ndim > 1 and tensor.shape[-1] == tensor.shape[-2]
+
+
 def _flat(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)):
         return [y for x in value for y in _flat(x)]
@@ -114,7 +126,8 @@ def traffic(name: str) -> Traffic:
     model = narrow(real_model(name))
     base = dict.fromkeys(model.layers, 1)
     start = _count(model, base)
-    elements = (_GRID.tokens + model.joint_text) * model.width * model.batch
+    tokens = _GRID.tokens + model.joint_text
+    elements = tokens * model.width * model.batch
     more = {each: _count(model, {**base, each: 2}) for each in model.layers}
     # As many heads of the real width have fewer rows to a channel.
     narrower = _HEAD_DIM / real_model(name).head_dim
@@ -122,6 +135,7 @@ def traffic(name: str) -> Traffic:
         {each: (count.moved - start.moved) / elements for each, count in more.items()},
         {each: (count.around - start.around) / elements for each, count in more.items()},
         {each: (count.rows - start.rows) / elements * narrower for each, count in more.items()},
+        {each: (count.masks - start.masks) / (tokens**2 * model.batch) for each, count in more.items()},
         start.most / elements,
     )
 
@@ -155,6 +169,26 @@ def _count(model: RealModel, layers: dict[str, int]) -> Counter:
     with torch.no_grad(), counter:
         transformer(**inputs)
     return counter
+
+
+def selection_bytes(plan: Plan, model: RealModel) -> float:
+    """What one layer moves in one call to choose its blocks, and to sort what attends: 0 where a mask says it all.
+
+    One head of the real size does on a CPU what `wrapping.attend` does around its kernel. Block means are
+    counted as torch makes them; the kernels of `kernels/compact.py` move less.
+    """
+    select = plan.select
+    if select is None:
+        return 0.0
+    shape = (model.batch, plan.layout.slots, 1, model.head_dim)
+    inputs = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in range(3)]
+    with torch.no_grad(), Counter(inputs) as counter:
+        query, key, value = (x.transpose(0, 1).flatten(1, 2)[None] for x in inputs)
+        order = select.apply(select.choose(query, key, value), key, value).order
+        if order is not None:
+            moved = query.gather(1, order[..., None].expand(query.shape))
+            torch.zeros_like(moved).scatter(1, order[..., None].expand(query.shape), moved)
+    return float(counter.moved * model.heads)
 
 
 def mask_bytes(model: RealModel, grid: VideoGrid) -> float:

@@ -7,7 +7,7 @@ from .combine import PerLayer, Union
 from .dense import Dense
 from .flashblock import FlashBlock
 from .freeswim import FreeSwim
-from .gain import advice, break_even, would_lose
+from .gain import advice, break_even, sparse_rate, would_lose
 from .light_forcing import LightForcing
 from .neighborhood import Neighborhood
 from .per_head import PerHead
@@ -61,5 +61,6 @@ __all__ = [
     "Union",
     "advice",
     "break_even",
+    "sparse_rate",
     "would_lose",
 ]

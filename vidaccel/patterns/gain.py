@@ -2,12 +2,13 @@
 
 Idea: a kernel works on whole tiles, so the tiles that a pattern touches bound its gain, whatever its density.
 Math: with `visited` pairs over all pairs, attention becomes at most 1 / visited times as fast. A block-sparse kernel
-    has some 0.85 of a dense one's rate on whole tiles, 0.6 on those of 64 tokens, and 0.65 on those that are decided
-    token by token, so the gain to expect is rate / visited.
+    has some 0.85 of a dense one's rate on whole tiles, 0.6 on those of 64 tokens, and 0.2 on those that are decided
+    token by token; a tile whose keys have holes takes 1.19 times as long at head dim 128, 1.37 at 64. Times of tiles
+    add up, so the gain to expect is rate / visited with the mean time a tile in the rate.
 Cost: nothing where there is a gain; elsewhere a few plans of the same grid, once.
-Source: Sliding Tile Attention, arXiv 2502.04507, table 1, and Generalized Neighborhood Attention, arXiv 2504.16922,
-    section 5: measured 0.65 of the tile bound for token-wise masks, 0.94 and more for whole tiles. Tiles of 64: ours on
-    an H100, 0.58 to 0.67 of FlashAttention 3 on random blocks, 0.76 on a band (kernels/bench/NOTES.md).
+Source: the tile bound: Generalized Neighborhood Attention, arXiv 2504.16922, section 5. The rates are ours: cut tiles
+    and holes on an H200 (pipelines/bench/results: neighborhood and sliding-window beside radial); tiles of 64 on an
+    H100, 0.58 to 0.67 of FlashAttention 3 on random blocks, 0.76 on a band (kernels/bench/NOTES.md).
 Limits: an estimate of attention alone; what is measured on a machine goes before it.
 """
 
@@ -17,15 +18,24 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any, cast
 
+import torch
+
 from ..errors import PatternError
 from ..grid import BLOCK_SIZES, Site, TokenLayout
-from .axes import PARTIAL_RATE, WHOLE_RATE
+from ..order import choose_tile
+from .axes import WHOLE_RATE
 from .freeswim import FreeSwim
 from .neighborhood import Neighborhood
 from .plan import Pattern, Plan
 
 _LEAST_GPU_BLOCK = 64
 _SMALL_RATE = 0.6
+# Ours on an H200, alike at head dims 64 and 128. What tile orders are weighed by, `axes.PARTIAL_RATE`, is what kernels
+# made for windows reach: an order serves them all.
+CUT_RATE = 0.2
+# Logits of holes are hidden one by one, whatever the channels: the fewer there are, the more it weighs.
+_HOLES_TIMES_HEAD_DIM = 24.0
+_USUAL_HEAD_DIM = 128
 
 
 def break_even(block: int) -> float:
@@ -33,19 +43,28 @@ def break_even(block: int) -> float:
     return _SMALL_RATE if block == _LEAST_GPU_BLOCK else WHOLE_RATE
 
 
-def rate(plan: Plan) -> float:
-    """What a sparse kernel reaches of a dense one's rate, by the share of tiles that are decided token by token."""
-    best = break_even(plan.layout.block)
-    if plan.mask is None or plan.mask.window is None:
-        return best
+def sparse_rate(plan: Plan, best: float | None = None, head_dim: int = _USUAL_HEAD_DIM) -> float:
+    """What a sparse kernel reaches of a dense one's rate on the tiles of a plan: times of tiles add up.
+
+    Args:
+        plan: what is kept.
+        best: the rate on whole tiles without holes; None for the usual one.
+        head_dim: channels of a head.
+    """
+    block = plan.layout.block
+    best = break_even(block) if best is None else best
+    holes = _HOLES_TIMES_HEAD_DIM / head_dim
+    if plan.mask is None:  # Any of its tiles may be chosen.
+        return best / (1 + holes * float((plan.layout.q_len[: plan.layout.video_blocks] < block).double().mean()))
     kinds = plan.mask.video_map()
-    whole = float((kinds == 2).sum() / (kinds > 0).sum())
-    return whole * best + (1 - whole) * min(best, PARTIAL_RATE)
+    whole = (1 + holes * (plan.mask.video_lengths() < block).double()) / best
+    times = torch.where(kinds == 1, 1 / CUT_RATE, whole)
+    return 1 / float(times[kinds > 0].mean())
 
 
 def expected_gain(plan: Plan) -> float:
     """How many times as fast attention becomes, by estimate."""
-    return rate(plan) / plan.visited
+    return sparse_rate(plan) / plan.visited
 
 
 def would_lose(pattern: Pattern, plan: Plan) -> bool:
@@ -95,16 +114,18 @@ def advice(
     return (
         f"{pattern.name} cannot help on a {layout.grid} grid with blocks of {pattern.block}: for a density of "
         f"{plan.delivered:.2f} it visits {plan.visited:.2f} of all pairs, so attention becomes at most "
-        f"{1 / plan.visited:.2f} times as fast, and a sparse kernel has about {rate(plan):.0%} of a dense one's rate; "
-        f"{better}{instead}"
+        f"{1 / plan.visited:.2f} times as fast, and a sparse kernel has about {sparse_rate(plan):.0%} of a dense one's "
+        f"rate; {better}{instead}"
     )
 
 
 def _alternatives(pattern: Pattern, plan: Plan, layout: TokenLayout) -> Iterator[tuple[str, Pattern]]:
     """Nearby patterns, in words and as such."""
-    if isinstance(pattern, Neighborhood) and plan.layout.tile is not None and plan.layout.is_boxes:
+    if isinstance(pattern, Neighborhood):
         # A stride of whole tiles leaves no tile to be decided token by token.
-        stride = tuple(min(side, length) for side, length in zip(plan.layout.tile, layout.grid, strict=True))
+        own = plan.layout.tile if plan.layout.is_boxes else None
+        tile = own or choose_tile(layout.grid, pattern.block)
+        stride = tuple(min(side, length) for side, length in zip(tile, layout.grid, strict=True))
         if stride != pattern.stride:
             yield f"stride={stride}", replace(pattern, stride=cast(Any, stride))
     settings: Any = pattern
