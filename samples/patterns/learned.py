@@ -21,8 +21,9 @@ from typing import ClassVar
 import torch
 from safetensors.torch import load_file
 
-from vidaccel.grid import Site, TokenLayout, choose_tile
+from vidaccel.grid import Site, TokenLayout
 from vidaccel.kernels.select import best_blocks, block_means
+from vidaccel.order import fullest
 from vidaccel.patterns import Choice, Plan, Select
 
 
@@ -77,7 +78,7 @@ class Learned:
             density: the density that the user asked for.
             site: the layer, whose number picks the weights.
         """
-        tiled = layout.tiled(choose_tile(layout.grid, self.block))
+        tiled = layout.tiled(fullest(layout.grid, self.block))
         video = tiled.video_blocks
         kept = max(1, round((density or 0.25) * video))
         own = torch.eye(video, dtype=torch.bool, device=layout.device)
