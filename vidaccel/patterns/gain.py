@@ -2,13 +2,13 @@
 
 Idea: a kernel works on whole tiles, so the tiles that a pattern touches bound its gain, whatever its density.
 Math: with `visited` pairs over all pairs, attention becomes at most 1 / visited times as fast. A block-sparse kernel
-    has some 0.85 of a dense one's rate on whole tiles, 0.6 on those of 64 tokens, and 0.2 on those that are decided
-    token by token; a tile whose keys have holes takes 1.19 times as long at head dim 128, 1.37 at 64. Times of tiles
-    add up, so the gain to expect is rate / visited with the mean time a tile in the rate.
+    has some 0.85 of a dense one's rate on whole tiles, 0.6 on those of 64 tokens, and 0.65 on those that are decided
+    token by token, so the gain to expect is rate / visited.
 Cost: nothing where there is a gain; elsewhere a few plans of the same grid, once.
-Source: the tile bound: Generalized Neighborhood Attention, arXiv 2504.16922, section 5. The rates are ours: cut tiles
-    and holes on an H200 (pipelines/bench/results: neighborhood and sliding-window beside radial); tiles of 64 on an
-    H100, 0.58 to 0.67 of FlashAttention 3 on random blocks, 0.76 on a band (kernels/bench/NOTES.md).
+    A kernel of ours reaches less on tiles that are cut or have holes: `sparse_rate`, for estimates of time.
+Source: Sliding Tile Attention, arXiv 2502.04507, table 1, and Generalized Neighborhood Attention, arXiv 2504.16922,
+    section 5: measured 0.65 of the tile bound for token-wise masks, 0.94 and more for whole tiles. Tiles of 64: ours on
+    an H100, 0.58 to 0.67 of FlashAttention 3 on random blocks, 0.76 on a band (kernels/bench/NOTES.md).
 Limits: an estimate of attention alone; what is measured on a machine goes before it.
 """
 
@@ -22,16 +22,15 @@ import torch
 
 from ..errors import PatternError
 from ..grid import BLOCK_SIZES, Site, TokenLayout
-from ..order import choose_tile
-from .axes import WHOLE_RATE
+from .axes import PARTIAL_RATE, WHOLE_RATE
 from .freeswim import FreeSwim
 from .neighborhood import Neighborhood
 from .plan import Pattern, Plan
 
 _LEAST_GPU_BLOCK = 64
 _SMALL_RATE = 0.6
-# Ours on an H200, alike at head dims 64 and 128. What tile orders are weighed by, `axes.PARTIAL_RATE`, is what kernels
-# made for windows reach: an order serves them all.
+# Ours on an H200, alike at head dims 64 and 128: what `estimate` counts with. Whether dense runs instead is decided by
+# `rate`, which is what kernels made for windows reach: it takes part in what a model computes, on every device.
 CUT_RATE = 0.2
 # Logits of holes are hidden one by one, whatever the channels: the fewer there are, the more it weighs.
 _HOLES_TIMES_HEAD_DIM = 24.0
@@ -41,6 +40,16 @@ _USUAL_HEAD_DIM = 128
 def break_even(block: int) -> float:
     """The share of pairs from which on dense attention is as fast as whole tiles of `block` tokens."""
     return _SMALL_RATE if block == _LEAST_GPU_BLOCK else WHOLE_RATE
+
+
+def rate(plan: Plan) -> float:
+    """What a sparse kernel reaches of a dense one's rate, by the share of tiles that are decided token by token."""
+    best = break_even(plan.layout.block)
+    if plan.mask is None or plan.mask.window is None:
+        return best
+    kinds = plan.mask.video_map()
+    whole = float((kinds == 2).sum() / (kinds > 0).sum())
+    return whole * best + (1 - whole) * min(best, PARTIAL_RATE)
 
 
 def sparse_rate(plan: Plan, best: float | None = None, head_dim: int = _USUAL_HEAD_DIM) -> float:
@@ -64,7 +73,7 @@ def sparse_rate(plan: Plan, best: float | None = None, head_dim: int = _USUAL_HE
 
 def expected_gain(plan: Plan) -> float:
     """How many times as fast attention becomes, by estimate."""
-    return sparse_rate(plan) / plan.visited
+    return rate(plan) / plan.visited
 
 
 def would_lose(pattern: Pattern, plan: Plan) -> bool:
@@ -114,18 +123,16 @@ def advice(
     return (
         f"{pattern.name} cannot help on a {layout.grid} grid with blocks of {pattern.block}: for a density of "
         f"{plan.delivered:.2f} it visits {plan.visited:.2f} of all pairs, so attention becomes at most "
-        f"{1 / plan.visited:.2f} times as fast, and a sparse kernel has about {sparse_rate(plan):.0%} of a dense one's "
-        f"rate; {better}{instead}"
+        f"{1 / plan.visited:.2f} times as fast, and a sparse kernel has about {rate(plan):.0%} of a dense one's rate; "
+        f"{better}{instead}"
     )
 
 
 def _alternatives(pattern: Pattern, plan: Plan, layout: TokenLayout) -> Iterator[tuple[str, Pattern]]:
     """Nearby patterns, in words and as such."""
-    if isinstance(pattern, Neighborhood):
+    if isinstance(pattern, Neighborhood) and plan.layout.tile is not None and plan.layout.is_boxes:
         # A stride of whole tiles leaves no tile to be decided token by token.
-        own = plan.layout.tile if plan.layout.is_boxes else None
-        tile = own or choose_tile(layout.grid, pattern.block)
-        stride = tuple(min(side, length) for side, length in zip(tile, layout.grid, strict=True))
+        stride = tuple(min(side, length) for side, length in zip(plan.layout.tile, layout.grid, strict=True))
         if stride != pattern.stride:
             yield f"stride={stride}", replace(pattern, stride=cast(Any, stride))
     settings: Any = pattern

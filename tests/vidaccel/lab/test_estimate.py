@@ -197,12 +197,17 @@ def test_choosing_blocks_is_counted() -> None:
 
 
 def test_who_would_lose_is_estimated_dense() -> None:
-    """Measured 0.84 times as fast: windows cut most of its tiles."""
     model = real_model("wan2.1-14b")
-    found = estimate(model, (480, 832, 81), attention=Neighborhood(), density=0.25, gpu="h200")
-    assert found["sparse_ms"] > found["dense_ms"]
+    found = estimate(model, (480, 832, 81), attention=Neighborhood(), density=0.6, gpu="h200")
     assert found["video_speedup"] == pytest.approx(1)
     assert any("Dense attention runs instead" in note for note in found["notes"])
+
+
+def test_cut_tiles_are_estimated_slower() -> None:
+    """Measured 0.84 times as fast as dense: windows cut most of its tiles."""
+    model = real_model("wan2.1-14b")
+    found = estimate(model, (480, 832, 81), attention=Neighborhood(), density=0.25, gpu="h200")
+    assert found["dense_ms"] / found["sparse_ms"] == pytest.approx(0.84, rel=0.15)
 
 
 def test_without_guidance_a_step_is_one_call() -> None:

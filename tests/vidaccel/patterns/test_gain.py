@@ -8,7 +8,7 @@ import pytest
 
 from vidaccel.grid import Site, TokenLayout
 from vidaccel.patterns import Neighborhood, Radial, SlidingWindow, TopK, Union, advice
-from vidaccel.patterns.gain import CUT_RATE, WHOLE_RATE, expected_gain, sparse_rate, would_lose
+from vidaccel.patterns.gain import CUT_RATE, PARTIAL_RATE, WHOLE_RATE, expected_gain, rate, sparse_rate
 
 SITE = Site("blocks.0.attn1.processor", 0, "self", "wan")
 
@@ -23,24 +23,20 @@ def test_stride_one_on_a_small_grid_names_what_does_better():
     assert "for a density of 0.30 it visits 0.78 of all pairs" in text
     assert "at most 1.29 times as fast" in text
     found = re.findall(r"(stride|block)=(\(.*?\)|\d+) visits (0\.\d+)", text)
-    assert {name for name, *_ in found} == {"stride"}, "smaller blocks are cut as well"
+    assert {name for name, *_ in found} == {"stride", "block"}
     assert [float(visited) for *_, visited in found] == sorted(float(visited) for *_, visited in found)
-    for _, value, visited in found:
+    for name, value, visited in found:
         number = tuple(map(int, value.strip("()").split(",")))
-        plan = Neighborhood(stride=number).plan(TokenLayout.of((9, 16, 16)), 0.3, SITE)
+        better = Neighborhood(stride=number) if name == "stride" else Neighborhood(block=number[0])
+        plan = better.plan(TokenLayout.of((9, 16, 16), block=better.block), 0.3, SITE)
         assert plan.visited == pytest.approx(float(visited), abs=0.006)
         assert expected_gain(plan) > 1
-
-
-def test_stride_one_at_720p_names_a_stride_and_a_block():
-    text = told(Neighborhood(), (21, 45, 80), 0.25)
-    assert {"stride=(3, 5, 8)", "block=16"} <= set(re.findall(r"(\w+=(?:\(.*?\)|\d+)) visits", text))
 
 
 @pytest.mark.parametrize(
     ("pattern", "grid", "density"),
     [
-        (Neighborhood(stride=(7, 3, 5)), (21, 45, 80), 0.25),
+        (Neighborhood(), (21, 45, 80), 0.25),
         (Neighborhood(stride=(1, 8, 16)), (9, 16, 16), 0.3),
         (Radial(), (21, 30, 52), 0.3),
         (TopK(), (9, 16, 16), 0.3),
@@ -64,6 +60,7 @@ def test_nothing_better_there_is_said_too():
 def test_rate_goes_by_the_share_of_whole_tiles():
     layout = TokenLayout.of((9, 16, 16))
     plans = [Neighborhood(stride=stride).plan(layout, 0.3, SITE) for stride in ((1, 1, 1), (1, 8, 16))]
+    assert PARTIAL_RATE <= rate(plans[0]) < rate(plans[1]) == WHOLE_RATE
     assert sparse_rate(plans[0]) == pytest.approx(CUT_RATE), "every tile is cut"
     assert sparse_rate(plans[1]) == pytest.approx(WHOLE_RATE)
 
@@ -82,8 +79,7 @@ def test_holes_cost_more_where_heads_are_narrow():
     [((21, 30, 52), 30.57 / 52.16), ((13, 30, 45), 13.95 / 23.17)],
     ids=["wan2.1-14b at 480p", "cogvideox-5b"],
 )
-def test_windows_that_cut_most_tiles_lose_as_measured(grid, measured):
+def test_windows_that_cut_most_tiles_take_as_long_as_measured(grid, measured):
     """Attention of a layer on an H200, in ms: dense over neighborhood (pipelines/bench/results)."""
     plan = Neighborhood().plan(TokenLayout.of(grid), 0.25, SITE)
-    assert expected_gain(plan) == pytest.approx(measured, rel=0.15)
-    assert would_lose(Neighborhood(), plan)
+    assert sparse_rate(plan) / plan.visited == pytest.approx(measured, rel=0.15)
