@@ -102,7 +102,9 @@ def _config(folder: Path, part: str) -> dict[str, Any]:
 
 
 def _note(file: Path, change: dict[str, Any]) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | change, indent=2) + "\n")
+    settings = json.loads(file.read_text()) | change
+    settings.pop("_name_or_path", None)  # where the part was loaded from, on the machine that wrote the file
+    file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _heads(layers: int, unread: int) -> tuple[str, ...]:

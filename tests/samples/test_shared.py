@@ -42,6 +42,14 @@ def test_the_folder_holds_no_weights_of_the_shared_part_and_says_whose_they_are(
         assert torch.equal(pipe.vae.state_dict()[name], weights), name
 
 
+def test_no_sample_says_where_it_was_made() -> None:
+    files = [file for file in path("hunyuan-tiny").parent.rglob("*.json") if "/reports/" not in file.as_posix()]
+    assert len(files) > 20
+    for file in files:
+        settings = json.loads(file.read_text())
+        assert not isinstance(settings, dict) or "_name_or_path" not in settings, file
+
+
 def test_only_a_folder_that_names_the_owner_gets_the_part(folder: Path, tmp_path: Path) -> None:
     assert not shared_parts(tmp_path)
     (tmp_path / "vae").mkdir()
