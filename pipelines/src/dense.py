@@ -16,13 +16,24 @@ from ..exchange import Exchange
 from ..family import Family
 
 
-def on_ranks(
-    family: Family, attn: Any, processor: Any, valid: tuple[torch.Tensor, ...] | None, exchange: Exchange, *inputs: Any
-) -> Any:
-    """`Family.dense` where ranks share the video: as on sparse layers, each attends with its own heads."""
-    heads = family.project(attn, exchange.whole, *inputs, exchange)
-    out = exchange.leave(attend_to_valid(heads, exchange.text, valid, processor), attn.heads)
-    return family.output(attn, out, *inputs)
+class DenseOnRanks(Family):
+    """A family whose dense layers share their heads among ranks as its sparse ones do."""
+
+    def dense(
+        self,
+        attn: Any,
+        processor: Any,
+        valid: tuple[torch.Tensor, ...] | None,
+        exchange: Exchange | None,
+        *inputs: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """See `Family.dense`; on several ranks, the attention of diffusers on the user's own backend."""
+        if exchange is None:
+            return super().dense(attn, processor, valid, exchange, *inputs, **kwargs)
+        heads = self.project(attn, exchange.whole, *inputs, exchange)
+        out = exchange.leave(attend_to_valid(heads, exchange.text, valid, processor), attn.heads)
+        return self.output(attn, out, *inputs)
 
 
 def attend_to_valid(

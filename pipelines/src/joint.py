@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from ..exchange import Exchange
-from ..family import Call, Family
+from ..family import Call
 from ..grid import TokenLayout
 from ..kernels import elementwise
 from .arrange import Projected, to_kernel, to_model
-from .dense import on_ranks
+from .dense import DenseOnRanks
 
 Heads = elementwise.Heads
 
 
-class JointFamily(Family):
+class JointFamily(DenseOnRanks):
     """What families of joint attention share.
 
     diffusers has no plan for them on several ranks: attention of one family builds a mask of the tokens that it sees,
@@ -48,20 +48,6 @@ class JointFamily(Family):
         """q, k, v in kernel order. The mask says which text is padding; the layout's key lengths say the same."""
         tables = None if rotary_emb is None else self.tables(*rotary_emb)
         return to_kernel(layout, of_video(attn, hidden_states), of_text(attn, encoder_hidden_states), tables, exchange)
-
-    def dense(
-        self,
-        attn: Any,
-        processor: Any,
-        valid: tuple[torch.Tensor, ...] | None,
-        exchange: Exchange | None,
-        *inputs: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """See `Family.dense`; on several ranks, the attention of diffusers on the user's own backend."""
-        if exchange is None:
-            return super().dense(attn, processor, valid, exchange, *inputs, **kwargs)
-        return on_ranks(self, attn, processor, valid, exchange, *inputs)
 
     def streams(
         self,

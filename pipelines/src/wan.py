@@ -14,16 +14,16 @@ import torch
 
 from ..errors import InstallError
 from ..exchange import Exchange
-from ..family import Call, Family, Stack
+from ..family import Call, Stack
 from ..grid import Site, TokenLayout, VideoGrid
 from .arrange import Projected, to_kernel
-from .dense import on_ranks
+from .dense import DenseOnRanks
 
 # Of what projects to q, k and v at once.
 _THIRDS = (lambda x: x.chunk(3, -1)[0], lambda x: x.chunk(3, -1)[1], lambda x: x.chunk(3, -1)[2])
 
 
-class Wan(Family):
+class Wan(DenseOnRanks):
     """The Wan family; `WAN` is its one instance."""
 
     name = "wan"
@@ -80,20 +80,6 @@ class Wan(Family):
             states, linears = hidden_states, (attn.to_q, attn.to_k, attn.to_v)
         video = Projected(states, linears, attn.heads, (attn.norm_q, attn.norm_k), across=True)
         return to_kernel(layout, video, None, rotary_emb, exchange)
-
-    def dense(
-        self,
-        attn: Any,
-        processor: Any,
-        valid: tuple[torch.Tensor, ...] | None,
-        exchange: Exchange | None,
-        *inputs: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """See `Family.dense`."""
-        if exchange is None:
-            return super().dense(attn, processor, valid, exchange, *inputs, **kwargs)
-        return on_ranks(self, attn, processor, valid, exchange, *inputs)
 
     def output(self, attn: Any, out: torch.Tensor, hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:
         """(b, tokens, h, d) -> (b, tokens, width)."""
