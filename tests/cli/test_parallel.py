@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.testing import Result
 
+from vidaccel.cli.world import World
 from vidaccel.lab.link import Link, predict
 from vidaccel.render.video import read_frames
 
@@ -160,3 +161,18 @@ def test_a_prediction_hides_as_much_of_the_exchange_as_the_measurement() -> None
     assert predict(1000.0, 515.0, 10, link, 4)["call_ms"] == pytest.approx(250 + 0.5 * 10 * link.of(4))
     # Two GPUs that are more than twice as fast, for their caches or clocks, promise nothing for four.
     assert predict(1000.0, 490.0, 10, link, 4)["call_ms"] == pytest.approx(250)
+
+
+def test_who_is_free_takes_the_next() -> None:
+    store = torch.distributed.HashStore()
+    quick, other, slow = (World(rank, 3, together=1, store=store) for rank in range(3))
+    first = [next(world.shared(9)) for world in (slow, other)]
+    assert (first, list(quick.shared(9))) == ([0, 1], [2, 3, 4, 5, 6, 7, 8])
+
+
+def test_a_team_takes_the_same() -> None:
+    store = torch.distributed.HashStore()
+    teams = [World(rank, 4, together=2, store=store).shared(5) for rank in range(4)]
+    taken = [[next(teams[rank]) for rank in ranks] for ranks in ((2, 3), (0, 1), (2, 3), (2, 3))]
+    assert taken == [[0, 0], [1, 1], [2, 2], [3, 3]]
+    assert list(teams[0]) == list(teams[1]) == [4]

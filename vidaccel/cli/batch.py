@@ -67,7 +67,7 @@ def run_jobs(
     report: Path | None,
     world: World,
 ) -> None:
-    """Render every prompt whose video is not finished, and write the results; each team of processes has its part.
+    """Render every prompt whose video is not finished, and write the results; each team of processes takes the next.
 
     Raises:
         UsageError: a file is in the way, or more teams than prompts.
@@ -98,12 +98,12 @@ def run_jobs(
     failed: list[str] = []
     try:
         left = [n for n in range(len(jobs)) if n not in finished]
-        waiting = left[world.team :: world.teams]
-        if waiting:
-            video.check_writable(paths[waiting[0]])
-            screen.say(f"loading {model.reference} ({model.pipeline}) on {first.device}, {first.dtype}")
-            pipe, mark = open_pipeline(first, model, world.together), weights.fingerprint(model)
-        for n in waiting:
+        pipe: Any = None
+        for n in map(left.__getitem__, world.shared(len(left))):
+            if pipe is None:
+                video.check_writable(paths[n])
+                screen.say(f"loading {model.reference} ({model.pipeline}) on {first.device}, {first.dtype}")
+                pipe, mark = open_pipeline(first, model, world.together), weights.fingerprint(model)
             try:
                 rendering = render_with_progress(
                     screen,

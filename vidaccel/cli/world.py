@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,6 +92,20 @@ class World:
             raise typer.Exit(found[1])
         value: T = found[0]
         return value
+
+    def shared(self, many: int) -> Iterator[int]:
+        """Numbers below `many`, each for one team, whichever is free first; the processes of a team get the same."""
+        for turn in itertools.count():
+            if self.store is None:
+                n = turn
+            elif self.writes:
+                n = self.store.add("begun", 1) - 1
+                self.store.set(f"{self.team} {turn}", str(n))
+            else:
+                n = int(self.store.get(f"{self.team} {turn}"))
+            if n >= many:
+                return
+            yield n
 
     def count(self, more: int = 0) -> int:
         """Videos that are finished; `more` of them now."""

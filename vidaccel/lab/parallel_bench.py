@@ -20,7 +20,8 @@ of kind "call",
     against               the dense backend of torch or FlashAttention 3 that dense attention ran on
     apart                 relative distance of the two results, which must be small for a row to be ok
     speedup, efficiency   one call_ms / all call_ms, and that over the ranks
-    videos_speedup        of a video on each GPU: ranks x alone call_ms / one call_ms
+    videos_speedup        of a video on each GPU, who take the next when they are done: the sum of their rates over the
+                          rate of rank 0's while the others rest
     exchange_share        exchange_ms of all layers over all call_ms; a part of it is hidden behind the projections
     delivered, visited    densities
     predicted             {ranks: {"call_ms", "speedup", "efficiency"}}: no measurement, see `predict`
@@ -172,9 +173,14 @@ class ParallelBench:
                 calls |= {f"{name} {depth}": sides[depth] for name, sides in made.items()}
                 # While the other GPUs rest: GPUs of one host share power and cooling.
                 calls[f"alone {depth}"] = made["one"][depth] if torch.distributed.get_rank() == 0 else lambda: None
-            taken = self._times(calls, self.job.repeats)
+            ranks = self._on_ranks(calls, self.job.repeats)
+            slowest = {name: max(each) for name, each in ranks.items()}
             memory["alone"] = memory["one"]
-            found: dict[str, Any] = {name: self._row(name, taken, memory[name]) for name in memory}
+            found: dict[str, Any] = {name: self._row(name, slowest, memory[name]) for name in memory}
+            alone = found["alone"]["call_ms"]
+            each = [
+                self._row("one", {name: ms[rank] for name, ms in ranks.items()}, None) for rank in range(self._ranks)
+            ]
             for sides in made.values():
                 for side in sides.values():
                     side.close()
@@ -191,7 +197,7 @@ class ParallelBench:
                 "apart": apart,
                 "speedup": one / together,
                 "efficiency": one / together / self._ranks,
-                "videos_speedup": self._ranks * found["alone"]["call_ms"] / one,
+                "videos_speedup": sum(alone / rank["call_ms"] for rank in each),
                 "exchange_share": layers * self._link.exchange / together,
                 "delivered": plans[0].delivered if plans else 1.0,
                 "visited": plans[0].visited if plans else 1.0,
@@ -287,19 +293,24 @@ class ParallelBench:
         return float((alone - shared).norm() / alone.norm())
 
     def _times(self, calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-        """Median milliseconds of each call on the slowest rank; all ranks begin each call together.
+        """Median milliseconds of each call on the slowest rank."""
+        return {name: max(ranks) for name, ranks in self._on_ranks(calls, repeats).items()}
+
+    def _on_ranks(self, calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+        """Median milliseconds of each call on each rank; all ranks begin each call together.
 
         A GPU that has rested is faster for a fifth of a second than its power lets it go on. So a timed call follows
         the same call, repeated without a pause for `_STEADY_MS`, as in a video.
         """
         before = dict.fromkeys(calls, 0)
         if self._device.type == "cuda":
-            before = {name: math.ceil(_STEADY_MS / max(ms, 1.0)) for name, ms in self._rounds(calls, 1, before).items()}
+            once = self._rounds(calls, 1, before)
+            before = {name: math.ceil(_STEADY_MS / max(*ranks, 1.0)) for name, ranks in once.items()}
         return self._rounds(calls, repeats, before)
 
     def _rounds(
         self, calls: Mapping[str, Callable[[], object]], repeats: int, before: Mapping[str, int]
-    ) -> dict[str, float]:
+    ) -> dict[str, list[float]]:
         taken: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(repeats):
             for name, call in calls.items():
@@ -311,9 +322,10 @@ class ParallelBench:
                 call()
                 watch.stop()
                 taken[name].append(watch.ms or 0.0)
-        slowest = torch.tensor([median(each) for each in taken.values()], dtype=torch.float64, device=self._device)
-        torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
-        return dict(zip(taken, slowest.tolist(), strict=True))
+        mine = torch.tensor([median(each) for each in taken.values()], dtype=torch.float64, device=self._device)
+        ranks = [torch.empty_like(mine) for _ in range(self._ranks)]
+        torch.distributed.all_gather(ranks, mine)
+        return dict(zip(taken, torch.stack(ranks, 1).tolist(), strict=True))
 
     def _row(self, name: str, taken: Mapping[str, float], memory: float | None) -> dict[str, Any]:
         base, layers = taken[f"{name} base"], self.job.model.layers
