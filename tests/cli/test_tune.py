@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from vidaccel.caching.goal import Goal
+from vidaccel.lab.outcome import Outcome
+from vidaccel.lab.tune import Aim
 from vidaccel.recipe import Recipe, presets
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +120,9 @@ def test_committed_searches_beat_the_preset(path: Path) -> None:
     }
     assert len(others) == 2
     assert tuned_on
+    aim = Aim(Goal.of(found["goal"]), found["speed_by"])
+    told = Outcome(aim, *(found[name] for name in ("setting", "command", "winner", "pareto", "check")))
+    assert path.with_name("report.md").read_text() == told.markdown()
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def _shown() -> tuple[list[str], list[str]]:
     from .._samples import world
 
     rng = random.Random(7)
-    return [world.draw(rng, things=1).caption() for _ in range(2)], [scene.caption() for scene in world.unseen(4)]
+    return [world.draw(rng, things=1).caption() for _ in range(2)], [scene.caption() for scene in world.unseen(8)]
 
 
 def _show(screen: Screen, outcome: Any, files: list[Path]) -> None:

@@ -77,7 +77,13 @@ class Outcome:
         else:
             lines += [f"**{describe(self.recipe)}**", "", f"    {self.command}", ""]
         if self.check:
-            lines += ["## On prompts that nothing was tuned on", "", *_table(_checked(self.check)), ""]
+            lines += [
+                "## On prompts that nothing was tuned on",
+                "",
+                *_table(_checked(self.check)),
+                "",
+                *_ahead(self.check),
+            ]
         lines += ["## Best for each speed, first prompt", "", *_table([_cells(row) for row in self.pareto]), ""]
         return "\n".join([*lines, *_NOTES])
 
@@ -94,6 +100,24 @@ def _checked(check: dict[str, Any]) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     for name, means in check["means"].items():
         found.append({"recipe": name} | _numbers(means) | {"worst dB": f"{means['psnr_worst']:.1f}"})
+    return found
+
+
+def _ahead(check: dict[str, Any]) -> list[str]:
+    """On how many of the prompts the result wins, prompt by prompt, against each recipe that it is to beat."""
+    tuned = check["rows"].get("tuned", [])
+    found = []
+    for name in check["means"].keys() - {"tuned"}:
+        pairs = list(zip(tuned, check["rows"][name], strict=False))
+        won = sum(
+            ours["ok"] and (not theirs["ok"] or all(ours[key] > theirs[key] for key in ("work_speedup", "psnr")))
+            for ours, theirs in pairs
+        )
+        if pairs:
+            found += [
+                f"Less work than {name} and nearer to the dense video, both at once: {won} of {len(pairs)} prompts.",
+                "",
+            ]
     return found
 
 
