@@ -3,25 +3,27 @@
 Idea: a window keeps detail and loses the plan of the whole frame, so objects repeat; what the text asks for is looked
     up by a path that sees everything.
 Math: a guided call carries two copies of every sample. In self-attention the first attends through the window, the
-    second to all; in cross-attention the second one's queries serve both. After the call the second copy is dropped.
+    second to all; in cross-attention the second one's queries serve both. After the last block the second is dropped.
     With a period n > 1 only every n-th step of the conditional branch is guided, and in between each layer adds the
     cross-attention output that it kept; the unconditional branch runs alone.
-Cost: a guided call is a dense and a sparse one. All others carry one copy: nothing linear is done twice for rows that
-    are equal. Kept outputs are layers x tokens x width: 15.8 GB for Wan 1.3B at 1088x1920 and 81 frames.
+Cost: a guided call is a dense and a sparse one, from the first layer on that runs sparse; there projections are shared.
+    What comes before (embeddings, dense layers) and what comes after the blocks runs once, as do cross-attention and
+    all other calls: nothing linear is done twice for rows that are equal. Kept outputs are layers x tokens x width:
+    15.8 GB for Wan 1.3B at 1088x1920 and 81 frames.
 Source: FreeSwim, arXiv 2511.14712, sections 3.2 and 3.3. Its released code carries two copies through every call.
 Limits: families with cross-attention; no cache on the same transformer; of Wan 2.2's two experts, a period of 1 only.
-    Before the first sparse layer copies are equal, and attention there is computed once; embeddings, and feed-forward
-    parts of dense layers that come first, are not. Where the number of steps is not known, what is kept is freed at the
-    next video or on removal.
+    Where the number of steps is not known, what is kept is freed at the next video or on removal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import nn
 
+from .caching.layer_swap import LayerSwap, Place
 from .errors import InstallError
 from .family import Call
 from .frontdoor import FrontDoor
@@ -38,8 +40,10 @@ class CrossProcessor:
 
     Attributes:
         wrapped: the processor that stood here.
-        mode: "alone" hands the call on; "both" lets the second half of the rows speak for all; "kept" computes nothing.
-        keeps: keep what the second half says.
+        mode: "alone" hands the call on; "both" lets the second copy of the samples, where there are two, speak for
+            both; "kept" computes nothing.
+        rows: samples in one copy.
+        keeps: keep what "both" says.
         kept: (b, tokens, width), what it said.
         host: where it is kept instead, in host memory; None keeps it where it was made.
     """
@@ -47,6 +51,7 @@ class CrossProcessor:
     def __init__(self, wrapped: Any) -> None:
         self.wrapped = wrapped
         self.mode: Mode = "alone"
+        self.rows = 0
         self.keeps = False
         self.kept: torch.Tensor | None = None
         self.host: torch.Tensor | None = None
@@ -67,11 +72,10 @@ class CrossProcessor:
         inputs = (hidden_states, encoder_hidden_states, attention_mask)
         if self.mode == "alone":
             return self.wrapped(attn, *inputs, rotary_emb, **kwargs)
-        rows = hidden_states.shape[0] // 2
-        out = self.wrapped(attn, *(None if x is None else x[rows:] for x in inputs), rotary_emb, **kwargs)
+        out = self.wrapped(attn, *(None if x is None else x[-self.rows :] for x in inputs), rotary_emb, **kwargs)
         if self.keeps:
             self.kept = out if self.host is None else self.host.copy_(out, non_blocking=True)
-        return torch.cat([out, out])
+        return out if hidden_states.shape[0] == self.rows else torch.cat([out, out])
 
     @property
     def _attention_backend(self) -> Any:
@@ -136,19 +140,18 @@ class Guide:
         self._door = door
         self._pattern = pattern
         self._sites = sites
+        self._blocks = {site.name.rsplit(".", 2)[0]: site for site in door.family.sites(door.transformer)}
+        self._layer = {site.name: site.index for site in self._blocks.values()}
+        # Not the family's own stack alone: VACE has blocks that run before it.
+        lists = tuple(dict.fromkeys(path.partition(".")[0] for path in self._blocks))
+        stack = door.family.stack(door.transformer)._replace(lists=lists)
+        self._swap = LayerSwap(door.transformer, stack, self._visit)
         self._made: _Made | None = None
-        self._mode: Mode = "alone"
-        self._rows: int | None = None
-        module = door.transformer
-        # After the door's own: it reads the call as the pipeline made it.
-        double = module.register_forward_pre_hook(torch.compiler.disable(self._double), with_kwargs=True)
-        halve = module.register_forward_hook(torch.compiler.disable(self._halve))
-        self._undo: list[Callable[[], None]] = [double.remove, halve.remove]
+        self._rows = self._first = 0
 
     def remove(self) -> None:
-        """Take the hooks away and free what is kept."""
-        for undo in self._undo:
-            undo()
+        """Free what is kept; also after a call that was interrupted from the keyboard."""
+        self._swap.restore()
         self._forget()
 
     def before(self, call: Call, step: Step, record: CallRecord) -> None:
@@ -158,19 +161,20 @@ class Guide:
                 "freeswim's second path gives some calls twice the rows, which whatever else acts on this transformer, "
                 "such as a cache, cannot follow; drop the cache, or use guide=0"
             )
-        self._mode = self._decide(call, step, record) if record.scheduled else "alone"
-        record.guided = self._mode
+        record.guided = mode = self._decide(call, step, record) if record.scheduled else "alone"
+        self._rows = call.latents.shape[0] if mode == "both" and call.latents is not None else 0
         for processor in self.processors.values():
-            processor.mode = self._mode
-        rows = call.latents.shape[0] if self._mode == "both" and call.latents is not None else 0
-        same = rows
+            processor.mode, processor.rows = mode, self._rows
+        if mode != "both":
+            return
+        self._first = min(self._layer[name] for name, _ in record.scheduled)
         for site in self._sites.values():
-            site.full_rows, site.same_rows = rows, same
-            # The first sparse layer, in the order in which they run, tells the copies apart.
-            same = 0 if site.plan is not None else same
+            site.full_rows = self._rows
+        self._swap.swap()
 
     def after(self, record: CallRecord) -> None:
         """End of the call; after the last step nothing is kept."""
+        self._swap.restore()
         for processor in self.processors.values():
             processor.mode = "alone"
         for site in self._sites.values():
@@ -178,6 +182,26 @@ class Guide:
         is_last = record.total is not None and record.step + 1 >= record.total and record.branch != "uncond"
         if record.failed or is_last:
             self._forget()
+
+    def _visit(self, place: Place, block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run a block on what it needs: one copy of every sample before the first sparse layer, two from there on."""
+        site, rows = self._blocks[place.name], self._rows
+        if site.index < self._first:
+            return block(*args, **kwargs)
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+        # Where no copies come in, they are equal up to this layer's attention.
+        self._sites[site.name].same_rows = 0 if any(x.shape[0] == 2 * rows for x in given) else rows
+        out = block(*map(self._twice, args), **{key: self._twice(value) for key, value in kwargs.items()})
+        if site.index < max(self._layer.values()):
+            return out
+        # Nobody asks for the second path any more, nor for what VACE adds to it.
+        return out[:rows] if isinstance(out, torch.Tensor) else tuple(each[:rows] for each in out)
+
+    def _twice(self, x: Any) -> Any:
+        """Two copies of what has a row for each sample; of one sample they are one piece of memory."""
+        if not isinstance(x, torch.Tensor) or x.shape[0] != self._rows:
+            return x
+        return x.expand(2, *x.shape).flatten(0, 1)
 
     def _decide(self, call: Call, step: Step, record: CallRecord) -> Mode:
         period = self._pattern.guide
@@ -221,30 +245,6 @@ class Guide:
         for processor in self.processors.values():
             processor.kept = processor.host = None
             processor.keeps = False
-
-    def _double(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Two copies of every sample, in whatever the pipeline passes for each of them."""
-        self._rows = None
-        if self._mode != "both":
-            return None
-        first = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        self._rows = rows = first.shape[0]
-
-        def twice(x: Any) -> Any:
-            if isinstance(x, torch.Tensor) and x.ndim and x.shape[0] == rows:
-                return torch.cat([x, x])
-            return [twice(each) for each in x] if isinstance(x, list) else x
-
-        return tuple(map(twice, args)), {name: twice(value) for name, value in kwargs.items()}
-
-    def _halve(self, module: Any, args: tuple[Any, ...], output: Any) -> Any:
-        """Drop the second copies."""
-        rows, self._rows = self._rows, None
-        if rows is None:
-            return None
-        if isinstance(output, Sequence):
-            return type(output)([output[0][:rows], *output[1:]])  # type: ignore[call-arg]
-        return type(output)(sample=output.sample[:rows])
 
 
 def kept_bytes(layers: int, batch: int, tokens: int, width: int, dtype: torch.dtype) -> int:

@@ -87,7 +87,7 @@ class SparseAttnProcessor:
         exchange: what ranks swap around attention, where they share the video; set likewise.
         full_rows: how many rows, the last ones, see everything: the second path of `guide.py`.
         same_rows: how many rows, the first ones, come once more behind themselves: copies of `guide.py` that nothing
-            has told apart yet, whose projections and dense attention are computed once.
+            has told apart yet, whose projections are computed once.
     """
 
     def __init__(self, wrapped: Any, family: Family) -> None:
@@ -117,12 +117,11 @@ class SparseAttnProcessor:
             attention_mask,
             rotary_emb if rotary_emb is not None else image_rotary_emb,
         )
-        plan, exchange, once = self.plan, self.exchange, self.same_rows
-        if once:
-            inputs = (hidden_states[:once], encoder_hidden_states, attention_mask, inputs[3])
+        plan, exchange = self.plan, self.exchange
         if plan is None:
-            out = self.family.dense(attn, self.wrapped, self.valid, exchange, *inputs, **kwargs)
-            return torch.cat([out, out]) if once else out
+            return self.family.dense(attn, self.wrapped, self.valid, exchange, *inputs, **kwargs)
+        if once := self.same_rows:
+            inputs = (hidden_states[:once], encoder_hidden_states, attention_mask, inputs[3])
         query, key, value = self.family.project(attn, plan.layout, *inputs, exchange)
         if self.full_rows:
             split = ((x, x) if once else x.tensor_split((-self.full_rows,)) for x in (query, key, value))

@@ -36,7 +36,7 @@ ARROWS = {
     "frontdoor": BELOW | {"family", "schedule"},
     "wrapping": BELOW | {"exchange", "family", "kernels", "patterns", "reuse"},
     "choices": BELOW | {"blocks", "patterns"},
-    "guide": BELOW | {"family", "frontdoor", "patterns", "schedule", "wrapping"},
+    "guide": BELOW | {"caching", "family", "frontdoor", "patterns", "schedule", "wrapping"},
     "install": BELOW | {"choices", "exchange", "family", "frontdoor", "guide", "patterns", "schedule", "wrapping"},
     "processors": BELOW | {"family", "install", "patterns", "schedule", "wrapping"},
     "pipelines": BELOW | {"blocks", "exchange", "family", "frontdoor", "kernels", "patterns", "reuse", "streaming"},

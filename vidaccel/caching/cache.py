@@ -49,6 +49,7 @@ class Cache:
         self._trajectories = trajectories
         self._stack = door.family.stack(door.transformer)
         self._swap = LayerSwap(door.transformer, self._stack, self._visit)
+        _refuse_sharded(type(door.transformer).__name__, self._swap.blocks)
         self._parts: dict[str, Parts] = {}
         self._session: Session | None = None
         self._key: tuple[Any, ...] | None = None
@@ -79,8 +80,8 @@ class Cache:
             trajectories: shared by two experts.
 
         Raises:
-            InstallError: a cache is there already, vidaccel's or diffusers'; no blocks that it could skip; an unknown
-                class.
+            InstallError: a cache is there already, vidaccel's or diffusers'; no blocks that it could skip, or sharded
+                ones; an unknown class.
         """
         if cls.on(transformer) is not None:
             raise InstallError(
@@ -254,6 +255,12 @@ def refuse_other_cache(transformer: Any) -> None:
             f"diffusers' own cache is enabled on this {type(transformer).__name__}; call .disable_cache() on it, or "
             "leave vidaccel's cache out"
         )
+
+
+def _refuse_sharded(name: str, blocks: Sequence[nn.Module]) -> None:
+    """Raise where FSDP shards blocks: ranks would wait for each other where one of them skips a block."""
+    if any("FSDP" in kind.__name__ or "FullySharded" in kind.__name__ for b in blocks for kind in type(b).__mro__):
+        raise InstallError(f"the blocks of this {name} are sharded by FSDP: caching cannot skip them; shard otherwise")
 
 
 def trait_of(grid: VideoGrid, expert: str | None) -> str:

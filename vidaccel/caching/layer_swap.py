@@ -1,4 +1,4 @@
-"""The one mechanism of all caches: the list of blocks is another one for the duration of a call.
+"""How caches, and FreeSwim's second path, act on blocks: their list is another one for the duration of a call.
 
 Before a call of the transformer its lists of blocks are replaced by lists of stand-ins, after it (also after a failed
 one) they are put back. Nothing else of the model is touched: no `forward`, no class, no hooks on blocks. So whoever
@@ -81,8 +81,7 @@ class LayerSwap:
         reached: stand-ins that ran since the last `swap`.
 
     Raises:
-        InstallError: there are no blocks, or they are sharded by FSDP, whose ranks would wait for each other where one
-            of them skips a block.
+        InstallError: there are no blocks.
     """
 
     def __init__(self, transformer: nn.Module, stack: Stack, visit: Visit) -> None:
@@ -92,14 +91,14 @@ class LayerSwap:
         self._visit = visit
         self._real: dict[str, nn.Module] = {}
         self._ours: dict[str, nn.ModuleList] = {}
-        blocks = [block for blocks in self._lists().values() for block in cast(nn.ModuleList, blocks)]
-        name = type(transformer).__name__
-        if not blocks:
+        if not self.blocks:
+            name = type(transformer).__name__
             raise InstallError(f"{name} has no blocks in {', '.join(stack.lists)}; a cache would reach nothing")
-        if any("FSDP" in kind.__name__ or "FullySharded" in kind.__name__ for b in blocks for kind in type(b).__mro__):
-            raise InstallError(
-                f"the blocks of this {name} are sharded by FSDP: caching cannot skip them; shard otherwise"
-            )
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All blocks, in the order in which they run."""
+        return [block for blocks in self._lists().values() for block in cast(nn.ModuleList, blocks)]
 
     def swap(self) -> None:
         """Put the stand-ins in place."""
