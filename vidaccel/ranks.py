@@ -151,6 +151,19 @@ def all_to_all(x: torch.Tensor, received: list[int], sent: list[int], ranks: Ran
     return moving
 
 
+def stopped(error: BaseException) -> str | None:
+    """What to tell the user where `error` is torch.distributed's, of another process that has gone; else None."""
+    distributed = torch.distributed
+    # NCCL and stores raise errors of their own, gloo a RuntimeError that names its source file.
+    theirs = distributed.is_available() and isinstance(error, distributed.DistError)
+    if not (theirs or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))):
+        return None
+    return (
+        "another process of this command has stopped, so this one cannot go on; that one says why. The same command "
+        f"goes on from the videos that are finished ({str(error).strip().splitlines()[0][:120]})"
+    )
+
+
 def wait(moving: torch.Tensor) -> torch.Tensor:
     """The result of what was begun. On a GPU its stream waits, not this process."""
     found: torch.Tensor = torch.ops._c10d_functional.wait_tensor(moving)

@@ -1,5 +1,6 @@
-"""One of two processes of `test_parallel.py`; not a test itself. Usage: parallel_worker.py RANK PORT MODEL
+"""One of two processes of `test_parallel.py`; not a test itself. Usage: parallel_worker.py RANK PORT MODEL [DEAD]
 
+With DEAD, the prompts only, and the process of that rank dies in its first video.
 Runs commands one after another as torchrun would start them, each in a process group of its own. Prints, a line a
 command, its exit status and what it wrote.
 """
@@ -52,9 +53,14 @@ def die_in_call(number: int) -> None:
     torch.nn.modules.module.register_module_forward_pre_hook(count)
 
 
-def main(rank: int, port: int, model: str) -> None:
+def main(rank: int, port: int, model: str, dead: int | None = None) -> None:
     torch.set_num_threads(1)
-    for n, (name, arguments) in enumerate(commands(model)):
+    every = commands(model)
+    if dead is not None:
+        every = every[:1]
+        if rank == dead:
+            die_in_call(3)
+    for n, (name, arguments) in enumerate(every):
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port + n)}
         if name == "rerun" and rank == 0:
@@ -74,4 +80,4 @@ def main(rank: int, port: int, model: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:]))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.testing import Result
 
+from vidaccel.cli.output import Format, Screen
 from vidaccel.cli.world import World
 from vidaccel.lab.link import Link, predict
 from vidaccel.render.video import read_frames
@@ -40,11 +41,16 @@ def free_ports(many: int) -> int:
 def ranks(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, dict[str, Any]]]]:
     """Where two processes worked, and what each of them wrote, by command; the second dies in the last."""
     folder = tmp_path_factory.mktemp("ranks")
+    return folder, two_processes(folder, wan, [0, 9])
+
+
+def two_processes(folder: Path, model: Path, statuses: list[int], *dead: int) -> list[dict[str, dict[str, Any]]]:
+    """What each of two processes wrote, by command."""
     (folder / "prompts.txt").write_text("a cat\ntwo dogs\na bird\n")
     port = free_ports(16)
     running = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(port), str(wan)],
+            [sys.executable, str(WORKER), str(rank), str(port), str(model), *map(str, dead)],
             cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(2)
@@ -54,9 +60,9 @@ def ranks(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, li
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0, 9], done[0][1][-3000:] + done[1][1][-3000:]
+    assert [process.returncode for process in running] == statuses, done[0][1][-3000:] + done[1][1][-3000:]
     lines = [[json.loads(line) for line in stdout.splitlines() if line.startswith('{"name"')] for stdout, _ in done]
-    return folder, [{found["name"]: found for found in each} for each in lines]
+    return [{found["name"]: found for found in each} for each in lines]
 
 
 def test_prompts_are_divided_and_told_once(ranks: Any) -> None:
@@ -122,8 +128,29 @@ def test_a_dead_process_ends_the_other_with_a_message(ranks: Any) -> None:
     folder, (first, second) = ranks
     assert "death" not in second
     assert first["death"]["status"] == 1
-    assert "another process of this video has stopped" in first["death"]["err"]
+    assert "another process of this command has stopped" in first["death"]["err"]
     assert not (folder / "dog.mp4").exists()
+
+
+def test_prompts_of_a_dead_process_are_left_for_a_rerun(wan: Path, tmp_path: Path) -> None:
+    left = two_processes(tmp_path, wan, [0, 9], 1)[0]["many"]
+    assert left["status"] == 1
+    assert "another process of this command has stopped" in left["err"]
+    assert "1 of 3 videos were not made" in left["err"]
+    told = json.loads(left["out"])
+    made = sorted(path.name for path in (tmp_path / "many").iterdir())
+    assert len(made) == 2
+    assert [Path(video["file"]).name for video in told["videos"]] == made
+    assert told["failed"] == sorted({"001-a-cat.mp4", "002-two-dogs.mp4", "003-a-bird.mp4"} - set(made))
+
+
+def test_the_others_end_with_a_message_where_the_first_dies(wan: Path, tmp_path: Path) -> None:
+    other = two_processes(tmp_path, wan, [9, 0], 0)[1]["many"]
+    assert other["status"] == 1
+    assert "another process of this command has stopped" in other["err"]
+    assert "Traceback" not in other["err"]
+    # What it was at is finished.
+    assert len(list((tmp_path / "many").glob("*.mp4"))) == 1
 
 
 def test_the_bench_writes_measurements_and_marks_predictions(ranks: Any) -> None:
@@ -176,3 +203,13 @@ def test_a_team_takes_the_same() -> None:
     taken = [[next(teams[rank]) for rank in ranks] for ranks in ((2, 3), (0, 1), (2, 3), (2, 3))]
     assert taken == [[0, 0], [1, 1], [2, 2], [3, 3]]
     assert list(teams[0]) == list(teams[1]) == [4]
+
+
+def test_what_one_process_warned_of_others_do_not(capsys: pytest.CaptureFixture[str]) -> None:
+    store = torch.distributed.HashStore()
+    for rank in range(2):
+        screen = Screen(Format.quiet, World(rank, 2, store=store).is_news)
+        screen.warn("nothing is sparse")
+        screen.warn(f"rank {rank} has black frames")
+    said = ["nothing is sparse", "rank 0 has black frames", "rank 1 has black frames"]
+    assert capsys.readouterr().err.splitlines() == [f"warning: {text}" for text in said]

@@ -95,9 +95,8 @@ def run_jobs(
     results = {n: {"file": str(paths[n]), "skipped": True, **_summary(old)} for n, old in finished.items()}
     if finished:
         screen.say(f"{len(finished)} of {len(paths)} videos are finished already")
-    failed: list[str] = []
+    left = [n for n in range(len(jobs)) if n not in finished]
     try:
-        left = [n for n in range(len(jobs)) if n not in finished]
         pipe: Any = None
         for n in map(left.__getitem__, world.shared(len(left))):
             if pipe is None:
@@ -110,7 +109,7 @@ def run_jobs(
                     pipe,
                     jobs[n],
                     paths[n].name,
-                    lambda: f" ({world.count()} of {len(left)} videos finished)" if world.teams > 1 else "",
+                    lambda: f" ({world.finished()} of {len(left)} videos finished)" if world.teams > 1 else "",
                 )
                 if not world.writes:
                     continue
@@ -119,28 +118,40 @@ def run_jobs(
                 if not is_batch or world.together > 1:
                     raise
                 error(f"{paths[n].name}: {problem}")
-                failed.append(paths[n].name)
+                world.post(n, None)
                 continue
             results[n] = {"file": str(paths[n]), "skipped": False, **_summary(data), **measured(rendering)}
-            world.count(1)
             _tell(screen, results[n])
             if report is not None:
                 rendering.report.save(report / paths[n].stem if is_batch else report)
+            world.post(n, results[n])
     except KeyboardInterrupt as stop:
-        done = f"{len(results)} of {len(jobs)} videos are finished; the same command goes on from there"
+        by = " by this process" if world.teams > 1 else ""
+        done = f"{len(results)} of {len(jobs)} videos are finished{by}; the same command goes on from there"
         raise KeyboardInterrupt(
             f"{str(stop) or 'interrupted'}; {done if is_batch else 'nothing was written'}"
         ) from None
-    for theirs, broken in world.gathered((results, failed) if world.writes else ({}, [])):
-        for n in sorted(set(theirs) - set(results)):
-            results[n] = theirs[n]
-            _tell(screen, theirs[n])
-        failed += [name for name in broken if name not in failed]
+    lost: RenderError | None = None
+    try:
+        if world.teams > 1 and world.finished() < len(left):
+            screen.say(f"{world.finished()} of {len(left)} videos are finished; waiting for the other processes")
+        world.meet()
+    except RenderError as problem:
+        if not world.is_first:
+            raise
+        lost = problem
     if not world.is_first:
         return
+    for n, result in world.posted(left).items():
+        if result is not None and n not in results:
+            results[n] = result
+            _tell(screen, result)
     ordered = [results[n] for n in sorted(results)]
+    failed = [path.name for n, path in enumerate(paths) if n not in results]
     if not screen.json({"videos": ordered, "failed": failed}):
         screen.names(result["file"] for result in ordered)
+    if lost is not None:
+        raise RenderError(f"{len(failed)} of {len(jobs)} videos were not made: {lost}") if failed else lost
     if failed:
         raise RenderError(f"{len(failed)} of {len(jobs)} renders failed, the first was {failed[0]}")
 

@@ -54,7 +54,7 @@ def parallel(
     from .world import joined
 
     with joined(device=device) as world:
-        screen = Screen(format if world.is_first else Format.quiet)
+        screen = Screen(format if world.is_first else Format.quiet, world.is_news)
         found = [real_model(name) for name in models.split(",")]
         if world.size == 1:
             raise UsageError(

@@ -50,12 +50,17 @@ class Boundary(TyperGroup):
             status = 130
         except Exception as problem:
             # Typer's own usage errors; their class moved between its versions, their methods did not.
-            if not (hasattr(problem, "format_message") and hasattr(problem, "exit_code")):
-                raise
-            message = problem.format_message()
-            where = getattr(getattr(problem, "ctx", None), "command_path", "vidaccel")
-            error(f"{message} See {where} --help")
-            status = problem.exit_code
+            if hasattr(problem, "format_message") and hasattr(problem, "exit_code"):
+                where = getattr(getattr(problem, "ctx", None), "command_path", "vidaccel")
+                error(f"{problem.format_message()} See {where} --help")
+                status = problem.exit_code
+            else:
+                from ..ranks import stopped
+
+                if (message := stopped(problem)) is None:
+                    raise
+                error(message)
+                status = 1
         sys.exit(status if isinstance(status, int) else 0)
 
 

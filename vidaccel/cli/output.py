@@ -6,7 +6,7 @@ import enum
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -42,12 +42,17 @@ def error(message: object) -> None:
 class Screen:
     """Writes for one command.
 
+    Args:
+        format: what was asked for.
+        is_news: whether a warning is to be shown: where processes work together, one of them says it.
+
     Attributes:
         format: what was asked for.
     """
 
-    def __init__(self, format: Format) -> None:
+    def __init__(self, format: Format, is_news: Callable[[str], bool] = lambda text: True) -> None:
         self.format = format
+        self._is_news = is_news
 
     @property
     def is_quiet(self) -> bool:
@@ -61,7 +66,8 @@ class Screen:
 
     def warn(self, text: object) -> None:
         """A warning, on stderr, in every format."""
-        typer.echo(f"warning: {clean(text)}", err=True)
+        if self._is_news(line := clean(text)):
+            typer.echo(f"warning: {line}", err=True)
 
     def json(self, data: Any) -> bool:
         """Write the result as JSON where that was asked for; True if so."""

@@ -51,6 +51,8 @@ class StepBar:
 
     def __call__(self, step: StepDone) -> None:
         """Show a step that has ended."""
+        if self._screen.is_quiet:
+            return
         density = "dense" if step.density is None else f"{step.density:.2f}"
         done = step.step + 1
         name = f"{self._name}{self._note()}"

@@ -151,7 +151,7 @@ def render(
     from .world import joined
 
     world = ctx.with_resource(joined(context_parallel, device))
-    screen = Screen(format if world.is_first else Format.quiet)
+    screen = Screen(format if world.is_first else Format.quiet, world.is_news)
     if (prompt is None) == (prompts is None):
         raise UsageError("give either --prompt TEXT or --prompts FILE")
     texts = [prompt] if prompt is not None else read_prompts(prompts)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -13,10 +14,12 @@ from typing import Any, TypeVar
 import torch
 import typer
 from torch import distributed
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # its stub does not say so
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from ..errors import UsageError, VidaccelError
+from ..errors import RenderError, UsageError, VidaccelError
+from ..ranks import stopped
 
 T = TypeVar("T")
 
@@ -34,7 +37,7 @@ class World:
         local: rank on this host.
         together: ranks that make one video.
         talk: group in which ranks tell each other things, on CPUs; None where there is one process.
-        store: what all of them can count in; None likewise.
+        store: what all of them can write to, and read what others wrote.
     """
 
     rank: int = 0
@@ -42,7 +45,7 @@ class World:
     local: int = 0
     together: int = 1
     talk: Any = field(default=None, repr=False)
-    store: Any = field(default=None, repr=False)
+    store: Any = field(default_factory=HashStore, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -96,9 +99,7 @@ class World:
     def shared(self, many: int) -> Iterator[int]:
         """Numbers below `many`, each for one team, whichever is free first; the processes of a team get the same."""
         for turn in itertools.count():
-            if self.store is None:
-                n = turn
-            elif self.writes:
+            if self.writes:
                 n = self.store.add("begun", 1) - 1
                 self.store.set(f"{self.team} {turn}", str(n))
             else:
@@ -107,17 +108,37 @@ class World:
                 return
             yield n
 
-    def count(self, more: int = 0) -> int:
-        """Videos that are finished; `more` of them now."""
-        return int(self.store.add("videos", more)) if self.store is not None else 0
+    def post(self, n: int, found: Any) -> None:
+        """Tell what became of video `n`, as plain data; None where it failed."""
+        self.store.set(f"video {n}", json.dumps(found))
+        self.store.add("finished", int(found is not None))
 
-    def gathered(self, value: Any) -> list[Any]:
-        """What every process says, on the first; nothing elsewhere."""
-        found: list[Any] = [None] * self.size if self.is_first else []
+    def posted(self, numbers: Iterable[int]) -> dict[int, Any]:
+        """What became of those of these videos that somebody told of, whether or not who did is still there."""
+        return {n: json.loads(self.store.get(f"video {n}")) for n in numbers if self.store.check([f"video {n}"])}
+
+    def finished(self) -> int:
+        """How many videos were posted that did not fail."""
+        return int(self.store.add("finished", 0))
+
+    def is_news(self, text: str) -> bool:
+        """No process has said this before."""
+        return bool(self.store.add(f"said {text}", 1) == 1)
+
+    def meet(self) -> None:
+        """Wait for all processes; the first waits for those that are left where others have stopped.
+
+        Raises:
+            RenderError: one has stopped.
+        """
         if self.size == 1:
-            return [value]
-        distributed.gather_object(value, found if self.is_first else None, group=self.talk)
-        return found
+            return
+        try:
+            distributed.monitored_barrier(self.talk, timeout=_PATIENCE, wait_all_ranks=True)
+        except RuntimeError as problem:
+            if message := stopped(problem):
+                raise RenderError(message) from None
+            raise
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from ..api import Acceleration, accelerate
 from ..env import environment
 from ..errors import RenderError, UsageError, VidaccelError
 from ..parallel import enable_parallelism
+from ..ranks import stopped
 from ..recipe import Recipe
 from ..report import Report
 from . import dense, upscale, video, weights
@@ -273,11 +274,7 @@ def _failure(what: str, error: BaseException) -> RenderError:
         return RenderError(
             f"{what}: the GPU ran out of memory; try offload model or group, fewer frames, or a smaller size"
         )
+    if message := stopped(error):
+        return RenderError(f"{what}: {message}")
     lines = str(error).strip().splitlines()
-    spread = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if spread and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
-        return RenderError(
-            f"{what}: another process of this video has stopped, so this one cannot go on; that one says why. The same "
-            f"command goes on from the videos that are finished ({lines[0][:120]})"
-        )
     return RenderError(f"{what}: {type(error).__name__}: {lines[0][:300] if lines else ''}")
