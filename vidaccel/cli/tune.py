@@ -22,7 +22,7 @@ def tune(
     ] = "wan-tiny",
     prompts: Annotated[
         Path | None,
-        typer.Option(help="A file with a prompt a line, to tune on; two are enough.", rich_help_panel=_WHAT),
+        typer.Option(help="A file with a prompt a line, to tune on; four are enough.", rich_help_panel=_WHAT),
     ] = None,
     check: Annotated[
         Path | None, typer.Option(help="Prompts on which the result is shown, and not tuned.", rich_help_panel=_WHAT)
@@ -150,11 +150,11 @@ def _space(attention: str | None, density: str | None, cache: str | None) -> Any
 
 
 def _shown() -> tuple[list[str], list[str]]:
-    """Prompts of the samples' world: scenes as in training, and triples that training never showed."""
+    """Prompts of the samples' world: scenes as in training, and triples of every colour that training never showed."""
     from .._samples import world
 
     rng = random.Random(7)
-    return [world.draw(rng, things=1).caption() for _ in range(2)], [scene.caption() for scene in world.unseen(8)]
+    return [world.draw(rng, things=1).caption() for _ in range(4)], [s.caption() for s in world.unseen()[4::8]]
 
 
 def _show(screen: Screen, outcome: Any, files: list[Path]) -> None:
