@@ -7,6 +7,7 @@ and two controls at equal computed steps: random steps, and the first steps alon
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import Any
 import vidaccel
 from samples.train import rivals
 from samples.train.controls import CONTROLS
-from vidaccel.caching import CGTaylor, EasyCache, FirstBlock, MagCache, Replay, TaylorSeer, TeaCache, placed
+from vidaccel.caching import CGTaylor, EasyCache, FirstBlock, MagCache, Placed, Replay, TaylorSeer, TeaCache, placed
 from vidaccel.caching.policy import CachePolicy
 from vidaccel.patterns import PATTERNS, FlashBlock, Pattern
 from vidaccel.schedule import Schedule
@@ -29,14 +30,18 @@ BLOCK = 64
 NEWTON = CGTaylor(form="newton")
 SUMMED = CGTaylor(threshold=1.0, gate_order=1, last=0)
 CURVES: dict[str, tuple[CachePolicy, str, tuple[float, ...]]] = {
-    "cg-taylor": (CGTaylor(), "threshold", (0.36, 0.1, 0.18, 0.3, 0.24, 0.05)),
+    "cg-taylor": (CGTaylor(), "threshold", (0.36, 0.1, 0.18, 0.24, 0.05, 0.3)),
+    "cg-taylor, Newton's form": (NEWTON, "threshold", (0.36, 0.1, 0.18, 0.24, 0.05, 0.8, 0.02)),
+    "easycache": (EasyCache(), "threshold", (0.05, 0.25, 0.1, 0.025, 0.2, 0.01)),
+    "magcache": (MagCache(), "threshold", (0.12, 0.24, 0.06, 0.5, 0.03)),
+    "placed": (Placed(), "share", (0.25, 0.12, 0.5, 0.35)),
     "taylorseer": (TaylorSeer(), "interval", (5, 3, 8, 2, 6)),
-    "first-block": (FirstBlock(), "threshold", (0.1, 0.05, 0.13, 0.2, 0.02, 0.4)),
-    "teacache": (TeaCache(), "threshold", (0.1, 0.05, 0.09, 0.2, 0.02, 0.4)),
-    "magcache": (MagCache(), "threshold", (0.12, 0.06, 0.24, 0.03, 0.5)),
-    "easycache": (EasyCache(), "threshold", (0.05, 0.1, 0.25, 0.025, 0.2, 0.01)),
-    # What the forecast is made of. At order 1 both forms of it are the same line, and only the gate's differ.
-    "cg-taylor, Newton's form": (NEWTON, "threshold", (0.36, 0.1, 0.18, 0.8, 0.05, 0.02)),
+    "first-block": (FirstBlock(), "threshold", (0.1, 0.2, 0.05, 0.4, 0.13, 0.02)),
+    "teacache": (TeaCache(), "threshold", (0.1, 0.2, 0.05, 0.4, 0.09, 0.02)),
+}
+"""Policies, what is varied of each, and its values, in the order in which a budget that runs out matters least."""
+FORMS: dict[str, tuple[CachePolicy, str, tuple[float, ...]]] = {
+    # What the forecast is made of. At order 1 Taylor's and Newton's are the same line, and only the gate's differ.
     "cg-taylor, order 2": (CGTaylor(order=2), "threshold", (0.36, 0.1)),
     "cg-taylor, Newton's form, order 2": (replace(NEWTON, order=2), "threshold", (0.36, 0.1)),
     "cg-taylor, in sigma": (CGTaylor(axis="sigma"), "threshold", (0.36, 0.3, 0.24)),
@@ -73,10 +78,10 @@ CURVES: dict[str, tuple[CachePolicy, str, tuple[float, ...]]] = {
         (0.6, 0.8),
     ),
 }
-"""Policies, what is varied of each, and its values, in the order in which a budget that runs out matters least."""
+"""Other forms of cg-taylor, which come after all curves."""
 PLACED: dict[str, tuple[dict[str, Any], float, tuple[int, ...]]] = {
     "placed steps": ({}, 0.88, (6, 7, 5, 8, 4, 9)),
-    "placed steps, order 0": ({"order": 0}, 0.9, (6, 7, 5, 8, 4)),
+    "placed steps, order 0": ({"order": 0}, 0.9, (6, 5, 8, 4)),
     "placed steps, the last one too": ({}, 1.0, (6, 7, 5)),
     "placed steps, in sigma": ({"axis": "sigma"}, 0.88, (6, 7)),
     "placed steps, of the output": ({"site": "output"}, 0.88, (6, 7)),
@@ -86,7 +91,7 @@ PLACED: dict[str, tuple[dict[str, Any], float, tuple[int, ...]]] = {
     "placed steps, reach 1": ({"reach": 1.0}, 0.9, (7,)),
     "placed steps, reach 0.5, of the output": ({"reach": 0.5, "site": "output"}, 0.9, (7,)),
 }
-"""Fixed schedules of a quarter of the steps: settings of the forecast, where the last computed step stands (a share of
+"""Other ways to place a quarter of the steps: settings of the forecast, where the last computed step stands (a share of
 all), and how many first steps are computed."""
 KEPT = (0.25, 0.12, 0.5, 0.35)
 """Shares of the steps that the controls compute."""
@@ -161,26 +166,42 @@ def cache_cells(steps: int) -> list[Cell]:
     Args:
         steps: Denoising steps of a clip.
     """
-    swept = (*CURVES.values(), *PLACED.values())
-    longest = max(*(len(values) for *_, values in swept), *(len(values) for _, values, _ in rivals.SWEEPS.values()))
-    cells: list[Cell] = []
-    for place in range(longest):
-        for name, (policy, parameter, values) in CURVES.items():
-            if place < len(values):
-                about = {parameter: values[place]}
-                cells.append(_cached(name, replace(policy, **about), about, first=place == 0))
-        if place < len(KEPT):
-            computed = max(1, round(KEPT[place] * steps))
-            drawn = random.Random(0).sample(range(1, steps), computed - 1)
-            for name, order, chosen in (("random steps", 1, (0, *sorted(drawn))), ("reuse", 0, tuple(range(computed)))):
-                cells.append(_cached(name, Replay(computed=chosen, order=order), {"computed": computed}))
-        cells += [FEWER] if place == 0 else []
-        for name, (settings, end, firsts) in PLACED.items():
-            if place < len(firsts):
-                policy = Replay(computed=placed(steps, first=firsts[place], end=end), **settings)
-                cells.append(_cached(name, policy, {"first": firsts[place]}, first=place == 0))
-        cells += [Cell(name, about, install, place == 0) for name, about, install in rivals.cells(place, steps)]
-    return cells
+    curves = (_curves_at(steps, place) for place in itertools.count())
+    forms = ([*_policies(FORMS, place), *_placed(place, steps)] for place in itertools.count())
+    rounds = (*itertools.takewhile(bool, curves), *itertools.takewhile(bool, forms))
+    return [FEWER, *itertools.chain.from_iterable(rounds)]
+
+
+def _curves_at(steps: int, place: int) -> list[Cell]:
+    """One cell of each policy, control and rival."""
+    cells = _policies(CURVES, place)
+    if place < len(KEPT):
+        computed = max(1, round(KEPT[place] * steps))
+        drawn = random.Random(0).sample(range(1, steps), computed - 1)
+        for name, order, chosen in (("random steps", 1, (0, *sorted(drawn))), ("reuse", 0, tuple(range(computed)))):
+            cells.append(_cached(name, Replay(computed=chosen, order=order), {"computed": computed}))
+    return cells + [Cell(name, about, install, place == 0) for name, about, install in rivals.cells(place, steps)]
+
+
+def _policies(curves: dict[str, tuple[CachePolicy, str, tuple[float, ...]]], place: int) -> list[Cell]:
+    return [
+        _cached(name, replace(policy, **{parameter: values[place]}), {parameter: values[place]}, first=place == 0)
+        for name, (policy, parameter, values) in curves.items()
+        if place < len(values)
+    ]
+
+
+def _placed(place: int, steps: int) -> list[Cell]:
+    return [
+        _cached(
+            name,
+            Replay(computed=placed(steps, first=firsts[place], end=end), **settings),
+            {"first": firsts[place]},
+            first=place == 0,
+        )
+        for name, (settings, end, firsts) in PLACED.items()
+        if place < len(firsts)
+    ]
 
 
 def _cached(name: str, policy: CachePolicy, about: dict[str, Any], first: bool = False) -> Cell:

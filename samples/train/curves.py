@@ -9,12 +9,16 @@ asks for one table with every cell and its intervals.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from samples.train.cells import CURVES
 from samples.train.controls import CONTROLS
+from samples.train.rivals import SWEEPS
 
 Cells = dict[str, dict[str, Any]]
 _MARKED = re.compile(r"<!-- (?!end)(\S+)( rows)? -->\n.*?<!-- end -->", re.DOTALL)
@@ -22,7 +26,11 @@ _AT = 0.05
 """By how much delivered density may miss the one asked for before a cell no longer counts as of that density."""
 MARGIN = (10.0, 3.0)
 """Points of clips right, or decibels of PSNR to dense, that a pattern has to be ahead of a control."""
-_KINDS = {"control": ("random steps", "reuse", "fewer steps"), "rival": ("diffusers", "cache-dit")}
+SHARES = (0.15, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+"""Columns of a table of caches: shares of the steps that are computed."""
+_CONTROLS = ("random steps", "reuse", "fewer steps")
+_KINDS = {"control": _CONTROLS, "rival": tuple(SWEEPS)}
+_METHODS = (*CURVES, *SWEEPS, *_CONTROLS)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -51,7 +59,7 @@ def is_sweep(cells: Cells) -> bool:
 
 def tables(cells: Cells) -> str:
     """Return the tables of a sweep."""
-    return f"{attention(cells)}\n{leads(cells)}" if _swept(cells) else caches(cells)
+    return f"{attention(cells)}\n{leads(cells)}" if _swept(cells) else f"{caches(cells)}\n{cache_leads(cells)}"
 
 
 def rows(cells: Cells) -> str:
@@ -104,22 +112,45 @@ def leads(cells: Cells) -> str:
 
 
 def caches(cells: Cells) -> str:
-    """Return the rows that no other of their kind beats at once in steps, right clips and PSNR; and all controls.
+    """Return a row for each method, a column for each share of computed steps: its best threshold.
 
-    Of rows with the same three numbers one is shown, and none that computed every step.
+    A column goes from the share before it. Clips right, PSNR to dense, and how many times faster the transformer was;
+    best is that with the highest PSNR.
     """
-    by_kind: dict[str, dict[tuple[float, int, float], str]] = {"ours": {}, "rival": {}, "control": {}}
-    for name, cell in cells.items():
-        if "cache" in cell and "failed" not in cell and cell["computed"] < 1:
-            kind = next((kind for kind, heads in _KINDS.items() if cell["cache"].startswith(heads)), "ours")
-            by_kind[kind].setdefault((-cell["computed"], cell["right"], cell["psnr_to_dense"]), name)
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for cell in _cached(cells):
+        by_method.setdefault(_method(cell["cache"]), []).append(cell)
+    names = [*(each for each in _METHODS if each in by_method), *(each for each in by_method if each not in _METHODS)]
     lines = []
-    for kind, names in by_kind.items():
-        for scores in sorted(names, key=lambda scores: (-scores[0], -scores[2])):
-            if kind == "control" or not any(_beats(other, scores) for other in names):
-                name = names[scores] if kind == "ours" else f"{kind}: {names[scores]}"
-                lines.append([name, f"{-scores[0]:.2f}", str(scores[1]), f"{scores[2]:.1f}"])
-    return table(["", "steps computed", "right", "PSNR, dB"], lines)
+    for name in sorted(names, key=_kind):
+        line = [f"{kind}: {name}" if (kind := _kind(name)) != "" else name]
+        for low, high in itertools.pairwise((0.0, *SHARES)):
+            best = _best(cell for cell in by_method[name] if low < cell["computed"] <= high)
+            line.append("" if best is None else f"{_gist(best)}, {_times(best, cells):.1f}x")
+        lines.append(line)
+    return table(["", *(f"to {share:.2f}" for share in SHARES)], lines)
+
+
+def cache_leads(cells: Cells) -> str:
+    """Return what is best by PSNR where at most a share of the steps may be computed, and how it stands to controls.
+
+    Shares are those of the controls, and up to 0.01 more. A lead below both of `MARGIN` is said to be too little.
+    """
+    swept, lines = _cached(cells), []
+    for share in sorted({cell["computed"] for cell in swept if cell["cache"] == "reuse"}):
+        fitting = [cell for cell in swept if cell["computed"] <= share + 0.0101]
+        ours = _best(cell for cell in fitting if not _kind(cell["cache"]))
+        named = [
+            ours,
+            _best(cell for cell in fitting if cell["cache"] == "cg-taylor"),
+            _best(cell for cell in fitting if _kind(cell["cache"]) == "rival"),
+        ]
+        line = [f"{share:.2f}", *("none" if cell is None else f"{cell['cache']}: {_gist(cell)}" for cell in named)]
+        for name in ("reuse", "random steps"):
+            line.append(_lead(ours, _best(c for c in swept if c["cache"] == name and c["computed"] == share)))
+        lines.append(line)
+    header = ["steps computed, at most", "best of ours", "cg-taylor", "best rival", "ahead of reuse", "of random steps"]
+    return table(header, lines)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -161,8 +192,28 @@ def _row(name: str, cell: dict[str, Any]) -> list[str]:
     return [*row, f"{cell['ssim_to_dense']:.3f}"]
 
 
-def _beats(one: tuple[float, int, float], other: tuple[float, int, float]) -> bool:
-    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
+def _cached(cells: Cells) -> list[dict[str, Any]]:
+    return [cell for cell in cells.values() if "cache" in cell and "failed" not in cell and cell["computed"] < 1]
+
+
+def _method(cache: str) -> str:
+    return cache if cache in _METHODS else f"{cache.partition(',')[0]}, other forms"
+
+
+def _kind(name: str) -> str:
+    return next((kind for kind, heads in _KINDS.items() if name.startswith(heads)), "")
+
+
+def _best(cells: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    return max(cells, key=lambda cell: float(cell["psnr_to_dense"]), default=None)
+
+
+def _gist(cell: dict[str, Any]) -> str:
+    return f"{cell['right']}, {cell['psnr_to_dense']:.1f} dB"
+
+
+def _times(cell: dict[str, Any], cells: Cells) -> float:
+    return float(cells["dense"]["transformer_seconds"] / cell["transformer_seconds"])
 
 
 if __name__ == "__main__":

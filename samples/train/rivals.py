@@ -11,11 +11,11 @@ from vidaccel.lab.peers import PEERS, Peer
 Install = Callable[[Any], contextlib.AbstractContextManager[None]]
 # By peer: the knob, its values in the order in which a budget that runs out matters least, and settings of all.
 SWEEPS: dict[str, tuple[str, tuple[float, ...], dict[str, Any]]] = {
-    "diffusers first-block": ("threshold", (0.1, 0.4, 0.13, 0.2, 0.02, 0.05), {}),
-    "diffusers taylorseer": ("interval", (4, 8, 5, 2, 6), {}),
+    "diffusers first-block": ("threshold", (0.1, 0.2, 0.05, 0.4, 0.13, 0.02), {}),
+    "diffusers taylorseer": ("interval", (4, 8, 2, 5, 6), {}),
     "diffusers broadcast": ("interval", (2, 4), {}),
     # Its default computes the first eight layers always, which is all that a sample model has.
-    "cache-dit": ("threshold", (0.12, 0.24, 0.27, 0.35, 0.06), {"first": 1}),
+    "cache-dit": ("threshold", (0.12, 0.24, 0.06, 0.35, 0.27), {"first": 1}),
 }
 
 

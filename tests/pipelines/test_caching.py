@@ -23,10 +23,12 @@ from vidaccel.caching import (
     EasyCache,
     FirstBlock,
     MagCache,
+    Placed,
     Replay,
     TaylorSeer,
     TeaCache,
     estimate_bytes,
+    placed,
     recorded,
 )
 from vidaccel.errors import InstallError, RecipeError
@@ -45,6 +47,7 @@ EVERY_KIND = [
     MagCache(ratios=(1.0, 0.98, 0.97, 0.96), warmup=0.2),
     EasyCache(threshold=0.2, warmup=3),
     Replay(computed=(0, 1, 2, 6, 11)),
+    Placed(share=0.5),
     CGTaylor(threshold=0.05, warmup=2, site="output"),
 ]
 each_kind = pytest.mark.parametrize("policy", EVERY_KIND, ids=lambda policy: policy.name)
@@ -124,6 +127,8 @@ def test_a_zero_threshold_is_bit_exact(wan: Any, render: Any, policy: CachePolic
         (EasyCache(threshold=INFINITE, warmup=4), [0, 1, 2, 3, 11], 10),
         (TaylorSeer(interval=5), [0, 5, 10], 6),
         (Replay(computed=(0, 7)), [0, 7], 4),
+        (Placed(share=0.5), [0, 1, 2, 3, 6, 10], 12),
+        (Placed(), [0, 1, 10], 6),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
@@ -642,6 +647,14 @@ def test_recorded_steps_replay_to_the_same_video(wan: Any, render: Any) -> None:
         recorded(run.trace.calls)
 
 
+def test_placed_is_a_schedule_that_fits_the_number_of_steps(wan: Any, render: Any) -> None:
+    for steps in (STEPS, 17):
+        with vidaccel.accelerate(wan, cache=Replay(computed=placed(steps), order=0)):
+            expected = render(wan, steps=steps)
+        with vidaccel.accelerate(wan, cache="placed"):
+            assert torch.equal(render(wan, steps=steps), expected)
+
+
 @pytest.mark.parametrize("policy", [CACHE, EasyCache(threshold=0.2, warmup=3)], ids=lambda policy: policy.name)
 def test_shadow_steps_report_the_true_error_and_change_nothing(wan: Any, render: Any, policy: CachePolicy) -> None:
     from dataclasses import replace
@@ -749,6 +762,13 @@ def test_calls_without_a_pipeline_need_no_total_or_say_so(wan: Any) -> None:
         wan.transformer(latents, torch.tensor([900.0]), encoder_hidden_states=states)
     with vidaccel.accelerate(wan, cache=CACHE), pytest.raises(vidaccel.VidaccelError):
         wan.transformer(latents, torch.tensor([900.0]), encoder_hidden_states=states)
+    with (
+        vidaccel.accelerate(wan, cache="placed"),
+        torch.no_grad(),
+        pytest.raises(RecipeError, match="their number is unknown"),
+    ):
+        for timestep in (900.0, 800.0):
+            wan.transformer(latents, torch.tensor([timestep]), encoder_hidden_states=states)
     with vidaccel.accelerate(wan, cache=TaylorSeer()), pytest.raises(InstallError, match="only infer"):
         wan.transformer(latents, torch.tensor([900.0]), encoder_hidden_states=states)
 

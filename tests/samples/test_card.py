@@ -56,7 +56,8 @@ def test_the_tables_of_a_card_are_those_of_its_reports(name: str) -> None:
 def test_the_tables_of_wan_tiny_hold_every_kind_of_row() -> None:
     text = (path("wan-tiny") / "README.md").read_text()
     assert "| light-forcing | 117, 26.0 dB | 112, 23.6 dB | 90, 21.5 dB | 38, 19.6 dB |" in text
-    assert "| rival: cache-dit threshold 0.24 | 0.25 | 119 | 31.9 |" in text
+    assert "| rival: cache-dit |  | 119, 31.9 dB, 2.5x |" in text
+    assert "| control: reuse |" in text
 
 
 def test_a_pattern_has_to_be_ahead_of_each_control_in_clips_or_in_decibels() -> None:
@@ -102,15 +103,43 @@ def test_the_controls_fail_against_the_best_pattern_at_every_density(name: str) 
     assert not any("too little" in line for line in best)
 
 
-def test_a_table_of_caches_keeps_what_nothing_of_its_kind_beats() -> None:
-    def row(name: str, computed: float, right: int, psnr: float) -> tuple[str, dict[str, object]]:
-        return f"{name} {computed}", {"cache": name, "computed": computed, "right": right, "psnr_to_dense": psnr}
+def cached(name: str, computed: float, right: int, psnr: float) -> dict[str, object]:
+    seconds = {"transformer_seconds": 10 * computed}
+    return {"cache": name, "computed": computed, "right": right, "psnr_to_dense": psnr, "clips": 100} | seconds
 
-    kept = row("teacache", 0.2, 9, 30.0), row("teacache", 0.4, 9, 31.0), row("cache-dit", 0.5, 8, 20.0)
-    lost = row("magcache", 0.3, 9, 30.0), row("cache-dit", 0.6, 8, 20.0)
-    controls = row("reuse", 0.5, 1, 10.0), row("reuse", 0.6, 1, 10.0)
-    broken = ("easycache 0.1", {"cache": "easycache", "failed": "ValueError: no"})
-    text = curves.caches(dict((*kept, *lost, *controls, broken)))
-    shown = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
-    assert "| 1.00 |" not in curves.caches(dict([row("teacache", 1.0, 9, 100.0)])), "nothing was cached"
-    assert shown == ["teacache 0.2", "teacache 0.4", "rival: cache-dit 0.5", "control: reuse 0.5", "control: reuse 0.6"]
+
+def test_a_table_of_caches_shows_the_best_threshold_of_each_method_in_each_column() -> None:
+    rows = [
+        cached("cg-taylor", 0.2, 80, 30.0),
+        cached("cg-taylor", 0.24, 90, 31.0),
+        cached("cg-taylor", 0.5, 99, 45.0),
+        cached("cg-taylor, in sigma", 0.5, 98, 46.0),
+        cached("cache-dit", 0.34, 95, 33.0),
+        cached("reuse", 0.24, 70, 25.0),
+        cached("teacache", 1.0, 100, 100.0),
+        {"cache": "easycache", "failed": "ValueError: no"},
+    ]
+    cells = {"dense": {"transformer_seconds": 10.0}} | {str(n): row for n, row in enumerate(rows)}
+    lines = curves.caches(cells).splitlines()[2:]
+    assert lines[0] == "| cg-taylor |  | 90, 31.0 dB, 4.2x |  |  |  | 99, 45.0 dB, 2.0x |  |"
+    assert [line.split("|")[1].strip() for line in lines[1:]] == [
+        "cg-taylor, other forms",
+        "control: reuse",
+        "rival: cache-dit",
+    ]
+
+
+def test_caches_have_to_be_ahead_of_controls_at_as_many_computed_steps() -> None:
+    rows = [
+        cached("placed", 0.24, 79, 33.0),
+        cached("cg-taylor", 0.24, 90, 31.0),
+        cached("cache-dit", 0.25, 60, 20.0),
+        cached("reuse", 0.24, 70, 30.5),
+        cached("random steps", 0.24, 20, 10.0),
+        cached("cg-taylor", 0.26, 99, 45.0),
+    ]
+    text = curves.cache_leads({str(n): row for n, row in enumerate(rows)})
+    assert text.splitlines()[2] == (
+        "| 0.24 | placed: 79, 33.0 dB | cg-taylor: 90, 31.0 dB | cache-dit: 60, 20.0 dB "
+        "| +9 points, +2.5 dB: too little | +59 points, +23.0 dB |"
+    )

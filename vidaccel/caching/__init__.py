@@ -10,8 +10,9 @@ from .cg_taylor import CGTaylor
 from .easycache import EasyCache
 from .first_block import FirstBlock
 from .magcache import MagCache
+from .placement import Placed, placed
 from .policy import CachePolicy
-from .replay import Replay, placed, recorded
+from .replay import Replay, recorded
 from .taylorseer import TaylorSeer
 from .teacache import TeaCache
 
@@ -20,6 +21,7 @@ POLICIES: dict[str, type[CachePolicy]] = {
     "easycache": EasyCache,
     "first-block": FirstBlock,
     "magcache": MagCache,
+    "placed": Placed,
     "replay": Replay,
     "taylorseer": TaylorSeer,
     "teacache": TeaCache,
@@ -33,6 +35,7 @@ __all__ = [
     "EasyCache",
     "FirstBlock",
     "MagCache",
+    "Placed",
     "Replay",
     "TaylorSeer",
     "TeaCache",

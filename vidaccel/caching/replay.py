@@ -58,35 +58,6 @@ class Replay(CachePolicy):
         )
 
 
-def placed(steps: int, computed: int | None = None, *, first: int | None = None, end: float = 0.9) -> tuple[int, ...]:
-    """Well placed steps for `Replay(computed=...)`: the first ones, where features jump, then ever farther apart.
-
-    With `order=0` and the default, 12 of 50 steps, wan-tiny had 122 clips right where it has 123 without a cache, and
-    on other prompts 120 as without; every gate that was measured lost four or more (its card).
-
-    Args:
-        steps: denoising steps of a video.
-        computed: how many of them are computed; None is a quarter.
-        first: how many of these come first, without a gap; None is a little more than half.
-        end: where the last computed step stands, a share of all; the steps behind it are forecast.
-
-    Raises:
-        RecipeError: numbers that leave nothing to place.
-    """
-    count = max(1, steps // 4) if computed is None else computed
-    start = min(count, (7 * count + 11) // 12 if first is None else first)
-    if not (1 <= start <= count <= steps and 0 < end <= 1 and end * (steps - 1) >= count - 1):
-        raise RecipeError(
-            f"cache replay: {count} of {steps} steps, {start} of them first and the last one at {end} of all, cannot "
-            "be placed; compute fewer, begin with at least one, and end between 0 and 1"
-        )
-    last, rest = end * (steps - 1), count - start
-    chosen = list(range(start))
-    for n in range(1, rest + 1):
-        chosen.append(max(chosen[-1] + 1, round(start - 1 + (last - start + 1) * (n / rest) ** 1.4)))
-    return tuple(chosen)
-
-
 def recorded(calls: Sequence[CallRecord], **settings: object) -> Replay:
     """The schedule of a run's last video, as a policy that repeats it (a recipe's `cache`, in YAML or JSON).
 

@@ -215,6 +215,7 @@ def test_a_bare_name_and_single_values() -> None:
         ("cache: {name: replay}", "cache replay needs computed"),
         ("cache: {name: replay, computed: []}", "it lists step numbers"),
         ("cache: {name: replay, computed: [x]}", "it lists step numbers"),
+        ("cache: {name: placed, share: 0}", "share is 0; it lies between 0 and 1"),
         ("cache: 3", "takes named values"),
     ],
 )
