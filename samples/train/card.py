@@ -59,8 +59,9 @@ _PATTERNS = (
     "it is not the one asked for:"
 )
 _CACHES = (
-    "A step counts as computed when the last layer attends. Rows than which another of the same kind is better in one "
-    "of the three numbers and no worse in the others are left out; all controls are shown:"
+    "A step counts as computed when the last layer attends. A column goes from the share of computed steps before it to "
+    "its own; of a method's thresholds in it that with the highest PSNR is shown: clips right, PSNR to the dense clip, "
+    "how many times faster the transformer was. Below, what is best where at most so many steps may be computed:"
 )
 ASPECTS = ("colour", "shape", "direction", "speed", "texture", "camera")
 _STOCK = """import torch
@@ -169,8 +170,11 @@ def section(report: dict[str, Any]) -> str:
     """Return a table of a report with a line on how it was measured."""
     settings, cells, measured = report["settings"], report["cells"], _measured(report)
     if "stretches" in cells["dense"]:
-        swept = table(["", "density", *_columns(cells)], [_stretches(name, cell) for name, cell in cells.items()])
-        return f"Right in each stretch of 40 frames, one after the other; {measured}.\n\n{swept}"
+        header = ["", "density", *_columns(cells), "last to dense", "PSNR, dB: 2", "last"]
+        swept = table(header, [_stretches(name, cell) for name, cell in cells.items()])
+        opening = f"Right in each stretch of 40 frames, one after the other; {measured}. In the last one, the share "
+        opening += "right lost or won against dense, with its interval; and PSNR to dense in the second and the last."
+        return f"{textwrap.fill(opening, 120)}\n\n{swept}"
     failed = "".join(f"Did not run: {name} ({cell['failed']}).\n" for name, cell in cells.items() if "failed" in cell)
     opening = f"{settings['num_inference_steps']} steps; {measured}. {_aspects(cells['dense'])}"
     return f"{textwrap.fill(opening, 120)}\n\n{curves.rows(cells)}{failed}"
@@ -194,7 +198,13 @@ def _columns(cells: dict[str, Any]) -> list[str]:
 
 
 def _stretches(name: str, cell: dict[str, Any]) -> list[str]:
-    return [name, f"{cell['density']:.2f}", *(str(stretch["right"]) for stretch in cell["stretches"])]
+    row = [name, f"{cell['density']:.2f}", *(str(stretch["right"]) for stretch in cell["stretches"])]
+    last, second = cell["stretches"][-1], cell["stretches"][min(1, len(cell["stretches"]) - 1)]
+    if "right_to_dense" not in last:
+        return [*row, "", "", ""]
+    difference, low, high = last["right_to_dense"]
+    row.append(f"{difference:+.2f} ({low:+.2f} to {high:+.2f})")
+    return [*row, *(f"{one['psnr_to_dense']:.1f}" for one in (second, last))]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 
 Each prompt is rendered 60 latent frames long, and the checker looks at stretches of 40 pixel frames, one after the
 other: motion wraps around the frame, so a prompt stays true for ever. Controls: no history at all (each chunk sees
-itself alone), of the history the first frame alone, windows as short as the room that merged keys have, and as many
-blocks as Light Forcing keeps, or tokens as nearest neighbours keep, drawn at random. All clips of a way are one batch.
+itself alone), of the history the first frame alone, windows as short as the room that merged keys have, and each method
+choosing by lot, as much as it would have chosen (`drawing_lots`). All clips of a way are one batch.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from samples.train.sheet import contact_sheet
 from vidaccel.errors import VidaccelError
 from vidaccel.pipelines.causal_wan import CausalWanPipeline
 from vidaccel.render.stream import StreamJob, is_causal, open_stream
-from vidaccel.reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, HybridMemory, TempCache
+from vidaccel.reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, HybridMemory, TempCache, memory
 from vidaccel.reuse.selection import FrameRule, HashPlanes
+from vidaccel.reuse.tempcache import MergedKeys
 from vidaccel.streaming import Rollout
 
 log = get_logger("evaluate")
@@ -47,7 +48,7 @@ class Way:
     Attributes:
         methods: For the stream.
         changes: Of the rollout.
-        lots: Blocks, and codes of tokens, are drawn at random instead of chosen.
+        lots: What is kept, merged or reused is drawn at random.
     """
 
     methods: tuple[Any, ...] = ()
@@ -66,29 +67,30 @@ def ways(frames: int, chunk: int) -> dict[str, Way]:
     def light(density: float, **settings: Any) -> CausalLightForcing:
         return CausalLightForcing(density, density / 2, frames=frames, **settings)
 
+    def both(name: str, control: str, *methods: Any, **changes: Any) -> None:
+        found[name] = Way(methods, changes)
+        found[f"{name}, {control}"] = Way(methods, changes, lots=True)
+
     found = {"dense": Way(), "no history": Way(changes={"window": chunk})}
     for density in (0.5, 0.3):
-        found[f"light-forcing {density}"] = Way((light(density),))
-        found[f"random blocks {density}"] = Way((light(density),), lots=True)
+        both(f"light-forcing {density}", "random blocks", light(density))
     for room in (3, 1):
-        found[f"tempcache {room}"] = Way((TempCache(frames=room),))
         # As many frames as the method has room for, of those just before the chunk.
         found[f"window {chunk + room}"] = Way(changes={"window": chunk + room})
+        both(f"tempcache {room}", "random keys", TempCache(frames=room))
     for threshold in (0.1, 0.3):
-        found[f"flashblock {threshold}"] = Way((FlashBlock(threshold),))
+        both(f"flashblock {threshold}", "random heads", FlashBlock(threshold))
     # The own chunk and a few tokens of its past go far here: 0.03 is 1 block of 36.
     for density in (0.3, 0.1, 0.03):
-        found[f"ann {density}"] = Way((CausalAnn(density),))
-        found[f"random tokens {density}"] = Way((CausalAnn(density),), lots=True)
+        both(f"ann {density}", "random tokens", CausalAnn(density))
     # Half of the padded prompt has room for all of its words; a sixth has not.
-    for density in (0.5, 0.15):
-        found[f"ann-cross {density}"] = Way((AnnCross(density, block=8),))
+    found["ann-cross 0.5"] = Way((AnnCross(0.5, block=8),))
+    both("ann-cross 0.15", "random words", AnnCross(0.15, block=8))
     for room in (2, 1):
-        found[f"hybrid {room}, window 6"] = Way((HybridMemory(frames=room),), {"window": 6})
-    for room, density in ((6, 0.3), (6, 0.1), (3, 0.08)):
-        methods = (TempCache(frames=room), CausalAnn(density), FlashBlock(0.1), AnnCross(0.5, block=8))
-        found[f"all {density}"] = Way(methods)
-        found[f"all {density}, random tokens"] = Way(methods, lots=True)
+        both(f"hybrid {room}, window 6", "random keys", HybridMemory(frames=room), window=6)
+    for density in (0.3, 0.1):
+        methods = (TempCache(frames=6), CausalAnn(density), FlashBlock(0.1), AnnCross(0.5, block=8))
+        both(f"all {density}", "all random", *methods)
     found["first frame alone"] = Way((light(0.3, keep_frames=1, near=0, sink=1),))
     return found
 
@@ -141,8 +143,12 @@ def main(words: list[str] | None = None) -> None:
 
 @contextmanager
 def drawing_lots(wanted: bool) -> Iterator[None]:
-    """Within this block, where wanted, blocks of history and codes of tokens are drawn at random: all as likely."""
-    choose, codes = FrameRule.choose, HashPlanes.codes
+    """Within this block, where wanted, all that the methods choose is drawn at random.
+
+    Blocks of history and codes of tokens: all as likely. Keys that are merged and heads that reuse: as many as the
+    method finds, others.
+    """
+    stock = FrameRule.choose, HashPlanes.codes, MergedKeys._correspondence, memory.late_error
 
     def lots(device: torch.device) -> torch.Generator:
         return generators.setdefault(device, torch.Generator(device).manual_seed(0))
@@ -157,13 +163,24 @@ def drawing_lots(wanted: bool) -> Iterator[None]:
         size = (x.shape[2], x.shape[1])
         return torch.randint(planes.affinity.shape[0], size, device=x.device, generator=lots(x.device))
 
+    def any_key(merged: MergedKeys, k: Tensor) -> tuple[Tensor, Tensor]:
+        joins, group = stock[2](merged, k)
+        return shuffled(joins), group
+
+    def any_head(now: Tensor, late: Tensor) -> Tensor:
+        return shuffled(stock[3](now, late))
+
+    def shuffled(x: Tensor) -> Tensor:
+        return x[:, torch.randperm(x.shape[1], device=x.device, generator=lots(x.device))]
+
     generators: dict[torch.device, torch.Generator] = {}
     if wanted:
         FrameRule.choose, HashPlanes.codes = draw, any_code
+        MergedKeys._correspondence, memory.late_error = any_key, any_head
     try:
         yield
     finally:
-        FrameRule.choose, HashPlanes.codes = choose, codes
+        FrameRule.choose, HashPlanes.codes, MergedKeys._correspondence, memory.late_error = stock
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ Idea: the pairs that a pattern drops matter less, so their part of attention may
 Math: with L the log-sum-exp of a set of keys, the rest follows from everything and from what is kept:
     p = exp(L_kept - L_all);   L_rest = L_all + log(1 - p);   A_rest = (A_all - p A_kept) / (1 - p)
     and attention at a later step is merge((A_kept, L_kept) now, (A_rest, L_rest) then). Where 1 - p < 1e-4 there is no
-    rest: rounding would be all of it. How far off a head is, is estimated on some rows that see everything anew
-    (`reuse.flashblock.predicted_error`); heads above `threshold` are computed whole, and kept, at once.
+    rest: rounding would be all of it. How far off a head is, is measured on some rows that see everything anew
+    (`reuse.flashblock.late_error`); heads above `threshold` are computed whole, and kept, at once.
 Density: a call in `every` is dense and keeps its rest, so that the pattern is given (density - 1 / every) /
     (1 - 1 / every), and the whole run spends what was asked for. Heads that had to be computed whole come on top, and
     the trace counts them.
@@ -71,8 +71,8 @@ class FlashBlock:
     Attributes:
         part: the pattern that is always fresh, or the recipe of one; it must not move or merge tokens.
         every: how many steps a rest serves.
-        threshold: predicted relative error from which a head is computed whole; 0 does so always.
-        probe: rows that see everything anew at every step, to predict it.
+        threshold: relative error of a head's output from which it is computed whole; 0 does so always.
+        probe: rows that see everything anew at every step, to measure it.
     """
 
     name: ClassVar[str] = "flashblock"
@@ -80,7 +80,7 @@ class FlashBlock:
 
     part: Any = "topk"
     every: int = 5
-    threshold: float = 0.1
+    threshold: float = 0.3
     probe: int = 64
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ class Residual(NamedTuple):
     """How the rest of a choice is used again; see `patterns.flashblock`.
 
     Attributes:
-        threshold: predicted relative error from which a head is computed whole.
+        threshold: relative error of a head's output from which it is computed whole.
         rows: (n,) int64, slots of the queries that see everything anew.
         few: a layout of as many queries.
         kept: () fp32, share of pairs that the mask keeps.

@@ -20,7 +20,7 @@ from ..kernels.attention import attention
 from ..kernels.merge import merge
 from ..streaming.kvcache import LayerCache
 from ..streaming.rope import VideoRope
-from .flashblock import Calibration, predicted_error
+from .flashblock import Calibration, late_error
 from .in_place import in_place
 from .linear_state import LinearState
 from .methods import CausalAnn, CausalLightForcing, Methods
@@ -247,11 +247,11 @@ class LayerMemory:
             reuse = self._tables[wanted]
             past, mine = self._parts(q, k, v, start, wanted)
         else:
-            rows, probe, own_lse = self._probe(q, k, v, start)
+            rows, probe, own = self._probe(q, k, v, start)
             # Where blocks are chosen, drift is that of attention to all of the past, then and now.
             old = self._kept_probe if self._chooses else (self._kept[0][:, rows], self._kept[1][:, :, rows])
             assert old is not None
-            reuse = predicted_error(*probe, old[0], old[1], own_lse)[0] < flash.threshold
+            reuse = late_error(merge(*probe, *own)[0], merge(old[0], old[1], *own)[0])[0] < flash.threshold
             if self._chooses:
                 self._kept_probe = in_place(old, *_either(reuse, old, probe))
             past, mine = self._parts(q, k, v, start, ~reuse)
@@ -282,22 +282,19 @@ class LayerMemory:
         place = torch.arange(count, device=device) * slots.shape[0] // count
         return slots[place]
 
-    def _probe(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int
-    ) -> tuple[torch.Tensor, Part, torch.Tensor]:
-        """Some rows, their part of all of the past, and the LSE of their own chunk's."""
+    def _probe(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int) -> tuple[torch.Tensor, Part, Part]:
+        """Some rows, their part of all of the past, and their own chunk's."""
         assert self.plan is not None
         assert self.methods.flash is not None
         rows = self._probe_rows(q.device, min(self.methods.flash.probe, q.shape[1]))
         few, bias = q[:, rows], self._folded_bias(k.shape[1])
         if self.plan.probe is not None:
-            past, own = self.plan.probe(few, k, v, key_bias=bias)
-            return rows, past, own[1]
+            return rows, *self.plan.probe(few, k, v, key_bias=bias)
         layout = row_layout(few.shape[1], self.plan.layout.block, q.device)
         own = attention(few, k[:, start:], v[:, start:], self._own_mask(layout))
         mask = None if self.plan.k_len is None else self._dense_mask(layout, self._past_lengths())
         bias = self._folded_bias(start)
-        return rows, attention(few, k[:, :start], v[:, :start], mask, key_bias=bias), own[1]
+        return rows, attention(few, k[:, :start], v[:, :start], mask, key_bias=bias), own
 
     def _nearest(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, wanted: torch.Tensor | None

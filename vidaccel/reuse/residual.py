@@ -12,7 +12,7 @@ from ..grid import TokenLayout
 from ..kernels.attention import attention
 from ..kernels.merge import merge
 from ..patterns.plan import Choice, Plan
-from .flashblock import predicted_error
+from .flashblock import late_error
 from .selection import only_heads, rectangle
 
 # A part's share of attention below which rounding would be all that is left of it.
@@ -36,7 +36,7 @@ def completed(
     Args:
         plan: with a `residual`.
         choice: what was chosen, now or at an earlier step.
-        is_held: at an earlier step; its rest serves heads whose predicted error is small.
+        is_held: at an earlier step; its rest serves heads whose error is small.
         qkv: each (1, slots, h, d), batches folded into heads.
         kept: attention to the choice now, (1, slots, h, d) and (1, h, slots).
         scale: of the logits.
@@ -54,12 +54,11 @@ def completed(
         full = attention(q, k, v, whole, scale=scale, key_bias=key_bias, counted=False)
         spent = torch.ones((), device=q.device)
         return full[0], choice._replace(rest=rest(full, kept), spent=spent)
-    few = q[:, residual.rows]
-    probe = attention(few, k, v, _everything(residual.few, plan.layout), scale=scale, key_bias=key_bias, counted=False)
-    seen = lse[:, :, residual.rows]
-    now = rest(probe, (out[:, residual.rows], seen))
-    old = (choice.rest[0][:, residual.rows], choice.rest[1][:, :, residual.rows])
-    wanted = predicted_error(*now, *old, seen)[0] >= residual.threshold
+    rows = residual.rows
+    everything = _everything(residual.few, plan.layout)
+    now, _ = attention(q[:, rows], k, v, everything, scale=scale, key_bias=key_bias, counted=False)
+    late, _ = merge(out[:, rows], lse[:, :, rows], choice.rest[0][:, rows], choice.rest[1][:, :, rows])
+    wanted = late_error(now, late)[0] >= residual.threshold
     full = attention(q, k, v, only_heads(whole, wanted), scale=scale, key_bias=key_bias, counted=False)
     new, there = rest(full, kept), wanted[:, None]
     choice.rest[0].copy_(torch.where(there, new[0], choice.rest[0]))

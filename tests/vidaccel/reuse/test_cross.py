@@ -49,8 +49,11 @@ def test_a_padded_prompt_of_few_words_is_exact_and_not_hashed(words: tuple[int, 
     text, key, value = prompt(words)
     made = choice(0.5).prepare(text, key, value)
     assert not made.is_hashed
-    assert made.tensors[0].shape == (len(words), 10, HEADS, D)
+    # Whole blocks of four, as many as the longest prompt needs, and no more than half of it.
+    room = {5: 8, 9: 10}[max(words)]
+    assert made.tensors[0].shape == (len(words), room, HEADS, D)
     assert f"{max(words) + 1} of {TOKENS}" in made.note
+    assert f"density {room / TOKENS:.3f}" in made.note
     q = queries(len(words))
     torch.testing.assert_close(attend_merged(q, *made.tensors), attention(q, key, value)[0], atol=1e-5, rtol=0)
 
