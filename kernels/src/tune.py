@@ -3,6 +3,7 @@
 Idea: a kernel's own table serves the GPUs that it was measured on. On others the first call of each (kernel, head dim,
     block, dtype, windows or not, GPU, Triton) times some candidates on random numbers, outside of CUDA graphs, and the
     winner is kept in a file. The mask of that call plays no part, so that what runs never depends on what was asked.
+    Processes that work together under torch.distributed all take what the first of them to choose took.
 Cost: a few seconds once, most of them for compiling.
 """
 
@@ -91,6 +92,7 @@ def fastest(candidates: Sequence[C], key: Key, milliseconds: Callable[[Sequence[
             return candidates[0]
         _known[key] = candidates[times.index(best)]
         logger.info("%s: %s takes %.3g ms, the best of %s", key, _known[key], best, times)
+        _known[key] = _agreed(key, _known[key])
         _store(key, _known[key])
     return candidates[[tuple(candidate) for candidate in candidates].index(_known[key])]
 
@@ -122,6 +124,18 @@ def _store(key: Key, chosen: tuple[int, ...]) -> None:
         os.replace(new.name, file())
     except OSError as problem:
         logger.warning("%s cannot be written (%s): kernels are tuned again in the next run", file(), problem)
+
+
+def _agreed(key: Key, chosen: tuple[int, ...]) -> tuple[int, ...]:
+    """The choice of the first process to get here, which all take: none waits for one that may never come."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return chosen
+    store = distributed.distributed_c10d._get_default_store()
+    name = f"vidaccel {tuple(key)}"
+    if store.add(f"{name} begun", 1) == 1:
+        store.set(name, json.dumps(chosen))
+    return tuple(json.loads(store.get(name)))
 
 
 def measure(

@@ -71,6 +71,21 @@ def test_each_gpu_and_version_has_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     assert list(tune.stored()) == keys
 
 
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs torch.distributed with gloo")
+def test_processes_that_work_together_take_what_one_of_them_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = torch.distributed.HashStore()
+    for clock in (Clock(2.0, 1.0, 3.0), Clock(1.0, 2.0, 3.0)):
+        tune.file().unlink(missing_ok=True)  # Another host's.
+        monkeypatch.setattr(tune, "_known", {})
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            assert tune.fastest(CANDIDATES, KEY, clock) == CANDIDATES[1]
+        finally:
+            torch.distributed.destroy_process_group()
+        assert clock.calls == 1
+        assert tune.stored() == {KEY: (64, 8)}
+
+
 def test_nothing_that_runs_is_not_remembered() -> None:
     assert tune.fastest(CANDIDATES, KEY, Clock(math.inf, math.inf, math.inf)) == CANDIDATES[0]
     assert tune.fastest(CANDIDATES, KEY, Clock(2.0, math.inf, 1.0)) == CANDIDATES[2]
