@@ -1,7 +1,8 @@
 """One of two processes of `test_parallel.py`; not a test itself. Usage: parallel_worker.py RANK STORE
 
 Renders every case alone and then together with the other rank. Prints, a line a case, how far the two latents are
-apart, which calls were forecast in each, and how many tokens of the video this rank had in a layer.
+apart, which calls were forecast in each, how many layers ran sparse, and how many tokens of the video this rank had in
+a layer.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from test_patterns import CASES, DYNAMIC, MERGED  # noqa: E402
 
 # Of static patterns those that differ to a rank: a window inside blocks, rows of its own for each head, a second path.
 PATTERNS = {name: CASES[name] for name in ("radial", "neighborhood, strides", "sliding-window, heads", "per-head")}
-PATTERNS |= {"freeswim": CASES["freeswim"], "union": CASES["union"], **DYNAMIC, **MERGED}
+PATTERNS |= {name: CASES[name] for name in ("per-layer", "freeswim", "union")} | DYNAMIC | MERGED
 ALL_UNEVEN = ("radial", "sliding-window, heads", "topk, adaptive", "topk, per head", "freeswim")
 Case = tuple[str, Callable[[], Any], str, dict[str, Any]]
 
@@ -111,8 +112,10 @@ def compiled(pipe: Any) -> None:
     pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
 
 
-def video(pipe: Any, size: str, how: dict[str, Any], then: Callable[[], None] | None = None) -> tuple[Any, list[int]]:
-    """Latents, and the numbers of the calls that were forecast."""
+def video(
+    pipe: Any, size: str, how: dict[str, Any], then: Callable[[], None] | None = None
+) -> tuple[Any, list[int], int]:
+    """Latents, the numbers of the calls that were forecast, and how many layers ran sparse in all of them."""
     asked = {name: value for name, value in how.items() if name in ("prompt", "steps")}
     given = {name: value for name, value in how.items() if name not in (*asked, "cross")}
     with vidaccel.accelerate(pipe, schedule=Schedule(dense_steps=1), **given) as run:
@@ -122,7 +125,8 @@ def video(pipe: Any, size: str, how: dict[str, Any], then: Callable[[], None] | 
         if then is not None:
             then()
         latents = tiny_pipelines.render(pipe, size, **{"steps": 6 if "cache" in how else 2, **asked})
-    return latents, [number for number, call in enumerate(run.trace.calls) if call.forecast]
+    calls = run.trace.calls
+    return latents, [n for n, call in enumerate(calls) if call.forecast], sum(len(call.kernels) for call in calls)
 
 
 def tokens(transformer: Any) -> list[int]:
@@ -192,15 +196,15 @@ def main(rank: int, store: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     torch.distributed.all_gather = gather_uneven
     for name, make, size, how in cases():
-        alone, forecast = video(make(), size, how)
+        alone, *one = video(make(), size, how)
         pipe = make()
         seen = tokens(pipe.transformer)
         if name.startswith("after"):
-            together, same = video(pipe, size, how, lambda pipe=pipe: vidaccel.enable_parallelism(pipe))
+            together, *two = video(pipe, size, how, lambda pipe=pipe: vidaccel.enable_parallelism(pipe))
         else:
             vidaccel.enable_parallelism(pipe, uneven=size != "even" or "15" in name)
-            together, same = video(pipe, size, how, partial(compiled, pipe) if name.startswith("compiled") else None)
-        found = {"forecast": forecast, "together": same, "tokens": max(seen)}
+            together, *two = video(pipe, size, how, partial(compiled, pipe) if name.startswith("compiled") else None)
+        found = {"one": one, "two": two, "tokens": max(seen)}
         print(json.dumps({"name": name, "apart": float((together - alone).abs().max()), **found}), flush=True)
     for name in STREAMS:
         alone, whole, held = stream(name, together=False)

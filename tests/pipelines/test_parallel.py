@@ -64,8 +64,10 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
 def test_two_ranks_make_the_video_of_one(ranks: list[dict[str, dict[str, Any]]], case: str) -> None:
     first, second = (rank[case] for rank in ranks)
     assert max(first["apart"], second["apart"]) <= 1e-5
-    assert first["together"] == second["together"] == first["forecast"]
-    assert bool(first["forecast"]) == ("and cache" in case)
+    assert first["two"] == second["two"] == first["one"]
+    forecast, sparse = first["one"]
+    assert bool(forecast) == ("and cache" in case)
+    assert bool(sparse) == ("dense" not in case)
     size = next(size for name, _, size, _ in worker.cases() if name == case)
     frames = 4 / 7 if "1.5" in case else 1  # Its tokens hold two latent frames.
     assert first["tokens"] + second["tokens"] == GRIDS[size] * frames
