@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 LOOKS = {
     "same_frame": "mass in the query's own frame",
@@ -18,9 +19,12 @@ LOOKS = {
 }
 # Kinds of heads, as `lab.heads` names them.
 COLOURS = {"local": "#3a78c9", "temporal": "#d9822b", "first frame": "#8e5bb5", "text": "#2e9e6b", "global": "#b9bec6"}
-_CELL, _GAP, _TOP = 14, 10, 34
+# Pixels of the picture: the key's line; of a panel, its least width, and the room around its maps.
+_LINE, _LEAST, _WIDEST, _GAP, _LEFT, _TOP, _BOTTOM = 36, 420, 1000, 10, 62, 38, 34
+_QUIET = "#667"
 
-Maps = list[tuple[str, list[tuple[int, list[tuple[int, list[Any]]]]]]]
+Rows = list[tuple[int, list[Any]]]
+Maps = list[tuple[str, list[tuple[int, Rows]]]]
 
 _HTML = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     """<!doctype html>
@@ -100,38 +104,63 @@ def html(data: dict[str, Any]) -> str:
         kind_maps=_kind_maps(data),
         maps=_maps(data),
         about=json.dumps(data.get("about"), indent=1),
-        # Few heads are shown large, forty on a page.
-        cell=24 if len(data["rows"][0]["kind"]) <= 12 else 15,
+        cell=_cell(data),
     )
 
 
 def png(data: dict[str, Any]) -> bytes:
-    """The same maps as one picture: a line of maps for each title, a map for each step."""
-    kinds = _kinds(data)
+    """The same maps as one picture: a panel for each title, in it a map for each step."""
     maps: Maps = [("what heads look for", _kind_maps(data)), *_maps(data)]
-    widths = [sum(_CELL * len(rows[0][1]) + _GAP for _, rows in steps) for _, steps in maps]
-    heights = [_TOP + _CELL * max(len(rows) for _, rows in steps) for _, steps in maps]
-    picture = Image.new("RGB", (max(420, *widths) + _GAP, sum(heights) + _GAP), "white")
-    draw, top = ImageDraw.Draw(picture), 0
-    for number, ((title, steps), height) in enumerate(zip(maps, heights, strict=True)):
-        text = f"{title} (steps {', '.join(str(step) for step, _ in steps)})"
-        draw.text((_GAP, top + 6), text, fill="black")
-        left = _GAP + draw.textlength(text) + _GAP
-        for kind in kinds if number == 0 else ():
-            draw.rectangle((left, top + 7, left + 9, top + 16), fill=COLOURS[kind])
-            draw.text((left + 12, top + 6), kind, fill="black")
-            left += 12 + draw.textlength(kind) + _GAP
-        left = _GAP
-        for _, rows in steps:
-            for y, (_, cells) in enumerate(rows):
-                for x, value in enumerate(cells):
-                    corner = left + x * _CELL, top + _TOP - 8 + y * _CELL
-                    draw.rectangle((*corner, corner[0] + _CELL - 2, corner[1] + _CELL - 2), fill=_fill(value))
-            left += _CELL * len(rows[0][1]) + _GAP
-        top += height
+    cell, (_, first) = _cell(data), maps[0][1][0]
+    step_wide = cell * len(first[0][1]) + _LEFT
+    wide = max(_LEAST, _GAP + step_wide * len(maps[0][1]))
+    high = _TOP + cell * max(len(rows) for _, rows in maps[0][1]) + _BOTTOM
+    columns = max(1, _WIDEST // wide)
+    picture = Image.new("RGB", (columns * wide + _GAP, _LINE + -(-len(maps) // columns) * high), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.font = ImageFont.load_default(12)
+    _key(draw, _kinds(data))
+    for number, (title, steps) in enumerate(maps):
+        top, left = _LINE + number // columns * high, _GAP + number % columns * wide
+        draw.text((left, top), title, fill="black")
+        for step, rows in steps:
+            _map(draw, left + _LEFT - _GAP, top + _TOP, f"step {step}", rows, cell)
+            left += step_wide
     target = io.BytesIO()
     picture.save(target, "png", optimize=True)
     return target.getvalue()
+
+
+def _key(draw: ImageDraw.ImageDraw, kinds: Sequence[str]) -> None:
+    """What colours and shades mean."""
+    left, shades = float(_GAP), {"0": 0.0, "0.5": 0.5, "1": 1.0}
+    for name, value in {"heads:": None, **{kind: kind for kind in kinds}, "   mass:": None, **shades}.items():
+        if value is not None:
+            draw.rectangle((left, 8, left + 11, 19), fill=_fill(value), outline="#bbb")
+            left += 15
+        draw.text((left, 6), name, fill="black")
+        left += draw.textlength(name) + _GAP
+
+
+def _map(draw: ImageDraw.ImageDraw, left: int, top: int, title: str, rows: Rows, cell: int) -> None:
+    """Layers down, heads across."""
+    draw.text((left, top - 17), title, fill=_QUIET)
+    ends = {0, len(rows) - 1}
+    for y, (layer, cells) in enumerate(rows):
+        if y in ends:
+            draw.text((left - 5, top + (y + 0.5) * cell), f"layer {layer}", fill=_QUIET, anchor="rm")
+        for x, value in enumerate(cells):
+            corner = left + x * cell, top + y * cell
+            draw.rectangle((*corner, corner[0] + cell - 2, corner[1] + cell - 2), fill=_fill(value))
+    for x in {0, len(rows[0][1]) - 1}:
+        draw.text((left + (x + 0.5) * cell, top + len(rows) * cell + 2), str(x), fill=_QUIET, anchor="ma")
+    if len(rows[0][1]) > 1:
+        draw.text((left - 5, top + len(rows) * cell + 2), "head", fill=_QUIET, anchor="ra")
+
+
+def _cell(data: dict[str, Any]) -> int:
+    """Pixels of a cell: few heads are shown large, forty on a page."""
+    return 24 if len(data["rows"][0]["kind"]) <= 12 else 15
 
 
 def _fill(value: float | str) -> Any:

@@ -92,6 +92,10 @@ def compare(entries: Sequence[Entry], judge: Judge | None = None) -> dict[str, A
         notes["One prompt and seed: how far these figures would be off for others cannot be told"] = None
     else:
         notes["After ±: half the width of the 95 % interval of the mean over prompts and seeds"] = None
+    if not any(entry.report for entry in entries):
+        notes[
+            "No report stands beside these videos, so nothing is known of time: render with --report and their folder"
+        ] = None
     return {
         "schema": SCHEMA,
         "reference": reference,

@@ -64,13 +64,15 @@ def scatter(
         points: (x, y) by name; None is not shown, but keeps its colour.
         across: what x is.
         up: what y is.
-        start: an x that is shown in any case, such as that of what the others are compared with.
+        start: an x that is shown in any case, with a line, such as that of what the others are compared with.
     """
     found = {name: xy for name, xy in points.items() if xy is not None and all(map(isfinite, xy))}
     if not found:
         return Markup("")
     left, right = _range([x for x, _ in found.values()] + ([] if start is None else [start]))
     low, high = _range([y for _, y in found.values()])
+    # Points stand off the frame.
+    low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
 
     def place(x: float, y: float) -> tuple[float, float]:
         # A tenth of the room on each side, so that names fit.
@@ -93,6 +95,9 @@ def scatter(
             parts.append(label.format(*side, name, *found[name]))
     for value in (left, right):
         x, _ = place(value, low)
+        if value == start:
+            line = Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>')
+            parts.append(line.format(x, x, _TOP, _HEIGHT - _BOTTOM))
         parts.append(Markup('<text x="{}" y="{}" text-anchor="middle">{:.3g}</text>').format(x, _HEIGHT - 6, value))
     parts.append(Markup('<text x="{}" y="32">up: {}; across: {}</text>').format(_LEFT, up, across))
     return _svg(title, parts)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vidaccel
 from vidaccel import wrapping
@@ -132,4 +135,8 @@ def test_pages(seen: Any) -> None:
     assert "Why this plan" in page
     assert "Mass that pyramid keeps" not in page
     assert "Mass on text" not in page
-    assert pages.png(data).startswith(b"\x89PNG")
+    picture = Image.open(io.BytesIO(pages.png(data))).convert("RGB")
+    # Every head of every layer and step has its cell.
+    kinds = np.asarray(picture) == tuple(bytes.fromhex(pages.COLOURS["global"][1:]))
+    cells = kinds.all(-1).sum() / 23**2
+    assert cells == pytest.approx(2 * 3 * 2, abs=0.5)

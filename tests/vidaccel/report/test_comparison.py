@@ -27,6 +27,9 @@ def test_quality_of_every_video_against_the_first(entry: Any) -> None:
     assert data["videos"]["shifted"]["mean"]["psnr_db"] < 30
     assert data["videos"]["shifted"]["mean"]["motion_ratio"] == pytest.approx(1, abs=0.01)
     assert json.loads(json.dumps(data)) == data
+    assert any("--report" in note for note in data["notes"]), "what times would need is said"
+    timed = comparison.compare([entry("dense", report=RUN), entry("same", report=RUN)])
+    assert not any("--report" in note for note in timed["notes"])
 
 
 def test_figures_over_scenes_have_intervals(entry: Any) -> None:

@@ -91,6 +91,8 @@ def test_play_and_pause(page: Any) -> None:
 
 def test_the_strip_seeks(page: Any) -> None:
     assert page.locator(".strip").count() == 2
+    worst = page.locator(".strip rect").first
+    assert worst.evaluate("e => getComputedStyle(e).fill") != "rgb(0, 0, 0)", "colours are understood"
     box = page.locator(".strip svg").first.bounding_box()
     page.mouse.click(box["x"] + box["width"] * 5.5 / 9, box["y"] + box["height"] / 2)
     assert state(page)[0] == 5
