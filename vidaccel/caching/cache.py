@@ -175,6 +175,12 @@ class Cache:
             self._say(note)
         if told := useless(step.total):
             self._say(told, warn=True)
+        if step.total is not None and self.policy.steps not in (None, step.total):
+            self._say(
+                f"the parameters of this cache were found on runs of {self.policy.steps} steps, and this one has "
+                f"{step.total}: expect another speed and another quality, or find them anew (vidaccel calibrate, tune)",
+                warn=True,
+            )
         self._check_memory(call, parts, 1 if branch == "cond_uncond" else 2)
         group = parallel_group(self.door.transformer)
         if group is not None and parts.base in ("input", "first"):

@@ -130,7 +130,7 @@ def calibrated(cache: Any, transformer_class: str, config: Mapping[str, Any]) ->
     if not (isinstance(cache, str) and cache.startswith("auto:")):
         return cache
     found = Calibration.load(model_key(transformer_class, config))
-    return {"name": found.cache, "threshold": found.threshold_for(cache)}
+    return {"name": found.cache, "threshold": found.threshold_for(cache), "steps": found.steps}
 
 
 def usual_threshold(cache: str, family: str) -> float | None:

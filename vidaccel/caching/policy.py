@@ -78,6 +78,8 @@ class CachePolicy(ABC):
         max_gib: refuse to run where more memory would be held.
         shadow: every how many forecast steps one is also computed, to report the true error (and gain nothing); 0
             never.
+        steps: denoising steps of the runs that its parameters were found on; a run of another number says so. None:
+            nobody measured them.
     """
 
     name: ClassVar[str]
@@ -89,6 +91,7 @@ class CachePolicy(ABC):
     storage: Storage = "auto"
     max_gib: float | None = None
     shadow: int = 0
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.storage not in STORAGE:

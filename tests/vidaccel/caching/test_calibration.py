@@ -74,7 +74,7 @@ def test_accelerate_takes_a_goal(wan: Any, made: Calibration) -> None:
     key = model_key("WanTransformer3DModel", wan.transformer.config)
     assert key == "WanTransformer3DModel-3-2-32-16-16"
     Calibration(key, "cg-taylor", 20, ("a cat",), POINTS).save()
-    expected = CGTaylor(threshold=made.threshold_for("auto:2.5x"))
+    expected = CGTaylor(threshold=made.threshold_for("auto:2.5x"), steps=20)
     with vidaccel.accelerate(wan, cache="auto:2.5x") as run:
         assert run.recipe.cache == expected
     # What was found is what the recipe says, so that the run can be repeated elsewhere.
