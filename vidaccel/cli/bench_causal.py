@@ -44,7 +44,7 @@ def causal(
 
     from ..errors import UsageError
     from ..kernels import bench
-    from ..lab import causal_bench
+    from ..lab import causal_bench, causal_cases
     from ..render.dense import check_name
     from ..render.job import DTYPES, check_device
     from ..streaming import Rollout
@@ -52,8 +52,8 @@ def causal(
 
     screen = Screen(format)
     sizes = size.split(",")
-    if unknown := [name for name in sizes if name not in causal_bench.SIZES]:
-        raise UsageError(f"--size {unknown[0]} was asked for; there are {', '.join(causal_bench.SIZES)}")
+    if unknown := [name for name in sizes if name not in causal_cases.SIZES]:
+        raise UsageError(f"--size {unknown[0]} was asked for; there are {', '.join(causal_cases.SIZES)}")
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"-o {output}: there is no folder {output.parent}; make it first")
     where = check_device(device)
@@ -64,23 +64,23 @@ def causal(
         raise UsageError(f"--graphs was asked for on {where}; CUDA graphs need a GPU")
     if dense is not None:
         check_name(dense)
-    backends = (dense,) if dense is not None else causal_bench.DENSE
+    backends = (dense,) if dense is not None else causal_cases.DENSE
     end = time.monotonic() + budget
-    dense_one, *others = causal_bench.rivals(frames)
+    dense_one, *others = causal_cases.rivals(frames)
     named = [rival for rival in others if rival.name == only]
     chosen = [dense_one, *(named or [rival for rival in others if only is None or only in rival.name])]
     rollout = Rollout(window=window, sink=sink)
     prepare(screen)
     record: dict[str, Any] = {"what": "causal", "device": where, "dtype": kind, **bench.about(), "rows": []}
     for name in sizes:
-        height, width = causal_bench.SIZES[name]
+        height, width = causal_cases.SIZES[name]
         shape: dict[str, Any] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": layers, "text_dim": 4096}
         decoder: dict[str, Any] | None = {} if vae else None
         if tiny:
             name, height, width = f"{name} (tiny)", 64, 96
             shape = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 32, "num_layers": 2, "text_dim": 16}
             decoder = {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} if vae else None
-        case = causal_bench.Case(
+        case = causal_cases.Case(
             name, height, width, frames, rollout, shape, 16 if tiny else 512, decoder, compiled, graphs, backends, alone
         )
         screen.say(f"{name}: {len(case.chunks())} chunks, {len(chosen)} rivals")
@@ -108,10 +108,6 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> dict[str, object]:
-    names: tuple[str, ...] = ("fps", "fps_with_vae", "chunk_ms", "bound_ms", "speedup", "attention_speedup")
-    names += (
-        "first_ms",
-        "last_ms",
-    )
-    names += ("density", "reuse_rate", "cache_mib")
+    times = ("fps", "fps_with_vae", "chunk_ms", "bound_ms", "speedup", "attention_speedup", "first_ms", "last_ms")
+    names = (*times, "density", "reuse_rate", "cache_mib")
     return {"size": row["case"], "rival": row["rival"]} | {name: row.get(name, row["reason"]) for name in names}

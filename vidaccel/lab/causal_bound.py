@@ -15,16 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ..render.dense import why_not
 from ..reuse import Methods
+from .causal_cases import Case
 from .timing import synchronize
-
-if TYPE_CHECKING:
-    from .causal_bench import Case
 
 
 class Flops(NamedTuple):

@@ -14,7 +14,7 @@ from ..pipelines.zoo import RealModel
 from ..ranks import Ranks, all_to_all, wait
 
 # Median milliseconds of each call, all ranks begin each together.
-Times = Callable[[Mapping[str, Callable[[], object]]], dict[str, float]]
+Timer = Callable[[Mapping[str, Callable[[], object]]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def predict(one_ms: float, all_ms: float, layers: int, link: Link, ranks: int) -
 
 
 def measure_link(
-    transformer: Any, model: RealModel, grid: VideoGrid, dtype: torch.dtype, device: torch.device, times: Times
+    transformer: Any, model: RealModel, grid: VideoGrid, dtype: torch.dtype, device: torch.device, times: Timer
 ) -> Link:
     """The exchange of one layer, alone: its collectives, and with what puts tokens in order.
 

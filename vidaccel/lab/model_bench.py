@@ -47,7 +47,7 @@ from .estimate import kept_pairs
 from .peers import Peer
 from .rivals import Context, rivals
 from .rows import Rows
-from .sides import Planned, Shape, Side, shapes, twin
+from .sides import Planned, Side, Times, shapes, twin
 
 
 @dataclass(frozen=True)
@@ -77,39 +77,6 @@ class Job:
     whole: bool = False
     videos: bool = False
     dense: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Times:
-    """Median milliseconds of one side at each depth."""
-
-    model: RealModel
-    depths: dict[str, Shape]
-    ms: Mapping[str, float]
-
-    @property
-    def layer(self) -> dict[str, float]:
-        """One more block of each list."""
-        base = self.ms["base"]
-        return {
-            name: (self.ms[name] - base) / (self.depths[name][name] - 1)
-            for name in self.depths
-            if name in self.model.layers
-        }
-
-    @property
-    def call(self) -> float:
-        """All blocks."""
-        return self.ms["base"] + sum((self.model.layers[name] - 1) * each for name, each in self.layer.items())
-
-    def row(self) -> dict[str, Any]:
-        """As a part of a row."""
-        return {
-            "base_ms": self.ms["base"],
-            "layer_ms": self.layer,
-            "call_ms": self.call,
-            "whole_ms": self.ms.get("whole"),
-        }
 
 
 class ModelBench:
@@ -179,7 +146,7 @@ class ModelBench:
                     self._add("dense", name, compiled, started[name])
         times = self._times(sides)
         for name, side in sides.items():
-            found = started[name] | times[name].row()
+            found = started[name] | _figures(times[name])
             self._add("dense", name, compiled, found if compiled else found | self._split(side))
 
     def sparse(self, pattern: Pattern, density: float | None, compiled: bool) -> None:
@@ -226,7 +193,7 @@ class ModelBench:
             one()
         times = self._times({"this": side, "dense": dense})
         mine, other = times["this"].call, times["dense"].call
-        found |= times["this"].row() | {"against": best, "against_ms": other, "speedup": other / mine}
+        found |= _figures(times["this"]) | {"against": best, "against_ms": other, "speedup": other / mine}
         return side, found
 
     def measure(self, kind: str, variant: str, compiled: bool, measure: Callable[[], dict[str, Any]]) -> None:
@@ -388,6 +355,10 @@ class ModelBench:
         }
         self.rows.add(row)
         self._say(row)
+
+
+def _figures(times: Times) -> dict[str, Any]:
+    return times.row() | {"whole_ms": times.ms.get("whole")}
 
 
 def _over(context: Context, other: Context) -> Context:

@@ -54,7 +54,7 @@ from . import timing
 from .link import Link, measure_link, predict
 from .rivals import rivals
 from .rows import Rows
-from .sides import Planned, Side, compile_blocks, shapes, twin
+from .sides import Planned, Side, Times, compile_blocks, shapes, twin
 
 # In bf16 two orders of summation differ by this much over a few layers of random weights; a wrong token by all of it.
 _MOST_APART = 0.05
@@ -176,11 +176,13 @@ class ParallelBench:
             ranks = self._on_ranks(calls, self.job.repeats)
             slowest = {name: max(each) for name, each in ranks.items()}
             memory["alone"] = memory["one"]
-            found: dict[str, Any] = {name: self._row(name, slowest, memory[name]) for name in memory}
+            weights = parameters(self.job.model) * self.job.dtype.itemsize / 2**30
+            found: dict[str, Any] = {
+                name: self._of_all(name, slowest).row() | {"activations_gib": gib, "weights_gib": weights}
+                for name, gib in memory.items()
+            }
             alone = found["alone"]["call_ms"]
-            each = [
-                self._row("one", {name: ms[rank] for name, ms in ranks.items()}, None) for rank in range(self._ranks)
-            ]
+            each = [self._of_all("one", {name: ms[rank] for name, ms in ranks.items()}) for rank in range(self._ranks)]
             for sides in made.values():
                 for side in sides.values():
                     side.close()
@@ -197,7 +199,7 @@ class ParallelBench:
                 "apart": apart,
                 "speedup": one / together,
                 "efficiency": one / together / self._ranks,
-                "videos_speedup": sum(alone / rank["call_ms"] for rank in each),
+                "videos_speedup": sum(alone / rank.call for rank in each),
                 "exchange_share": layers * self._link.exchange / together,
                 "delivered": plans[0].delivered if plans else 1.0,
                 "visited": plans[0].visited if plans else 1.0,
@@ -327,20 +329,8 @@ class ParallelBench:
         torch.distributed.all_gather(ranks, mine)
         return dict(zip(taken, torch.stack(ranks, 1).tolist(), strict=True))
 
-    def _row(self, name: str, taken: Mapping[str, float], memory: float | None) -> dict[str, Any]:
-        base, layers = taken[f"{name} base"], self.job.model.layers
-        each = {
-            depth: (taken[f"{name} {depth}"] - base) / (self._depths[depth][depth] - 1)
-            for depth in self._depths
-            if depth in layers
-        }
-        return {
-            "base_ms": base,
-            "layer_ms": each,
-            "call_ms": base + sum((layers[depth] - 1) * ms for depth, ms in each.items()),
-            "activations_gib": memory,
-            "weights_gib": parameters(self.job.model) * self.job.dtype.itemsize / 2**30,
-        }
+    def _of_all(self, name: str, taken: Mapping[str, float]) -> Times:
+        return Times(self.job.model, self._depths, {depth: taken[f"{name} {depth}"] for depth in self._depths})
 
     def _measure(self, kind: str, variant: str, measure: Callable[[], dict[str, Any]]) -> None:
         found: dict[str, Any]

@@ -34,6 +34,40 @@ def shapes(model: RealModel, layers: int) -> dict[str, Shape]:
     }
 
 
+@dataclass(frozen=True)
+class Times:
+    """What calls of several depths tell of all layers.
+
+    Attributes:
+        model: which.
+        depths: of the calls: `shapes`, and others that say nothing of single layers.
+        ms: median milliseconds at each.
+    """
+
+    model: RealModel
+    depths: Mapping[str, Shape]
+    ms: Mapping[str, float]
+
+    @property
+    def layer(self) -> dict[str, float]:
+        """Milliseconds of one more block of each list."""
+        base = self.ms["base"]
+        return {
+            name: (self.ms[name] - base) / (self.depths[name][name] - 1)
+            for name in self.depths
+            if name in self.model.layers
+        }
+
+    @property
+    def call(self) -> float:
+        """Milliseconds of all blocks."""
+        return self.ms["base"] + sum((self.model.layers[name] - 1) * each for name, each in self.layer.items())
+
+    def row(self) -> dict[str, Any]:
+        """As a part of a row."""
+        return {"base_ms": self.ms["base"], "layer_ms": self.layer, "call_ms": self.call}
+
+
 def twin(transformer: nn.Module, shape: Shape) -> Any:
     """The same model with the first blocks of each list. Modules are copies, weights are not."""
     shared = {id(tensor): tensor for tensor in itertools.chain(transformer.parameters(), transformer.buffers())}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from vidaccel.lab import causal_bench
+from vidaccel.lab import causal_bench, causal_cases
 from vidaccel.lab.causal_bound import chunk_flops
 from vidaccel.reuse import FlashBlock, Methods
 from vidaccel.streaming import Rollout
@@ -21,13 +21,13 @@ from vidaccel.streaming import Rollout
 SHAPE = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 32, "num_layers": 2, "text_dim": 16}
 
 
-def case(frames: int = 12) -> causal_bench.Case:
+def case(frames: int = 12) -> causal_cases.Case:
     rollout = Rollout(chunk=2, window=6, sink=2, steps=(1000, 500))
-    return causal_bench.Case("tiny", 32, 48, frames, rollout, SHAPE, 8, None)
+    return causal_cases.Case("tiny", 32, 48, frames, rollout, SHAPE, 8, None)
 
 
 def test_every_rival_has_a_row() -> None:
-    rivals = causal_bench.rivals(12)
+    rivals = causal_cases.rivals(12)
     rows = list(causal_bench.run(case(), rivals, torch.device("cpu"), torch.float32))
     assert [row["rival"] for row in rows] == [rival.name for rival in rivals]
     assert all(row["ok"] for row in rows), [row["reason"] for row in rows]
@@ -49,7 +49,7 @@ def test_every_rival_has_a_row() -> None:
 
 def test_out_of_time_the_first_row_is_written_and_no_other() -> None:
     said: list[str] = []
-    chosen = causal_bench.rivals(60)[:3]
+    chosen = causal_cases.rivals(60)[:3]
     rows = list(causal_bench.run(case(60), chosen, torch.device("cpu"), torch.float32, seconds=0, say=said.append))
     assert [row["rival"] for row in rows] == ["dense"]
     assert rows[0]["timed_chunks"] == 2
@@ -57,7 +57,7 @@ def test_out_of_time_the_first_row_is_written_and_no_other() -> None:
 
 
 def test_alone_a_rival_is_compared_with_dense_before_it() -> None:
-    chosen = causal_bench.rivals(12)[:2]
+    chosen = causal_cases.rivals(12)[:2]
     alone = replace(case(), alone=True)
     dense, reused = causal_bench.run(alone, chosen, torch.device("cpu"), torch.float32)
     for what in ("speedup", "attention_speedup"):
@@ -80,7 +80,7 @@ def test_what_a_rival_held_is_gone_when_the_next_begins(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(causal_bench.Contestant, "__init__", seen)
     alone = replace(case(8), alone=True)
-    rows = list(causal_bench.run(alone, causal_bench.rivals(8)[:3], torch.device("cpu"), torch.float32))
+    rows = list(causal_bench.run(alone, causal_cases.rivals(8)[:3], torch.device("cpu"), torch.float32))
     assert len(rows) == len(made) == 3
 
 
@@ -88,7 +88,7 @@ def test_operations_of_a_chunk_are_those_of_the_paper_model() -> None:
     """Wan 2.1 1.3B at 480p: of a layer and forward, 0.39 TFLOP are products, 0.54 attention, 0.015 the prompt."""
     config = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30}
     transformer = SimpleNamespace(config=SimpleNamespace(patch_size=(1, 2, 2), **config))
-    real = causal_bench.Case("480p", 480, 832)
+    real = causal_cases.Case("480p", 480, 832)
     flops = chunk_flops(transformer, real, 1.0, None, Methods())
     each = [amount / (30 * 5) / 1e12 for amount in flops]
     assert each == pytest.approx([0.39, 0.54, 0.0147], abs=5e-3)
@@ -99,7 +99,7 @@ def test_operations_of_a_chunk_are_those_of_the_paper_model() -> None:
 
 
 def test_a_set_rate_is_spread_over_heads_and_layers() -> None:
-    rival = causal_bench.Rival("", (FlashBlock(refresh=True),), 0.65)
+    rival = causal_cases.Rival("", (FlashBlock(refresh=True),), 0.65)
     flash = rival.methods_for(steps=4, layers=30, heads=12, frames=240).flash
     assert flash is not None
     assert flash.refresh
@@ -111,7 +111,7 @@ def test_a_set_rate_is_spread_over_heads_and_layers() -> None:
 
 
 def test_a_rival_that_fails_is_a_row_and_the_others_go_on() -> None:
-    chosen = [causal_bench.Rival("dense"), causal_bench.Rival("broken", (FlashBlock(),), 0.5)]
+    chosen = [causal_cases.Rival("dense"), causal_cases.Rival("broken", (FlashBlock(),), 0.5)]
     bench = causal_bench.run(case(8), chosen, torch.device("cpu"), torch.float32)
     original = causal_bench.Contestant.chunk
 
