@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,18 @@ def test_it_names_its_report_or_says_that_there_is_none(name: str) -> None:
         assert (ROOT / recipe.evidence).exists()
     real = recipe.evidence is not None and recipe.evidence.startswith(samples)
     assert real != (UNMEASURED in recipe.about), "weights that nobody rendered with are said to be such"
+
+
+@pytest.mark.parametrize("name", sorted(set(presets()) - SPECIAL - SAMPLES))
+def test_a_speed_that_was_measured_at_its_size_is_named_with_its_report(name: str) -> None:
+    recipe, model = Recipe.load(name), REAL_MODELS[str(model_of(name))]
+    found = {}
+    for path in (ROOT / "pipelines/bench/results").glob("*.json"):
+        record = json.loads(path.read_text())
+        for row in record["rows"] if record["what"] == "model" else ():
+            if (row["model"], row["variant"]) == (model.name, "radial 0.25") and row["ok"] and not row["compiled"]:
+                found[path.name] = tuple(row["size"]), row["speedup"]
+    if SIZES.get(name, model.size) in {size for size, _ in found.values()}:
+        assert recipe.evidence is not None
+    if said := re.search(r"([\d.]+) times that of the stock model", recipe.about):
+        assert float(said[1]) == round(found[Path(str(recipe.evidence)).name][1], 2)
