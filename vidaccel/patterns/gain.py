@@ -4,8 +4,9 @@ Idea: a kernel works on whole tiles, so the tiles that a pattern touches bound i
 Math: with `visited` pairs over all pairs, attention becomes at most 1 / visited times as fast. A block-sparse kernel
     has some 0.85 of a dense one's rate on whole tiles, 0.6 on those of 64 tokens, and 0.65 on those that are decided
     token by token, so the gain to expect is rate / visited.
+    Kernels of ours reach less on tiles that are cut or have holes, `sparse_rate`: where these alone would lose, that
+    is said too.
 Cost: nothing where there is a gain; elsewhere a few plans of the same grid, once.
-    A kernel of ours reaches less on tiles that are cut or have holes: `sparse_rate`, for estimates of time.
 Source: Sliding Tile Attention, arXiv 2502.04507, table 1, and Generalized Neighborhood Attention, arXiv 2504.16922,
     section 5: measured 0.65 of the tile bound for token-wise masks, 0.94 and more for whole tiles. Tiles of 64: ours on
     an H100, 0.58 to 0.67 of FlashAttention 3 on random blocks, 0.76 on a band (kernels/bench/NOTES.md).
@@ -14,7 +15,7 @@ Limits: an estimate of attention alone; what is measured on a machine goes befor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any, cast
 
@@ -22,10 +23,12 @@ import torch
 
 from ..errors import PatternError
 from ..grid import BLOCK_SIZES, Site, TokenLayout
+from ..order import choose_tile
 from .axes import PARTIAL_RATE, WHOLE_RATE
 from .freeswim import FreeSwim
 from .neighborhood import Neighborhood
 from .plan import Pattern, Plan
+from .sliding_window import SlidingWindow
 
 _LEAST_GPU_BLOCK = 64
 _SMALL_RATE = 0.6
@@ -76,6 +79,11 @@ def expected_gain(plan: Plan) -> float:
     return rate(plan) / plan.visited
 
 
+def measured_gain(plan: Plan) -> float:
+    """How many times as fast attention becomes with kernels of ours, by what was measured on an H200."""
+    return sparse_rate(plan) / plan.visited
+
+
 def would_lose(pattern: Pattern, plan: Plan) -> bool:
     """Dense attention is as fast, by estimate, and as good.
 
@@ -107,17 +115,11 @@ def advice(
             f"nothing is gained; ask for a lower density, or smaller blocks{instead}"
         )
     if expected_gain(plan) > 1:
-        return None
-    found = []
-    for words, other in _alternatives(pattern, plan, layout):
-        try:
-            tried = other.plan(layout.tiled(None, other.block), density, site)
-        except PatternError:
-            continue
-        if tried.visited < plan.visited and expected_gain(tried) > 1:
-            found.append((tried.visited, f"{words} visits {tried.visited:.2f}"))
+        return _cut(pattern, plan, layout, density, site)
+    found = _better(_smaller(pattern, layout), plan, layout, density, site, expected_gain)
+    found = sorted(_better(_whole(pattern, plan, layout), plan, layout, density, site, expected_gain) + found)
     better = (
-        "; ".join(text for _, text in sorted(found))
+        "; ".join(text for _, text in found)
         or "no other stride or block does better, so ask for a lower density, or run it dense"
     )
     return (
@@ -128,13 +130,53 @@ def advice(
     )
 
 
-def _alternatives(pattern: Pattern, plan: Plan, layout: TokenLayout) -> Iterator[tuple[str, Pattern]]:
-    """Nearby patterns, in words and as such."""
-    if isinstance(pattern, Neighborhood) and plan.layout.tile is not None and plan.layout.is_boxes:
-        # A stride of whole tiles leaves no tile to be decided token by token.
-        stride = tuple(min(side, length) for side, length in zip(plan.layout.tile, layout.grid, strict=True))
-        if stride != pattern.stride:
-            yield f"stride={stride}", replace(pattern, stride=cast(Any, stride))
+def _cut(pattern: Pattern, plan: Plan, layout: TokenLayout, density: float | None, site: Site) -> str | None:
+    """What to say of windows that cut so many tiles that kernels of ours take longer than dense ones."""
+    if plan.mask is None or plan.mask.window is None or measured_gain(plan) > 1:
+        return None
+    kinds = plan.mask.video_map()
+    cut = float((kinds == 1).sum() / (kinds > 0).sum())
+    found = sorted(_better(_whole(pattern, plan, layout), plan, layout, density, site, measured_gain))
+    better = "; ".join(text for _, text in found) or "ask for a lower density, or run it dense"
+    return (
+        f"{pattern.name} on a {layout.grid} grid with blocks of {pattern.block}: its windows cut {cut:.0%} of the "
+        f"blocks that it visits, and a cut block takes about {WHOLE_RATE / CUT_RATE:.0f} times as long as a whole "
+        f"one (on an H200), so attention is expected to take {1 / measured_gain(plan):.1f} times as long as dense "
+        f"attention; {better}"
+    )
+
+
+def _better(
+    others: Iterator[tuple[str, Pattern]], plan: Plan, layout: TokenLayout, density: float | None, site: Site,
+    gain: Callable[[Plan], float],
+) -> list[tuple[float, str]]:  # fmt: skip
+    """Those of other patterns that gain, with what they visit, in words too."""
+    found = []
+    for words, other in others:
+        try:
+            tried = other.plan(layout.tiled(None, other.block), density, site)
+        except PatternError:
+            continue
+        if tried.visited < plan.visited and gain(tried) > 1:
+            found.append((tried.visited, f"{words} visits {tried.visited:.2f}"))
+    return found
+
+
+def _whole(pattern: Pattern, plan: Plan, layout: TokenLayout) -> Iterator[tuple[str, Pattern]]:
+    """Patterns like this one that leave no tile, or few, to be decided token by token, in words and as such."""
+    if not isinstance(pattern, Neighborhood):
+        return
+    tile = plan.layout.tile
+    box = tile if tile is not None and plan.layout.is_boxes else choose_tile(layout.grid, pattern.block)
+    stride = tuple(min(side, length) for side, length in zip(box, layout.grid, strict=True))
+    if stride != pattern.stride:
+        yield f"stride={stride}", replace(pattern, stride=cast(Any, stride))
+    if pattern.window is None and max(pattern.dilation) == 1 and not any(pattern.causal):
+        yield "sliding-window", SlidingWindow(block=pattern.block, sink_frames=pattern.sink_frames)
+
+
+def _smaller(pattern: Pattern, layout: TokenLayout) -> Iterator[tuple[str, Pattern]]:
+    """The same pattern with smaller blocks, in words and as such."""
     settings: Any = pattern
     if "block" in {field.name for field in fields(settings)}:
         least = BLOCK_SIZES[0] if layout.device.type == "cpu" else _LEAST_GPU_BLOCK

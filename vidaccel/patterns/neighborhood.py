@@ -7,7 +7,7 @@ Math: on an axis of L tokens with window k, stride s and dilation d, tokens with
     Causal: l = min(floor(x' / s) s + s - 1, n - 1), kept from max(l - k + 1, 0) up to x'. A pair is kept iff all three
     axes keep it. Density is prod k_i / L_i, whatever stride and dilation. Stride 1 is neighborhood attention, stride k
     blocked attention; a stride of one tile with a window of an odd number of tiles keeps whole tiles.
-Cost: below 1 s at 75,600 tokens, once a grid; the mask is the same for all heads, layers and steps. Small strides
+Cost: about 2 s at 75,600 tokens, once a grid; the mask is the same for all heads, layers and steps. Small strides
     touch more tiles than they keep pairs for: see `axes.simulate`.
 Source: Generalized Neighborhood Attention, arXiv 2504.16922, sections 3 and 4; NATTEN, arXiv 2204.07143.
 Limits: window x dilation within the axis, stride within the window. Any token count, text before or after video.
