@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ def transformer() -> Any:
     ).eval()  # fmt: skip
 
 
-def build(transformer: Any, *methods: Any, batch: int = 1, break_even: float = 0.9, **rollout: Any) -> Any:
+def build(transformer: Any, *methods: Any, batch: int = 1, break_even: float | None = 0.9, **rollout: Any) -> Any:
     settings = Rollout(**{"chunk": CHUNK, "window": 8, "sink": 2} | rollout)
     return CausalTransformer(transformer, settings, GRID, batch=batch, methods=Methods.of(methods, break_even))
 
@@ -260,6 +261,14 @@ def test_density_falls_from_chunk_to_chunk_and_dense_is_said(transformer: Any) -
     assert "break-even of 0.3" in strict.chunk.note
     assert strict.chunk.density == 1
     assert worst(run(build(transformer, LIGHT, break_even=0.3)), run(build(transformer))) < 2e-5
+
+
+def test_reuse_that_would_lose_changes_nothing(transformer: Any) -> None:
+    few = replace(LIGHT, density=0.2, base_density=0.1)
+    both = build(transformer, few, FlashBlock(threshold=1e9), break_even=None)
+    assert worst(run(both), run(build(transformer, few, break_even=None))) == 0
+    assert "FlashBlock rests" in both.chunk.note
+    assert both.reuse_rate is None
 
 
 COMBINATIONS = [

@@ -168,9 +168,12 @@ def test_host_memory_takes_no_graphs(transformer: Any) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("name", ["dense", "flashblock", "all"])
+@pytest.mark.parametrize("name", ["dense", "flashblock", "ann", "all"])
 def test_cuda_graphs_are_the_forwards(name: str, compiled: bool) -> None:
-    """With head dim 64 and blocks of 64, so that the GPU's own kernels run; the two differ by no more than rounding."""
+    """With head dim 64 and blocks of 64, so that the GPU's own kernels run; the two differ by no more than rounding.
+
+    A forward that waited for the GPU could not be recorded.
+    """
     from diffusers import WanTransformer3DModel
 
     torch.manual_seed(0)
@@ -181,7 +184,8 @@ def test_cuda_graphs_are_the_forwards(name: str, compiled: bool) -> None:
         ).bfloat16().eval()  # fmt: skip
     light = CausalLightForcing(density=0.5, base_density=0.5, keep_frames=3, near=1, sink=1, frames=12, block=64)
     every = (TempCache(frames=2, recent=2), light, FlashBlock(0.05), AnnCross(block=2))
-    methods = {"dense": (), "flashblock": (FlashBlock(0.05, refresh=True),), "all": every}[name]
+    near = (CausalAnn(0.3), FlashBlock(0.05))
+    methods = {"dense": (), "flashblock": (FlashBlock(0.05, refresh=True),), "ann": near, "all": every}[name]
     if compiled:
         model.compile_repeated_blocks(fullgraph=True, dynamic=False)
     outs = []

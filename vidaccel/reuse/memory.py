@@ -61,6 +61,7 @@ class ChunkPlan(NamedTuple):
         tokens: (tokens,) int64, the filled slots of everything seen; None where there are no holes.
         rule: Light Forcing's choice; None where this chunk is dense.
         ann_kept: blocks of history in a row, for nearest neighbours; None where this chunk is dense.
+        reuses: FlashBlock works on this chunk, where it is asked for.
         parts: attends to the past and the own chunk as two results; None where a launch for each does.
         probe: likewise, of the rows that FlashBlock looks at.
         rotary: cosines and sines of the own tokens, in the layout's order.
@@ -72,6 +73,7 @@ class ChunkPlan(NamedTuple):
     tokens: torch.Tensor | None = None
     rule: FrameRule | None = None
     ann_kept: int | None = None
+    reuses: bool = True
     parts: Parts | None = None
     probe: Parts | None = None
     rotary: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -157,7 +159,7 @@ class LayerMemory:
         has_history = keys.shape[1] > own
         flash, turn = self.methods.flash, self.turn
         # A clean pass that neither fills the store nor reads it needs no parts.
-        splits = flash is not None and (flash.refresh or not turn.writes)
+        splits = flash is not None and self.plan.reuses and (flash.refresh or not turn.writes)
         if has_history and (splits or self.plan.ann_kept is not None):
             return self._in_two_parts(query, keys, values, own)
         if has_history and self.plan.rule is not None:

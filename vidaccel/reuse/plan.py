@@ -108,8 +108,16 @@ class ChunkPlanner:
         if isinstance(select, CausalLightForcing) and (history or extra):
             kept, rule, note = self._light_forcing(select, start, own, history, dense_frames, extra)
             if rule is not None:
-                plan = plan._replace(rule=rule)
                 density = kept * select.block / (dense_frames * self.slots)
+                whole = own * self.slots // select.block
+                # Choosing alone drops blocks of the own chunk too; reuse needs all of them, and a launch for each part.
+                rests = self.methods.flash is not None and self.methods.break_even is None and whole >= kept
+                plan = plan._replace(rule=rule, reuses=not rests)
+                if rests:
+                    note = (
+                        f"FlashBlock rests: beside it all {whole} blocks of the own chunk are attended to, where Light "
+                        f"Forcing keeps {kept} in all"
+                    )
         elif isinstance(select, CausalAnn) and (history or extra):
             blocks = -(-(len(history) * self.slots + extra) // select.block)
             if why := self._ann_loses(select, own * self.slots, len(history) * self.slots + extra):
