@@ -6,7 +6,7 @@ Nothing of the model is copied or subclassed. Its attention processors are excha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,118 +17,15 @@ import torch
 from ..errors import InstallError, UsageError
 from ..exchange import Exchange
 from ..frontdoor import FrontDoor
-from ..grid import TokenLayout
 from ..ranks import HeadPart, Ranks
-from ..reuse import LayerMemory, Methods, Turn, remembered
-from ..reuse.cross import PAYS_FROM, Prompt, PromptChoice, attend_merged
+from ..reuse import LayerMemory, Methods, Turn
+from ..reuse.cross import PAYS_FROM, PromptChoice
 from ..reuse.in_place import in_place
-from ..reuse.linear_state import LinearState
 from ..reuse.plan import ChunkPlanner, PlannedChunk
-from ..reuse.tempcache import MergedKeys
 from ..streaming import CacheShape, KVCache, Replays, Rollout, VideoRope
 from ..streaming.kvcache import Snapshot
-from .wan import WAN
-
-
-class PromptMemory:
-    """Keys and values of one prompt in one layer, projected at the first call and kept where they are.
-
-    Args:
-        choice: of its tokens; None attends to all.
-    """
-
-    def __init__(self, choice: PromptChoice | None) -> None:
-        self.choice = choice
-        self.kept: tuple[torch.Tensor, ...] | None = None
-        self.is_hashed = False
-        self.note = ""
-        self.stale = True
-
-    def of(self, attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Keys and values of text states (b, text, width), as `reuse.cross.Prompt` has them."""
-        if self.stale or self.kept is None:
-            if attn.fused_projections:
-                key, value = attn.to_kv(text).chunk(2, dim=-1)
-            else:
-                key, value = attn.to_k(text), attn.to_v(text)
-            key, value = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_k(key), value))
-            made = Prompt((key, value)) if self.choice is None else self.choice.prepare(text, key, value)
-            before = self.kept if self.kept is not None and len(self.kept) == len(made.tensors) else None
-            self.kept, self.is_hashed, self.note = in_place(before, *made.tensors), made.is_hashed, made.note
-            self.stale = False
-        return self.kept
-
-
-class CausalAttnProcessor:
-    """Self-attention of an open chunk, with `memory` for what it sees.
-
-    On several ranks each remembers its own heads, of all tokens.
-    """
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __init__(self, layout: TokenLayout, exchange: Exchange | None) -> None:
-        self.layout = layout
-        self.exchange = exchange
-        self.memory: LayerMemory | None = None
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Attend; the arguments are those of diffusers' Wan processor."""
-        assert self.memory is not None
-        query, key, value = WAN.project(
-            attn, self.layout, hidden_states, None, attention_mask, rotary_emb, self.exchange
-        )
-        out: torch.Tensor = remembered(query, key, value, self.memory.ticket)
-        if self.exchange is None:
-            out = self.layout.to_model(out)
-        else:
-            out = self.exchange.leave(out, attn.heads, self.layout.slot_of)
-        return WAN.output(attn, out, hidden_states)
-
-
-class PromptAttnProcessor:
-    """Cross-attention to a prompt whose keys and values are kept."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __init__(self, stock: Any) -> None:
-        self.stock = stock
-        self.memory: PromptMemory | None = None
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Attend; the arguments are those of diffusers' Wan processor."""
-        assert self.memory is not None
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        kept = self.memory.of(attn, encoder_hidden_states)
-        if self.memory.is_hashed:
-            assert self.memory.choice is not None
-            kept = self.memory.choice(query, *kept)
-        out = dense(query, *kept, stock=self.stock) if len(kept) == 2 else attend_merged(query, *kept)
-        return WAN.output(attn, out, hidden_states)
-
-
-def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, stock: Any) -> torch.Tensor:
-    """Attention of (b, l, h, d) to all keys, on the backend that the user has chosen in diffusers."""
-    from diffusers.models.attention_dispatch import dispatch_attention_fn
-
-    out: torch.Tensor = dispatch_attention_fn(query, key, value, backend=stock._attention_backend)
-    return out.type_as(query)
+from .causal_evicted import Evicted
+from .causal_processors import CausalAttnProcessor, PromptAttnProcessor, PromptMemory, dense
 
 
 class ModelMoment(NamedTuple):
@@ -243,7 +140,7 @@ class CausalTransformer:
         self.prompts = {branch: [PromptMemory(choice) for _ in self._blocks] for branch in branches}
         self.turns = {branch: Turn(torch.zeros(2, device=self.device)) for branch in branches}
         self.memories: dict[str, list[LayerMemory]] = {}
-        self._evicted: dict[str, list[Any]] = {}
+        self._evicted: dict[str, Evicted] = {}
         self._processors: list[tuple[CausalAttnProcessor, PromptAttnProcessor]] = []
         self._replays = replays
         # Of the open chunk, as the model has tokens and in the plan's order.
@@ -276,7 +173,8 @@ class CausalTransformer:
     def begin(self, frames: int) -> None:
         """Open a chunk: make room for it, set its positions, plan what it attends to."""
         for branch, cache in self.caches.items():
-            cache.begin(frames, partial(self._absorb, branch) if branch in self._evicted else None)
+            evicted = self._evicted.get(branch)
+            cache.begin(frames, None if evicted is None or evicted.forgets else evicted.absorb)
             if self.rollout.moves_sink:
                 cache.move_sink(self.rope.moved)
         rotary = self.rope.rotary(self.start, frames, *self.grid, device=self.device)
@@ -350,15 +248,15 @@ class CausalTransformer:
         """A copy of the memory, to come back to; taken between chunks."""
         return ModelMoment(
             {branch: cache.snapshot() for branch, cache in self.caches.items()},
-            {branch: [each.snapshot() for each in evicted] for branch, evicted in self._evicted.items()},
+            {branch: evicted.snapshot() for branch, evicted in self._evicted.items()},
         )
 
     def restore(self, moment: ModelMoment) -> None:
         """Go back to a snapshot."""
         for branch, cache in self.caches.items():
             cache.restore(moment.caches[branch])
-            for each, kept in zip(self._evicted.get(branch, ()), moment.evicted.get(branch, ()), strict=True):
-                each.restore(kept)
+            if branch in self._evicted:
+                self._evicted[branch].restore(moment.evicted.get(branch, []))
 
     @contextmanager
     def attached(self, branch: str = "cond") -> Iterator[None]:
@@ -403,57 +301,15 @@ class CausalTransformer:
         rank, sizes = self._exchange.ranks.rank, self._exchange.sizes
         return tuple(table.narrow(1, sum(sizes[:rank]), sizes[rank]) for table in self._rotary)
 
-    def _absorb(self, branch: str, layer: int, frames: list[int], keys: torch.Tensor, values: torch.Tensor) -> None:
-        evicted = self._evicted[branch][layer]
-        for place, frame in enumerate(frames):
-            k, v = keys[:, place], values[:, place]
-            if isinstance(evicted, MergedKeys):
-                self._merge(evicted, (branch, layer), frame, k, v)
-                continue
-            if self._planner.token_slots is not None:
-                k, v = (x.index_select(1, self._planner.token_slots) for x in (k, v))
-            rotary = self.rope.rotary(frame, 1, *self.grid, device=self.device)
-            evicted.absorb(k, self.rope.unrotated(k, rotary), v)
-
-    def _merge(
-        self, merged: MergedKeys, kind: tuple[object, ...], frame: int, k: torch.Tensor, v: torch.Tensor
-    ) -> None:
-        """Absorb a frame; played back where forwards are, as it is some fifty small kernels a layer."""
-        if self._replays is None:
-            merged.absorb(frame, k, v)
-            return
-
-        def absorb(number: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            merged.absorb(number, k, v)
-            return number
-
-        number = torch.full((), frame, device=self.device)
-        self._replays.run(("merge", *kind), (merged.size, merged.is_empty), absorb, number, k, v)
-
     def _remember(self, branch: str, cache: KVCache) -> list[LayerMemory]:
-        merge, hybrid = self._planner.merge, self.methods.hybrid
-        merged: list[MergedKeys | None] = [None] * len(cache.layers)
-        linear: list[LinearState | None] = [None] * len(cache.layers)
-        if merge is not None:
-            tokens, slots = self.grid[0] * self.grid[1], self._planner.token_slots
-            horizon = self._planner.horizon
-            made = [MergedKeys(layer, merge, tokens, slots, horizon) for layer in cache.layers]
-            self._evicted[branch], merged = made, list(made)
-        elif hybrid is not None and hybrid.linear is not None:
-            states = [LinearState(*self._projection(hybrid.linear, layer), self.rope) for layer in range(len(linear))]
-            self._evicted[branch], linear = states, list(states)
+        evicted = Evicted(cache, self._planner, self.rope, branch, self._replays)
+        self._evicted[branch] = evicted
         return [
-            LayerMemory(number, layer, self.methods, self.turns[branch], _unset, keys, state)
-            for number, (layer, keys, state) in enumerate(zip(cache.layers, merged, linear, strict=True))
+            LayerMemory(number, layer, self.methods, self.turns[branch], _unset, merged, linear)
+            for number, (layer, merged, linear) in enumerate(
+                zip(cache.layers, evicted.merged, evicted.linear, strict=True)
+            )
         ]
-
-    def _projection(self, linear: Mapping[str, torch.Tensor], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        d = self.transformer.config.attention_head_dim
-        found = [linear.get(f"{layer}.{part}") for part in ("weight", "bias")]
-        if [None if x is None else tuple(x.shape) for x in found] != [(d, d), (d,)]:
-            raise UsageError(f"hybrid memory was given no projection of {d} x {d} with its bias for layer {layer}")
-        weight, bias = (x.to(self.device) for x in found if x is not None)
-        return weight, bias
 
 
 def _of_heads(methods: Methods, part: HeadPart | None) -> Methods:

@@ -28,7 +28,7 @@ from ..reuse import AnnCross
 from ..reuse.cross import PromptChoice
 from ..schedule import Step
 from ..trace import CallRecord
-from .causal_attention import PromptAttnProcessor, PromptMemory
+from .causal_processors import PromptAttnProcessor, PromptMemory
 from .wan import Wan
 
 __all__ = ["AnnCrossAttnProcessor", "ann_cross", "remove"]
