@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vidaccel.errors import StreamError, UsageError
+from vidaccel.pipelines.causal_calibration import calibrated
 from vidaccel.pipelines.causal_wan import CausalWanPipeline
 from vidaccel.pipelines.streaming_vae import StreamingDecoder, encode, to_vae
 from vidaccel.streaming import Rollout
@@ -239,6 +240,22 @@ def test_saved_and_loaded_it_is_the_same(pipe: CausalWanPipeline, tmp_path: Path
     assert loaded.rollout == ROLLOUT
     assert torch.equal(latents(loaded), expected)
     assert CausalWanPipeline.from_pretrained(tmp_path, rollout="longlive").rollout.window == 12
+
+
+def test_flashblock_can_be_calibrated_from_a_few_videos(pipe: CausalWanPipeline) -> None:
+    """At the strictest limits every head recomputes, which is dense; at none every head reuses."""
+    dense, errors = latents(pipe), {}
+    shape = {"height": 32, "width": 48, "num_frames": 25, "max_sequence_length": 8}
+    for cosine, drift in ((1.1, 0.0), (-2.0, 1e9)):
+        flash = calibrated(pipe, ["a cat", "two dogs"], cosine=cosine, drift=drift, **shape)
+        layers, heads = len(pipe.transformer.blocks), pipe.transformer.config.num_attention_heads
+        assert flash.calibrated == (((cosine > 1,) * heads,) * layers,) * (len(ROLLOUT.timesteps) - 1)
+        errors[cosine] = float((latents(pipe, methods=[flash]) - dense).norm() / dense.norm())
+    assert errors[1.1] < 1e-4 < errors[-2.0]
+    with pytest.raises(UsageError, match="two chunks or more"):
+        calibrated(pipe, ["a cat"], **shape | {"num_frames": 5})
+    with pytest.raises(UsageError, match="list with one"):
+        calibrated(pipe, "a cat")
 
 
 def test_no_step_reads_anything_back(pipe: CausalWanPipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ class FlashBlock:
         refresh: reuse in the pass that writes a clean chunk to the cache too. Its keys then carry the error on for
             ever; off, as published numbers have it on.
         calibrated: [step][layer][head], True recomputes; replaces the probe. Steps count from the second forward of a
-            chunk. See `Calibration`.
+            chunk. `vidaccel.pipelines.causal_calibration.calibrated` makes it.
     """
 
     threshold: float = 0.05
@@ -73,6 +73,11 @@ class Calibration:
     def __init__(self, cosine: float = 0.85, drift: float = 0.05) -> None:
         self.cosine, self.drift = cosine, drift
         self._sums: dict[tuple[int, int], list[torch.Tensor]] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was seen yet."""
+        return not self._sums
 
     def see(
         self,
