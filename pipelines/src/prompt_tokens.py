@@ -8,7 +8,9 @@ It goes together with whatever serves self-attention:
     ...     vidaccel.attn_processors(transformer, "light-forcing", density=0.3) | ann_cross(transformer, density=0.5)
     ... )
 
-HunyuanVideo and CogVideoX have no cross-attention: their text stands beside the video in one attention.
+HunyuanVideo and CogVideoX have no cross-attention: their text stands beside the video in one attention, as 0.2 % of its
+keys (256 of 119,056, 720p) and 1.3 % (226 of 17,776). All of it is less than choosing would take, and padding is masked
+where the model masks it, so text stays whole there.
 """
 
 from __future__ import annotations
@@ -55,8 +57,8 @@ class Prompts:
         sites = door.family.cross_sites(module)
         if not sites:
             raise InstallError(
-                f"{name} has no cross-attention: its text stands beside the video in one attention, where patterns see "
-                "it whole; AnnCA is for Wan"
+                f"{name} has no cross-attention: its text stands beside the video in one attention, as about 1 % of "
+                "its keys or less, which patterns keep whole; AnnCA is for Wan"
             )
         if not isinstance(door.family, Wan) or config.image_dim is not None or config.added_kv_proj_dim is not None:
             raise InstallError(f"AnnCA serves Wan's cross-attention to text; that of this {name} is another one")

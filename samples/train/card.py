@@ -198,7 +198,8 @@ def _columns(cells: dict[str, Any]) -> list[str]:
 
 
 def _stretches(name: str, cell: dict[str, Any]) -> list[str]:
-    row = [name, f"{cell['density']:.2f}", *(str(stretch["right"]) for stretch in cell["stretches"])]
+    reused = f", {cell['reuse_rate']:.0%} reused" if "reuse_rate" in cell else ""
+    row = [name, f"{cell['density']:.2f}{reused}", *(str(stretch["right"]) for stretch in cell["stretches"])]
     last, second = cell["stretches"][-1], cell["stretches"][min(1, len(cell["stretches"]) - 1)]
     if "right_to_dense" not in last:
         return [*row, "", "", ""]
