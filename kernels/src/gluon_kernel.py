@@ -1,8 +1,8 @@
 """The Gluon program of `gluon.py`, in files of its own because importing them needs Triton 3.6 to 3.9.
 
-Partitions run side by side on one processor of the GPU. The producer, a warp group of its own, draws tiles of queries
-and fills two rings, of keys and of values, by TMA. Two or three consumers, warp groups of 64 queries each, share what
-it brings (`gluon_rows.py`, `gluon_joined.py`).
+Partitions run side by side on one processor of the GPU. Two or three consumers, warp groups of 64 queries each, share
+what the producer brings (`gluon_rows.py`, `gluon_joined.py`). The producer, one warp, which never waits for another,
+draws tiles of queries and fills two rings, of keys and of values, by TMA.
 Barriers come in pairs: `ready` (the producer has filled a slot) and `free` (the consumers have read it).
 """
 
@@ -218,31 +218,31 @@ def block_sparse(
     if C == S:
         gl.warp_specialize(
             [
-                (producer, (maps, shared, rows, fetched, KEYS, STAGES, C, S, PERSISTENT)),
                 (rows_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 0)),
                 (rows_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 1)),
+                (producer, (maps, shared, rows, fetched, KEYS, STAGES, C, S, PERSISTENT)),
             ],
-            [4, 4],
-            [R, R],
+            [4, 1],
+            [R, 24],
         )
     elif C == 2:
         gl.warp_specialize(
             [
-                (producer, (maps, shared, rows, fetched, KEYS, STAGES, C, S, PERSISTENT)),
                 (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 0)),
                 (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 1)),
+                (producer, (maps, shared, rows, fetched, KEYS, STAGES, C, S, PERSISTENT)),
             ],
-            [4, 4],
-            [R, R],
+            [4, 1],
+            [R, 24],
         )
     else:
         gl.warp_specialize(
             [
-                (producer, (maps, shared, rows, fetched, KEYS, STAGES, C, S, PERSISTENT)),
                 (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 0)),
                 (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 1)),
                 (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 2)),
+                (producer, (maps, shared, rows, fetched, KEYS, STAGES, C, S, PERSISTENT)),
             ],
-            [4, 4, 4],
-            [R, R, R],
+            [4, 4, 1],
+            [R, R, 24],
         )

@@ -28,8 +28,8 @@ ENTRIES = gl.constexpr(2)
 
 @gluon.jit
 def tell(facts_s, at, value):
-    """Write one fact."""
-    L: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    """Write one fact; the producer is one warp."""
+    L: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     facts_s.index(at).store(gl.zeros([1], gl.int32, L) + value)
 
 
