@@ -60,8 +60,8 @@ _PATTERNS = (
 )
 _CACHES = (
     "A step counts as computed when the last layer attends. A column goes from the share of computed steps before it "
-    "to its own; of a method's thresholds in it that with the highest PSNR is shown: clips right, PSNR to the dense clip, "
-    "how many times faster the transformer was. Below, what is best where at most so many steps may be computed:"
+    "to its own; of a method's thresholds in it that with the highest PSNR is shown: clips right, PSNR to the dense "
+    "clip, how many times faster the transformer was. Below, what is best where at most so many steps may be computed:"
 )
 ASPECTS = ("colour", "shape", "direction", "speed", "texture", "camera")
 _STOCK = """import torch
