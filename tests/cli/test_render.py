@@ -85,6 +85,17 @@ def test_cache(invoke: Callable, wan: Path, tmp_path: Path, options: list[str]) 
     assert invoke("rerun", "a.mp4", "--strict").exit_code == 0
 
 
+@pytest.mark.parametrize("options", [[], ["--attention", "dense"]], ids=["no attention", "dense"])
+def test_a_cache_over_its_limit_is_refused_before_the_model_is_loaded(
+    invoke: Callable, wan: Path, options: list[str]
+) -> None:
+    cached = (*RED, "-m", wan, *options, "--cache", "cg-taylor", "--steps", "10")
+    made = invoke(*cached, "--set", "cache.max_gib=0.00001")
+    assert made.exit_code == 1, made.output
+    assert "more than its limit of 1e-05 GiB" in made.stderr
+    assert "loading" not in made.stderr
+
+
 def test_a_pattern_that_cannot_help_is_told_before_the_run(invoke: Callable, wan: Path) -> None:
     options = ("--attention", "neighborhood", "--set", "attention.block=64", "--density", "0.5", "--steps", "4")
     made = invoke(*RED, "-m", wan, *options, "-o", "a.mp4")

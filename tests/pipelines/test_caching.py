@@ -322,12 +322,18 @@ def test_a_forecast_ends_at_its_reach(wan: Any, render: Any) -> None:
     assert forecast_steps(run)
 
 
-def test_a_limit_of_memory_stops_before_anything_is_held(wan: Any, render: Any) -> None:
-    with (
-        vidaccel.accelerate(wan, cache=CGTaylor(max_gib=1e-4)),
-        pytest.raises(InstallError, match="more than its limit"),
-    ):
-        render(wan)
+def test_a_limit_of_memory_stops_before_more_is_held(wan: Any, render: Any) -> None:
+    """Without guidance one branch is remembered, with it two."""
+    one = estimate_bytes(CGTaylor(), wan.transformer, (3, 8, 8), branches=1)
+    for limit, guidance, fits in ((0.5 * one, 1.0, False), (one, 1.0, True), (one, 3.0, False), (2 * one, 3.0, True)):
+        with vidaccel.accelerate(wan, cache=CGTaylor(max_gib=limit / 2**30)) as run:
+            if fits:
+                render(wan, guidance_scale=guidance)
+                assert 0 < run.report().summary["cache_bytes"] <= limit
+            else:
+                with pytest.raises(InstallError, match="more than its limit"):
+                    render(wan, guidance_scale=guidance)
+            assert run._caches[0].nbytes == 0
     render(wan)
 
 

@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 
 import vidaccel
 from vidaccel import processors
+from vidaccel.caching import CGTaylor
 from vidaccel.errors import PatternError, VidaccelWarning
 from vidaccel.grid import Site, TokenLayout
 from vidaccel.patterns import (
@@ -435,3 +436,17 @@ def test_a_pattern_that_cannot_help_gives_way_to_dense_attention(wan: Any, rende
         )
     torch.testing.assert_close(ran[0], stock, atol=0, rtol=0)
     assert not torch.equal(ran[1], stock)
+
+
+@pytest.mark.parametrize("case", [*CASES, *DYNAMIC, *MERGED, *LATE])
+def test_every_pattern_beside_a_cache(wan: Any, render: Any, case: str) -> None:
+    """The layers of skipped steps are neither sparse nor dense, and a second video is the first one again."""
+    pattern, density = (CASES | DYNAMIC | MERGED | LATE)[case]
+    cache = CGTaylor(threshold=0.05, warmup=2)
+    with vidaccel.accelerate(wan, pattern, density=density, schedule=EVERYWHERE, cache=cache) as run:
+        first = render(wan, steps=6)
+        assert torch.equal(render(wan, steps=6), first)
+    computed = [call for call in run.trace.calls if not call.forecast]
+    assert 0 < len(computed) < len(run.trace.calls)
+    assert all(call.kernels for call in computed)
+    assert not any(call.kernels for call in run.trace.calls if call.forecast and call.branch == "uncond")

@@ -128,7 +128,9 @@ class Cache:
         if record.branch is None:
             self._say("guidance branches cannot be told apart in this pipeline: its calls are not cached")
             return
-        self._session = session = self._session or self._start(call, step, record.branch)
+        self._session = session = self._session or self._start(call, step)
+        if record.branch not in session.branches:
+            self._check_memory(call, session.parts, len(session.branches) + 1)
         session.begin(call, step, record, record.branch)
         self._swap.swap()
 
@@ -166,7 +168,7 @@ class Cache:
             self.forget()
             self._key = key
 
-    def _start(self, call: Call, step: Step, branch: str) -> Session:
+    def _start(self, call: Call, step: Step) -> Session:
         trait = trait_of(call.grid, self.door.expert)
         if trait not in self._parts:
             self._parts[trait] = self.policy.parts(self._stack.model, trait)
@@ -181,12 +183,11 @@ class Cache:
                 f"{step.total}: expect another speed and another quality, or find them anew (vidaccel calibrate, tune)",
                 warn=True,
             )
-        self._check_memory(call, parts, 1 if branch == "cond_uncond" else 2)
         group = parallel_group(self.door.transformer)
         if group is not None and parts.base in ("input", "first"):
             raise InstallError(
                 f"context parallelism is on: {self.policy.name} needs the input and the output of the blocks together, "
-                "which are split differently then; take cg-taylor, taylorseer, easycache or replay, or no cache"
+                "which are split differently then; take cg-taylor, taylorseer, easycache, placed or replay, or no cache"
             )
         if group is not None and self.door.family.split_plan(self.door.transformer) is not None:
             place = attn_processors_of(self.door.transformer)[self.door.family.sites(self.door.transformer)[0].name]
@@ -201,12 +202,11 @@ class Cache:
         if call.latents is None or self.policy.max_gib is None:
             return
         sizes = sizes_of(self.door, call.grid, len(call.latents), call.latents.dtype)
-        held = parts.estimate(sizes, branches) / 2**30
-        if held > self.policy.max_gib:
-            raise InstallError(
-                f"the cache {self.policy.name} would hold {held:.3g} GiB for a {call.grid} grid, more than its limit "
-                f"of {self.policy.max_gib} GiB; raise max_gib, lower the order, or take a policy that holds less"
-            )
+        try:
+            refuse_over_limit(self.policy, parts.estimate(sizes, branches), call.grid)
+        except InstallError:
+            self.forget()
+            raise
 
     def _visit(self, place: Place, block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         assert self._session is not None
@@ -267,6 +267,15 @@ def _refuse_sharded(name: str, blocks: Sequence[nn.Module]) -> None:
     """Raise where FSDP shards blocks: ranks would wait for each other where one of them skips a block."""
     if any("FSDP" in kind.__name__ or "FullySharded" in kind.__name__ for b in blocks for kind in type(b).__mro__):
         raise InstallError(f"the blocks of this {name} are sharded by FSDP: caching cannot skip them; shard otherwise")
+
+
+def refuse_over_limit(policy: CachePolicy, held: int, grid: VideoGrid) -> None:
+    """Raise where a cache would hold more bytes than its limit allows."""
+    if policy.max_gib is not None and held > policy.max_gib * 2**30:
+        raise InstallError(
+            f"the cache {policy.name} would hold {held / 2**30:.3g} GiB for a {grid} grid, more than its limit of "
+            f"{policy.max_gib} GiB; raise max_gib, lower the order, or take a policy that holds less"
+        )
 
 
 def trait_of(grid: VideoGrid, expert: str | None) -> str:

@@ -129,6 +129,7 @@ def calibrated(cache: Any, transformer_class: str, config: Mapping[str, Any]) ->
     """
     if not (isinstance(cache, str) and cache.startswith("auto:")):
         return cache
+    Goal.of(cache.removeprefix("auto:"))  # What is no goal is told before what was never calibrated.
     found = Calibration.load(model_key(transformer_class, config))
     return {"name": found.cache, "threshold": found.threshold_for(cache), "steps": found.steps}
 

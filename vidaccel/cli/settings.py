@@ -41,19 +41,21 @@ def build_recipe(
         PatternError: a density outside (0, 1].
     """
     cache = calibrated(cache, model.index["transformer"][1], model.transformer)
+    of_cache = all(setting.startswith("cache.") for setting in settings)
     if attention == "dense":
-        if recipe or density not in (None, 1) or settings or any((schedule or {}).values()):
+        if recipe or density not in (None, 1) or not of_cache or any((schedule or {}).values()):
             raise UsageError(
-                "attention dense leaves nothing for density, schedule, --set or a recipe to decide; drop them"
+                "attention dense leaves nothing for density, schedule, --set (but of the cache) or a recipe to decide; "
+                "drop them"
             )
-        return DENSE.merge(cache=policy_from(cache))
+        return guard("--set", lambda: _override(DENSE.merge(cache=policy_from(cache)), scalars(settings)))
     own = model.reference if model.kind == "sample" and model.reference in presets() else None
-    sparse = attention or density is not None or any((schedule or {}).values())
+    sparse = attention or density is not None or any((schedule or {}).values()) or not of_cache
     if recipe or own:
         name = cast(str, recipe or own)
         base = guard(f"recipe {name}", lambda: Recipe.load(name))
-    elif not (sparse or settings):
-        return DENSE.merge(cache=policy_from(cache))
+    elif not sparse:
+        base = DENSE
     elif attention is None:
         raise UsageError("no attention pattern was named; add --attention, such as --attention radial, or a --recipe")
     else:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..caching import estimate_bytes
-from ..caching.cache import useless
+from ..caching.cache import refuse_over_limit, useless
 from ..errors import UsageError
 from ..family import Call
 from ..grid import Site, VideoGrid
@@ -91,6 +91,7 @@ def cache_gib(job: ReadyJob, model: Model, grid: VideoGrid) -> float | None:
 
     Raises:
         UsageError: a configuration that no transformer can be built from.
+        InstallError: more than the cache's limit, however guidance is done.
     """
     import diffusers
 
@@ -105,14 +106,11 @@ def cache_gib(job: ReadyJob, model: Model, grid: VideoGrid) -> float | None:
             f"{model.reference}: no transformer can be built from its config: {type(error).__name__}: {error}"
         ) from error
     expert = "high" if model.index.get("transformer_2", [None, None])[1] else None
-    # Guidance is two calls, or, as in CogVideoX, one of two samples; which of them shows when it runs.
-    kinds = ((1, 2), (2, 1)) if (job.guidance_scale or 0) > 1 else ((1, 1),)
-    return (
-        max(
-            estimate_bytes(
-                policy, transformer, grid, batch=batch, branches=branches, dtype=job.torch_dtype, expert=expert
-            )
-            for batch, branches in kinds
-        )
-        / 2**30
-    )
+    # Guidance is two calls, or, as in CogVideoX, one of two samples, or an input; which of them shows when it runs.
+    kinds = ((1, 1), (1, 2), (2, 1)) if (job.guidance_scale or 0) > 1 else ((1, 1),)
+    held = [
+        estimate_bytes(policy, transformer, grid, batch=batch, branches=branches, dtype=job.torch_dtype, expert=expert)
+        for batch, branches in kinds
+    ]
+    refuse_over_limit(policy, min(held), grid)
+    return max(held) / 2**30

@@ -71,6 +71,8 @@ def test_a_calibration_is_kept_and_found(made: Calibration) -> None:
 def test_accelerate_takes_a_goal(wan: Any, made: Calibration) -> None:
     with pytest.raises(RecipeError, match="vidaccel calibrate"):
         vidaccel.accelerate(wan, cache="auto:2.5x")
+    with pytest.raises(RecipeError, match="'9' is no goal; write 2x"):
+        vidaccel.accelerate(wan, cache="auto:9")
     key = model_key("WanTransformer3DModel", wan.transformer.config)
     assert key == "WanTransformer3DModel-3-2-32-16-16"
     Calibration(key, "cg-taylor", 20, ("a cat",), POINTS).save()
