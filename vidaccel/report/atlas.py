@@ -35,8 +35,9 @@ _HTML = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
  .map { border-spacing: 1px; border-collapse: separate; } .map th { font-weight: 400; padding-right: 4px; }
  .map td, .map th { min-width: {{ cell }}px; height: {{ cell }}px; padding: 0; font-size: 10px; text-align: right; }
  .map caption { font-size: 12px; text-align: left; }
- .key { display: inline-block; width: 12px; height: 12px; margin: 0 .3rem 0 1rem; }
+ .kind { white-space: nowrap; } .key { display: inline-block; width: 12px; height: 12px; margin: 0 .3rem 0 1rem; }
  .maps { display: flex; flex-wrap: wrap; gap: 1rem 2rem; overflow-x: auto; } pre, .wide { overflow-x: auto; }
+ .panels { display: flex; flex-wrap: wrap; gap: 0 3rem; } section { max-width: 100%; }
  h1 { font-size: 1.3rem; } h2 { font-size: 1.1rem; margin: 1.5rem 0 .3rem; }
 </style>
 <h1>Attention mass by layer and head</h1>
@@ -50,9 +51,11 @@ _HTML = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
  {% endif %}</tr>
  {% endfor %}
 </table></div>
+<p>Heads are named by where they have most mass beyond chance; a head with less than 0.1 beyond it anywhere is global.
+{% for kind in kinds %}<span class="kind"><span class="key" style="background: {{ colours[kind] }}"></span>{{ kind }}</span>
+{% endfor %}</p>
+<div class="panels"><section>
 <h2>What heads look for</h2>
-<p>Named by where they have most mass beyond chance; a head with less than 0.1 beyond it anywhere is global.
-{% for kind in kinds %}<span class="key" style="background: {{ colours[kind] }}"></span>{{ kind }}{% endfor %}</p>
 <div class="maps">{% for step, rows in kind_maps %}
 <table class="map"><caption>step {{ step }}</caption>
  {% for layer, cells in rows %}
@@ -61,8 +64,9 @@ _HTML = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
  {% endfor %}</tr>
  {% endfor %}
 </table>{% endfor %}</div>
+</section>
 {% for title, steps in maps %}
-<h2>{{ title | capitalize }}</h2>
+<section><h2>{{ title | capitalize }}</h2>
 <div class="maps">{% for step, rows in steps %}
 <table class="map"><caption>step {{ step }}</caption>
  {% for layer, cells in rows %}
@@ -71,7 +75,9 @@ _HTML = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
  {% endfor %}</tr>
  {% endfor %}
 </table>{% endfor %}</div>
+</section>
 {% endfor %}
+</div>
 <div class="maps">
 {% for name, found in data.patterns.items() if found.losses %}
 <section><h2>Where {{ name }} loses most</h2>
@@ -127,7 +133,7 @@ def png(data: dict[str, Any]) -> bytes:
             _map(draw, left + _LEFT - _GAP, top + _TOP, f"step {step}", rows, cell)
             left += step_wide
     target = io.BytesIO()
-    picture.save(target, "png", optimize=True)
+    picture.quantize(64).save(target, "png", optimize=True)
     return target.getvalue()
 
 
