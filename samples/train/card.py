@@ -104,7 +104,7 @@ def card(folder: Path, trainings: list[dict[str, Any]]) -> str:
     files = [file for file in sorted((folder / "reports").glob("*.json")) if not file.stem.startswith(REPEATED)]
     reports = {file.stem: json.loads(file.read_text()) for file in files}
     swept = {stem for stem, report in reports.items() if curves.is_sweep(report["cells"])}
-    single = chr(10).join(section(report) for stem, report in reports.items() if stem not in swept)
+    single = chr(10).join(section(report) + found(name, stem) for stem, report in reports.items() if stem not in swept)
     about += (
         " It exists so that sparse attention and caching can be tried, tested and shown without a download or a GPU. It"
         " knows one toy world and nothing else: what it can be asked for is in the card of `wan-tiny`."
@@ -159,11 +159,16 @@ def sweep(name: str, stem: str, report: dict[str, Any]) -> str:
     about = f"the first {first} of them dense, blocks of 64; " if sparse else ""
     opening = f"{steps} steps, {about}{_measured(report)}. Dense has {cells['dense']['right']} right. "
     opening += _PATTERNS if sparse else _CACHES
-    found = "\n".join(textwrap.fill(f"- {line}", 120, subsequent_indent="  ") for line in FOUND.get((name, stem), ()))
     return (
         f"### Under every {'pattern' if sparse else 'cache'}\n\n{textwrap.fill(opening, 120)}\n\n"
-        f"<!-- {stem} -->\n{curves.tables(cells)}<!-- end -->\n\n{found}\n\n"
+        f"<!-- {stem} -->\n{curves.tables(cells)}<!-- end -->\n{found(name, stem)}\n"
     )
+
+
+def found(name: str, stem: str) -> str:
+    """Say what is found in a report."""
+    lines = "\n".join(textwrap.fill(f"- {line}", 120, subsequent_indent="  ") for line in FOUND.get((name, stem), ()))
+    return lines and f"\n{lines}\n"
 
 
 def section(report: dict[str, Any]) -> str:

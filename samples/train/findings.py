@@ -70,5 +70,19 @@ FOUND = {
         "Teacache, for which nobody has published a polynomial for CogVideoX, computes every step at these "
         "thresholds, and is left out.",
     ),
+    ("wan-causal-tiny", "causal-h200"): (
+        "No history, and what is drawn by lot, loses to what a method chooses: Light Forcing's blocks by 19 and 12 "
+        "clips of 32 in the last stretch, AnnSA's tokens by 8 at 0.1. At 0.3 AnnSA is not told from its control: the "
+        "own chunk, always whole, and a third of the rest are enough here whatever they are; at 0.03, one block of "
+        "36, both fail.",
+        "By the prompt a window of 4 frames is as good as all 12, so that no method can win there against a shorter "
+        "window. By PSNR TempCache stays nearer to dense than a window of the same bytes (31.5 and 25.0 dB against "
+        "28.8 and 24.3 in the second stretch), and the substitute of hybrid memory nearer than its window alone "
+        "(39.6 and 33.2 against 28.8).",
+        "The first frame alone, with the own chunk, has more right than Light Forcing at the same 0.33 from the second "
+        "stretch on, at 8 dB less: it draws another video of the same prompt. Light Forcing may leave out blocks "
+        "of the own chunk too, as published, and at 0.3 that shows.",
+        "AnnCA at 0.5 has room for all words and costs nothing; at 0.15 words are lost, and clips with them.",
+    ),
 }
 """By model and report."""
