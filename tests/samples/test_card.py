@@ -53,6 +53,13 @@ def test_the_tables_of_a_card_are_those_of_its_reports(name: str) -> None:
     assert curves.filled(readme) == readme.read_text()
 
 
+def test_the_causal_card_says_what_its_report_says() -> None:
+    folder = path("wan-causal-tiny")
+    text, report = (folder / "README.md").read_text(), json.loads((folder / "reports" / "causal-h200.json").read_text())
+    assert card.section(report) + card.found("wan-causal-tiny", "causal-h200") in text
+    assert "| light-forcing 0.5, random blocks | 0.54 | 25 | 7 | 3 | 3 | 2 | 2 | -0.75 (-0.87 to -0.54) |" in text
+
+
 def test_the_tables_of_wan_tiny_hold_every_kind_of_row() -> None:
     text = (path("wan-tiny") / "README.md").read_text()
     assert "| light-forcing | 117, 26.0 dB | 112, 23.6 dB | 90, 21.5 dB | 38, 19.6 dB |" in text
