@@ -99,7 +99,11 @@ def render(
     ] = None,
     methods: Annotated[
         list[str] | None,
-        typer.Option("--method", help="Of streams: flashblock, light-forcing, tempcache.", rich_help_panel=_SPARSE),
+        typer.Option(
+            "--method",
+            help="Of streams, one or more: ann, ann-cross, flashblock, hybrid, light-forcing, tempcache.",
+            rich_help_panel=_SPARSE,
+        ),
     ] = None,
     graphs: Annotated[
         bool,
