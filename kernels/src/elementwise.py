@@ -209,14 +209,13 @@ def _to_kernel(
     eps: float,
 ) -> Heads:
     b, _, h, d = streams[0].shape
-    slots = order.shape[0]
-    q, k, v = (streams[0].new_empty((b, slots, h, d)) for _ in range(3))
+    q, k, v = _in_slots(streams, order)
     video, text = _rows(streams[:3]), _rows(streams[3:] or streams[:3])
     # Where something is missing, any tensor stands in: nothing reads it.
     cos, sin = (x.reshape(-1, d).contiguous() for x in rope) if rope else (q, q)
     weights, biases = ((x * 2 if len(x) == 2 else x) or [q] * 4 for x in (weights, biases))
     with torch.cuda.device_of(q):
-        _kernels().to_kernel[slots, b](
+        _kernels().to_kernel[order.shape[0], b](
             *video,
             *text,
             q,
@@ -254,6 +253,10 @@ def _(
     order: torch.Tensor,
     *rest: object,
 ) -> Heads:
+    return _in_slots(streams, order)
+
+
+def _in_slots(streams: list[torch.Tensor], order: torch.Tensor) -> Heads:
     b, _, h, d = streams[0].shape
     q, k, v = (streams[0].new_empty((b, order.shape[0], h, d)) for _ in range(3))
     return q, k, v
@@ -276,8 +279,7 @@ def _to_ranks(
     eps: float,
 ) -> torch.Tensor:
     b, _, h, d = streams[0].shape
-    tokens, before = sum(x.shape[1] for x in streams), 0
-    sent = streams[0].new_empty((ranks, b, tokens, each, d))
+    sent, before = _for_ranks(streams, ranks, each), 0
     cos, sin = (x.reshape(-1, d).contiguous() for x in rope) if rope else (sent, sent)
     for n, x in enumerate(streams):
         x = x if x.stride()[2:] == (d, 1) else x.contiguous()
@@ -291,7 +293,7 @@ def _to_ranks(
                 sin,
                 eps,
                 *x.stride()[:2],
-                tokens,
+                sent.shape[2],
                 before,
                 EACH=each,
                 NORM=norm,
@@ -314,6 +316,10 @@ def _(
     each: int,
     *rest: object,
 ) -> torch.Tensor:
+    return _for_ranks(streams, ranks, each)
+
+
+def _for_ranks(streams: list[torch.Tensor], ranks: int, each: int) -> torch.Tensor:
     b, _, _, d = streams[0].shape
     return streams[0].new_empty((ranks, b, sum(x.shape[1] for x in streams), each, d))
 

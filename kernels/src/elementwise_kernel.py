@@ -49,6 +49,18 @@ def _arrange(
 
 
 @triton.jit
+def _angles(COS, SIN, token, D: tl.constexpr, GROUP: tl.constexpr, ROPE: tl.constexpr):
+    """RoPE of one token's place: cos and sin, (GROUP, d) fp32, the same for every head."""
+    cos = 1.0
+    sin = 0.0
+    if ROPE:
+        same = tl.arange(0, D)[None, :] + 0 * tl.arange(0, GROUP)[:, None]
+        cos = tl.load(COS + token * D + same).to(tl.float32)
+        sin = tl.load(SIN + token * D + same).to(tl.float32)
+    return cos, sin
+
+
+@triton.jit
 def _copy(X, OUT, H: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr):
     """One token, (h, d)."""
     head, channel = tl.arange(0, GROUP)[:, None], tl.arange(0, D)[None, :]
@@ -86,12 +98,7 @@ def to_kernel(
     elif slot < video_slots:
         token -= video_start
         at = b * x_b + token * x_l
-        cos = 1.0
-        sin = 0.0
-        if ROPE:
-            same = tl.arange(0, D)[None, :] + 0 * tl.arange(0, GROUP)[:, None]
-            cos = tl.load(COS + token * D + same).to(tl.float32)
-            sin = tl.load(SIN + token * D + same).to(tl.float32)
+        cos, sin = _angles(COS, SIN, token, D, GROUP, ROPE)
         _arrange(Q + at, OUT_Q + out, WEIGHT_Q, BIAS_Q, cos, sin, eps, 0, H, D, GROUP, H, NORM, ACROSS, ROPE)
         _arrange(K + at, OUT_K + out, WEIGHT_K, BIAS_K, cos, sin, eps, 0, H, D, GROUP, H, NORM, ACROSS, ROPE)
         _copy(V + at, OUT_V + out, H, D, GROUP)
@@ -118,12 +125,7 @@ def to_ranks(
     token, b = tl.program_id(0).to(tl.int64), tl.program_id(1)
     out = OUT + (b * tokens + before + token) * (EACH * D)
     far = tl.num_programs(1).to(tl.int64) * tokens * (EACH * D)
-    cos = 1.0
-    sin = 0.0
-    if ROPE:
-        same = tl.arange(0, D)[None, :] + 0 * tl.arange(0, GROUP)[:, None]
-        cos = tl.load(COS + token * D + same).to(tl.float32)
-        sin = tl.load(SIN + token * D + same).to(tl.float32)
+    cos, sin = _angles(COS, SIN, token, D, GROUP, ROPE)
     at = b * x_b + token * x_l
     _arrange(X + at, out, WEIGHT, BIAS, cos, sin, eps, far, H, D, GROUP, EACH, NORM, ACROSS, ROPE)
 
