@@ -6,8 +6,10 @@ alone are rows named by their docstrings, those with a variant are rows of the p
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,14 @@ from PIL import Image
 from torch._dynamo.testing import CompileCounter
 
 import vidaccel
+from vidaccel import processors
 from vidaccel.errors import InstallError
 from vidaccel.family import attn_processors_of
 from vidaccel.patterns import PATTERNS, FlashBlock, LightForcing, Pattern, Radial, TopK
 from vidaccel.processors import RadialAttnProcessor, TopKAttnProcessor
+from vidaccel.recipe import Recipe
+from vidaccel.render import RenderJob, find, open_pipeline
+from vidaccel.render import render as render_job
 from vidaccel.schedule import Schedule
 
 # One example of each pattern: its parameters, and the density that it is asked for.
@@ -82,6 +88,28 @@ def pipeline() -> Callable[[str], Any]:
     return get
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """A model on disk, a small job without a recipe, and the pipeline that `vidaccel render` opens."""
+    opened: dict[str, Any] = {}
+
+    def get(family: str) -> Any:
+        if family not in opened:
+            folder = tmp_path_factory.mktemp(family)
+            build(family).save_pretrained(folder)
+            (folder / "defaults.json").write_text(json.dumps({"max_sequence_length": 16}))
+            size = {"height": 64, "width": 96, "num_inference_steps": 1}
+            model, job = find(str(folder)), RenderJob(prompt="a cat", model=str(folder), seed=1, **size)
+            pipe = open_pipeline(job.complete(model), model)
+            for setting in ("tokenizer_max_length", "tokenizer_2_max_length", "vision_num_semantic_tokens"):
+                if hasattr(pipe, setting):  # HunyuanVideo-1.5 has 1985 text slots otherwise
+                    setattr(pipe, setting, 16)
+            opened[family] = model, job, pipe
+        return opened[family]
+
+    return get
+
+
 @pytest.fixture
 def render(render: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Two steps."""
@@ -105,6 +133,29 @@ def test_equals_stock(pipeline: Any, assert_equals_masked_stock: Any, render: An
         assert all({name for name, _ in call.scheduled} == sites for call in run.trace.calls)
         if size == "even" and pattern != "flashblock":
             assert (latents - render(pipe)).abs().max() > 1e-3, "nothing changed, so this test could not fail"
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot help")
+@pytest.mark.parametrize("pattern", sorted(set(PATTERNS) - {"dense"}))
+@each_family
+def test_every_way_in(pipeline: Any, saved: Any, render: Any, family: str, pattern: str) -> None:
+    """The same video by `attn_processors` and by the named processor, and one by `vidaccel render`."""
+    pipe, (how, density) = pipeline(family), example(pattern)
+    with accelerate(pipe, how, density=density) as run:
+        expected = render(pipe, steps=1)
+    sparse = run.trace.calls[0].scheduled
+    given = {"density": density, "schedule": EVERYWHERE, "num_inference_steps": 1}
+    transformer, named = pipe.transformer, getattr(processors, f"{type(how).__name__}AttnProcessor")
+    for by_hand in (vidaccel.attn_processors(transformer, how, **given), None):
+        settings = {field.name: getattr(how, field.name) for field in fields(how)}
+        transformer.set_attn_processor(by_hand or named(transformer, **given, **settings))
+        assert torch.equal(render(pipe, steps=1), expected)
+        vidaccel.remove(transformer)
+    model, job, pipe = saved(family)
+    recipe = Recipe(attention=how, density=density and 0.8, schedule=EVERYWHERE)
+    frames = 17 if pattern in ("light-forcing", "union") else 9  # what they keep needs 5 latent frames
+    made = render_job(pipe, replace(job, recipe=recipe, num_frames=frames).complete(model))
+    assert made.report.summary["sparse_layer_calls"] == len(sparse) * len(made.report.data["calls"]) > 0
 
 
 @each_family
@@ -444,13 +495,16 @@ def matrix(items: list[Any], outcomes: dict[str, bool]) -> str:
     def cell(item: Any) -> str:
         return "yes" if outcomes.get(item.nodeid) else "no"
 
+    def both(row: dict[str, str], family: str, now: str) -> None:
+        row[family] = "yes" if {row.get(family, "yes"), now} == {"yes"} else "no"
+
     patterns: dict[str, dict[str, str]] = {}
     together: dict[str, dict[str, str]] = {}
     variants: dict[str, dict[str, str]] = {}
     for item in items:
         given = item.callspec.params if hasattr(item, "callspec") else {}
         if "pattern" in given:
-            patterns.setdefault(f"`{given['pattern']}`", {})[given["family"]] = cell(item)
+            both(patterns.setdefault(f"`{given['pattern']}`", {}), given["family"], cell(item))
         elif "family" in given:
             together.setdefault(item.function.__doc__, {})[given["family"]] = cell(item)
         elif "variant" in given:
