@@ -127,3 +127,10 @@ def test_files(tmp_path: Path) -> None:
         Recipe.load(path)
     with pytest.raises(RecipeError, match="cannot be read"):
         Recipe.load(tmp_path.with_suffix(".yaml"))
+
+
+def test_where_a_threshold_comes_from_is_no_part_of_the_name() -> None:
+    one, other = (Recipe.from_dict({"cache": {"name": "teacache", "threshold": 0.1, "steps": n}}) for n in (None, 20))
+    assert one.hash == other.hash
+    assert other.cache is not None
+    assert other.cache.steps == 20

@@ -119,8 +119,8 @@ def _begin(name: str, family: str, steps: int) -> CachePolicy:
     """A policy with its knobs written out, so that they can be turned."""
     policy: Any = POLICIES[name]
     if (threshold := usual_threshold(name, family)) is None:
-        return cast(CachePolicy, policy(interval=3))
-    found = policy(threshold=threshold)
+        return cast(CachePolicy, policy(interval=3, steps=steps))
+    found = policy(threshold=threshold, steps=steps)
     if hasattr(found, "warmup"):
         warmup = found.parts(family, "480p").caps.warmup
         # Shares stay what they are; counts were published for 50 steps.

@@ -53,8 +53,11 @@ class Rows:
         self.rows.append(row | {"commit": self._about.get("commit")})
         if self._path is None:
             return
+        # A row a line: a difference shows which rows are new.
+        head = json.dumps({**self._head(), "rows": []}, indent=1).removesuffix("[]\n}")
+        lines = ",\n".join(f"  {json.dumps(each)}" for each in self.rows)
         with replacing(self._path) as temporary:
-            temporary.write_text(json.dumps(self.data(), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(f"{head}[\n{lines}\n ]\n}}\n", encoding="utf-8")
 
     def data(self) -> dict[str, Any]:
         """Everything, as plain data."""

@@ -1,7 +1,8 @@
 """Renders of recipes beside the dense one of the same prompt and seed: each is made once, and its figures are kept.
 
 A row has
-    key, kind ("dense", "render"), prompt, hash, recipe, ok, reason
+    key, kind ("dense", "render"), prompt, hash, ok, reason
+    recipe                in the first row of its hash
     work, seconds         PFLOP of the transformer that were counted (`work.py`); seconds of its calls, first-run cost
                           left out: calls of one kind count as often as there are, at their median
     work_speedup, time_speedup       the dense render's over these
@@ -92,7 +93,9 @@ class Trials:
         row = self.rows.find(key)
         if row is None:
             base, frames = self.dense(prompt)
-            row = {"key": key, "kind": "render", "prompt": prompt, "hash": recipe.hash, "recipe": recipe.to_dict()}
+            row = {"key": key, "kind": "render", "prompt": prompt, "hash": recipe.hash}
+            if not any(other.get("hash") == recipe.hash for other in self.rows.rows):
+                row["recipe"] = recipe.to_dict()
             try:
                 rendering, figures = self._measured(recipe, prompt)
                 row |= {"ok": True, "reason": None, **figures, **_likeness(rendering.frames, frames)}

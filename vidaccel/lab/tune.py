@@ -151,6 +151,7 @@ class Search:
         row = self.trials.measure(recipe, self._prompts[0])
         if not row["ok"]:
             return None
+        row = {**row, "recipe": recipe.to_dict()}
         self.tried.append(row)
         return row
 
