@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -24,8 +23,10 @@ from .flashblock import Calibration, late_error
 from .in_place import in_place
 from .linear_state import LinearState
 from .methods import CausalAnn, CausalLightForcing, Methods
-from .parts import Part, Parts
-from .selection import FrameRule, HashPlanes, block_means, only_heads, rectangle, row_layout
+from .parts import Part
+from .past import HashedPast, PooledPast
+from .plan import ChunkPlan
+from .selection import only_heads, rectangle, row_layout
 from .tempcache import MergedKeys
 
 # Heads (h,) whose past is attended to; a tuple where it is known without asking the device.
@@ -49,34 +50,6 @@ class Turn:
     calls: int = 0
     writes: bool = False
     calibration: Calibration | None = None
-
-
-class ChunkPlan(NamedTuple):
-    """One chunk as all its layers see it.
-
-    Attributes:
-        layout: order of the own tokens.
-        extra: slots of merged keys in use, in front of everything else that is seen.
-        k_len: (blocks,) int32, filled slots of the key blocks of everything seen; None where there are no holes.
-        tokens: (tokens,) int64, the filled slots of everything seen; None where there are no holes.
-        rule: Light Forcing's choice; None where this chunk is dense.
-        ann_kept: blocks of history in a row, for nearest neighbours; None where this chunk is dense.
-        reuses: FlashBlock works on this chunk, where it is asked for.
-        parts: attends to the past and the own chunk as two results; None where a launch for each does.
-        probe: likewise, of the rows that FlashBlock looks at.
-        rotary: cosines and sines of the own tokens, in the layout's order.
-    """
-
-    layout: TokenLayout
-    extra: int = 0
-    k_len: torch.Tensor | None = None
-    tokens: torch.Tensor | None = None
-    rule: FrameRule | None = None
-    ann_kept: int | None = None
-    reuses: bool = True
-    parts: Parts | None = None
-    probe: Parts | None = None
-    rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 _numbers = itertools.count()
@@ -121,20 +94,20 @@ class LayerMemory:
         _live[number_of_all] = self
         self.ticket = torch.tensor(number_of_all)
         self._bias: torch.Tensor | None = None
-        # Of the open chunk's past, computed at its first forward: means of blocks; order and counts of hash codes.
-        self._pooled: tuple[torch.Tensor, ...] | None = None
-        self._sorted: tuple[torch.Tensor, ...] | None = None
-        self._is_stale = True
+        select = methods.select
+        self._hashed = HashedPast(select) if isinstance(select, CausalAnn) else None
+        self._pooled = PooledPast(select) if isinstance(select, CausalLightForcing) else None
         self._kept: tuple[torch.Tensor, ...] | None = None
         self._kept_probe: tuple[torch.Tensor, ...] | None = None
-        self._planes: HashPlanes | None = None
         # Heads that reuse, where that is known beforehand, by those that do not.
         self._tables: dict[tuple[bool, ...], torch.Tensor] = {}
 
     def open(self, plan: ChunkPlan) -> None:
         """A new chunk: whatever was derived from the chunk before is worthless."""
         self.plan = plan
-        self._is_stale = True
+        for past in (self._hashed, self._pooled):
+            if past is not None:
+                past.open()
         if self.merged is not None and plan.extra:
             bias = torch.nn.functional.pad(self.merged.bias(), (0, self.cache.k.shape[1] - self.cache.extra))
             kept = None if self._bias is None else (self._bias,)
@@ -302,30 +275,10 @@ class LayerMemory:
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, wanted: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The past's part over the blocks that hash like the queries."""
-        select = self.methods.select
-        assert isinstance(select, CausalAnn)
+        assert self._hashed is not None
         assert self.plan is not None
         assert self.plan.ann_kept is not None
-        planes = self._planes or HashPlanes.of(q.shape[-1], select.bits, q.device)
-        self._planes = planes
-        if self._is_stale or self._sorted is None:
-            code, weight = planes.codes(k), None
-            order = code.argsort(dim=1, stable=True)
-            if (sizes := self._merged_sizes) is not None:
-                # Places without a merged key stand behind all others, and attract no query.
-                weight = torch.ones_like(code, dtype=torch.float32)
-                weight[:, : sizes.shape[1]] = (sizes > 0).float()
-                order = torch.where(weight > 0, code, planes.affinity.shape[0]).argsort(dim=1, stable=True)
-                weight = weight.gather(1, order)
-            self._sorted = in_place(self._sorted, order, planes.counts(code.gather(1, order), select.block, weight))
-            self._is_stale = False
-        k_order, k_count = self._sorted
-        q_code = planes.codes(q)
-        q_order = q_code.argsort(dim=1, stable=True)
-        scores = planes.counts(q_code.gather(1, q_order), select.block) @ planes.affinity @ k_count.transpose(1, 2)
-        chosen = scores.topk(self.plan.ann_kept, dim=-1, sorted=False).indices.sort(-1).values
-        layout = row_layout(q.shape[1], select.block, q.device)
-        mask = rectangle(chosen, layout, _lengths(k.shape[1], select.block, q.device))
+        mask, q_order, k_order = self._hashed.choose(q, k, self.plan.ann_kept, self._merged_sizes)
         if wanted is not None:
             mask = only_heads(mask, wanted)
         moved = [_moved(x, order) for x, order in ((q, q_order), (k, k_order), (v, k_order))]
@@ -337,36 +290,9 @@ class LayerMemory:
 
     def _chosen(self, q: torch.Tensor, k: torch.Tensor, own: int) -> BlockMask:
         """Light Forcing's mask over the past and `own` slots behind it; k holds no more than these."""
-        select, plan = self.methods.select, self.plan
-        assert isinstance(select, CausalLightForcing)
-        assert plan is not None
-        assert plan.rule is not None
-        assert plan.k_len is not None
-        block = select.block
-        past = plan.k_len.shape[0] - plan.layout.blocks
-        sizes = self._merged_sizes
-        if self._is_stale or self._pooled is None:
-            start = past * block
-            weight = None
-            if sizes is not None:
-                ones = torch.ones(k.shape[2], start - sizes.shape[1], device=k.device)
-                weight = torch.cat([sizes, ones], 1)
-            self._pooled = in_place(self._pooled, block_means(k[:, :start], plan.k_len[:past], block, weight))
-            self._is_stale = False
-        key, length = self._pooled[0], plan.k_len[:past]
-        if own:
-            key = torch.cat([key, block_means(k[:, past * block :], plan.layout.q_len, block)], 1)
-            length = plan.k_len
-        rule = plan.rule if own else plan.rule._replace(kept=min(plan.rule.kept, self._eligible(past)))
-        empty = None if sizes is None else sizes.unflatten(1, (-1, block)).amax(-1) == 0
-        chosen = rule.choose(block_means(q, plan.layout.q_len, block), key, length, empty)
-        return rectangle(chosen, plan.layout, length)
-
-    def _eligible(self, past: int) -> int:
         assert self.plan is not None
-        assert self.plan.rule is not None
-        rule = self.plan.rule
-        return past if rule.keep_frames is None else rule.before + rule.keep_frames * rule.per_frame
+        assert self._pooled is not None
+        return self._pooled.choose(q, k, own, self.plan, self._merged_sizes)
 
     def _own_mask(self, layout: TokenLayout) -> BlockMask | None:
         assert self.plan is not None
@@ -417,8 +343,3 @@ def _unfolded(x: torch.Tensor, batch: int) -> torch.Tensor:
 def _moved(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """(1, l, h, d) in the order (h, l) of each head."""
     return x.gather(1, order.T[None, ..., None].expand(x.shape))
-
-
-def _lengths(tokens: int, block: int, device: torch.device) -> torch.Tensor:
-    start = torch.arange(-(-tokens // block), device=device) * block
-    return (tokens - start).clamp(max=block).int()

@@ -11,13 +11,40 @@ from ..grid import TokenLayout, VideoGrid
 from ..patterns.gain import break_even
 from ..streaming.growth import Growth
 from ..streaming.rollout import Rollout
-from .memory import ChunkPlan
 from .methods import CausalAnn, CausalLightForcing, Methods
 from .parts import Parts
 from .selection import FrameRule, frame_layout
 
 # To move a token costs as much as so many query-key pairs of dense attention: 480p and 720p, one H200.
 _MOVE = 1500
+
+
+class ChunkPlan(NamedTuple):
+    """One chunk as all its layers see it.
+
+    Attributes:
+        layout: order of the own tokens.
+        extra: slots of merged keys in use, in front of everything else that is seen.
+        k_len: (blocks,) int32, filled slots of the key blocks of everything seen; None where there are no holes.
+        tokens: (tokens,) int64, the filled slots of everything seen; None where there are no holes.
+        rule: Light Forcing's choice; None where this chunk is dense.
+        ann_kept: blocks of history in a row, for nearest neighbours; None where this chunk is dense.
+        reuses: FlashBlock works on this chunk, where it is asked for.
+        parts: attends to the past and the own chunk as two results; None where a launch for each does.
+        probe: likewise, of the rows that FlashBlock looks at.
+        rotary: cosines and sines of the own tokens, in the layout's order.
+    """
+
+    layout: TokenLayout
+    extra: int = 0
+    k_len: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
+    rule: FrameRule | None = None
+    ann_kept: int | None = None
+    reuses: bool = True
+    parts: Parts | None = None
+    probe: Parts | None = None
+    rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class PlannedChunk(NamedTuple):

@@ -1,0 +1,123 @@
+"""Which blocks a layer's queries attend to, where a method chooses: what it knows of the past is kept for a chunk."""
+
+from __future__ import annotations
+
+import torch
+
+from ..blocks import BlockMask
+from .in_place import in_place
+from .methods import CausalAnn, CausalLightForcing
+from .plan import ChunkPlan
+from .selection import HashPlanes, block_means, rectangle, row_layout
+
+
+class HashedPast:
+    """Blocks of keys whose hash codes are those of the queries: nearest neighbours of one layer and branch.
+
+    Args:
+        settings: bits and block size.
+    """
+
+    def __init__(self, settings: CausalAnn) -> None:
+        self._settings = settings
+        self._planes: HashPlanes | None = None
+        # Order of the past by its codes, and counts of them in each block.
+        self._sorted: tuple[torch.Tensor, ...] | None = None
+        self._is_stale = True
+
+    def open(self) -> None:
+        """A new chunk, with another past."""
+        self._is_stale = True
+
+    def choose(
+        self, q: torch.Tensor, k: torch.Tensor, kept: int, sizes: torch.Tensor | None
+    ) -> tuple[BlockMask, torch.Tensor, torch.Tensor]:
+        """Choose.
+
+        Args:
+            q: (1, own slots, h, d).
+            k: (1, past slots, h, d).
+            kept: blocks in a row.
+            sizes: (h, extra) fp32, tokens behind each of the merged keys in front; None where there are none.
+
+        Returns:
+            The mask, for q and k in the orders that follow: (h, own slots) and (h, past slots) int64.
+        """
+        block = self._settings.block
+        planes = self._planes or HashPlanes.of(q.shape[-1], self._settings.bits, q.device)
+        self._planes = planes
+        if self._is_stale or self._sorted is None:
+            code, weight = planes.codes(k), None
+            order = code.argsort(dim=1, stable=True)
+            if sizes is not None:
+                # Places without a merged key stand behind all others, and attract no query.
+                weight = torch.ones_like(code, dtype=torch.float32)
+                weight[:, : sizes.shape[1]] = (sizes > 0).float()
+                order = torch.where(weight > 0, code, planes.affinity.shape[0]).argsort(dim=1, stable=True)
+                weight = weight.gather(1, order)
+            self._sorted = in_place(self._sorted, order, planes.counts(code.gather(1, order), block, weight))
+            self._is_stale = False
+        k_order, k_count = self._sorted
+        q_code = planes.codes(q)
+        q_order = q_code.argsort(dim=1, stable=True)
+        scores = planes.counts(q_code.gather(1, q_order), block) @ planes.affinity @ k_count.transpose(1, 2)
+        chosen = scores.topk(kept, dim=-1, sorted=False).indices.sort(-1).values
+        mask = rectangle(chosen, row_layout(q.shape[1], block, q.device), _lengths(k.shape[1], block, q.device))
+        return mask, q_order, k_order
+
+
+class PooledPast:
+    """Blocks of keys by their means: Light Forcing's choice in one layer and branch.
+
+    Args:
+        settings: block size.
+    """
+
+    def __init__(self, settings: CausalLightForcing) -> None:
+        self._settings = settings
+        self._means: tuple[torch.Tensor, ...] | None = None
+        self._is_stale = True
+
+    def open(self) -> None:
+        """A new chunk, with another past."""
+        self._is_stale = True
+
+    def choose(
+        self, q: torch.Tensor, k: torch.Tensor, own: int, plan: ChunkPlan, sizes: torch.Tensor | None
+    ) -> BlockMask:
+        """A mask over the past and `own` slots behind it.
+
+        Args:
+            q: (1, own slots, h, d).
+            k: (1, slots, h, d), no more than these.
+            own: 0, or all own slots.
+            plan: of the chunk, with a rule.
+            sizes: (h, extra) fp32, tokens behind each of the merged keys in front; None where there are none.
+        """
+        assert plan.rule is not None
+        assert plan.k_len is not None
+        block = self._settings.block
+        past = plan.k_len.shape[0] - plan.layout.blocks
+        if self._is_stale or self._means is None:
+            start = past * block
+            weight = None
+            if sizes is not None:
+                ones = torch.ones(k.shape[2], start - sizes.shape[1], device=k.device)
+                weight = torch.cat([sizes, ones], 1)
+            self._means = in_place(self._means, block_means(k[:, :start], plan.k_len[:past], block, weight))
+            self._is_stale = False
+        key, length, rule = self._means[0], plan.k_len[:past], plan.rule
+        if own:
+            key = torch.cat([key, block_means(k[:, past * block :], plan.layout.q_len, block)], 1)
+            length = plan.k_len
+        else:
+            eligible = past if rule.keep_frames is None else rule.before + rule.keep_frames * rule.per_frame
+            rule = rule._replace(kept=min(rule.kept, eligible))
+        empty = None if sizes is None else sizes.unflatten(1, (-1, block)).amax(-1) == 0
+        chosen = rule.choose(block_means(q, plan.layout.q_len, block), key, length, empty)
+        return rectangle(chosen, plan.layout, length)
+
+
+def _lengths(tokens: int, block: int, device: torch.device) -> torch.Tensor:
+    start = torch.arange(-(-tokens // block), device=device) * block
+    return (tokens - start).clamp(max=block).int()
