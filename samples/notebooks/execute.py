@@ -66,8 +66,10 @@ def _run(source: str, names: dict[str, Any]) -> list[dict[str, Any]]:
 def _data(value: Any) -> dict[str, Any]:
     if hasattr(value, "_repr_html_"):
         return {"text/html": value._repr_html_(), "text/plain": "<plots>"}
-    if hasattr(value, "_repr_png_"):
-        return {"image/png": base64.b64encode(value._repr_png_()).decode(), "text/plain": "<picture>"}
+    for kind in ("png", "jpeg"):
+        if hasattr(value, f"_repr_{kind}_"):
+            picture = base64.b64encode(getattr(value, f"_repr_{kind}_")()).decode()
+            return {f"image/{kind}": picture, "text/plain": "<picture>"}
     return {"text/plain": repr(value)}
 
 

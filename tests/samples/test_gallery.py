@@ -28,10 +28,12 @@ def test_every_cell_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     finally:
         sys.modules.pop("shown", None)
     shown = kinds(done)
-    assert sum("image/png" in each for each in shown) == 5
+    assert sum("image/png" in each for each in shown) == 2
+    assert sum("image/jpeg" in each for each in shown) == 3
     assert sum("text/html" in each for each in shown) == 2
     assert sorted(path.name for path in (tmp_path / "out" / "gallery").iterdir()) == [
         "report.html", "report.json", "report.md",
     ]  # fmt: skip
+    assert GALLERY.stat().st_size < 2**18
     # A reader finds every output that running it gives.
     assert kinds(json.loads(GALLERY.read_text(encoding="utf-8"))) == shown
