@@ -57,6 +57,9 @@ def cases() -> Iterator[Case]:
     yield "reselect", wan, "even", {"attention": later, "density": 0.4, "steps": 4}
     residual = patterns.FlashBlock(part=TopK(block=16), every=2)
     yield "flashblock", wan, "even", {"attention": residual, "density": 0.7, "steps": 4}
+    guided = {"attention": patterns.FreeSwim((4, 4), block=16, guide=2), "steps": 4}
+    yield "freeswim, guided", wan, "even", guided
+    yield "after, uneven: freeswim, guided", wan, "ragged", {**guided, "prompt": ["a cat", "two dogs"]}
     cross = {"cross": {"density": 0.1, "block": 2}, "prompt": "a cat and a dog"}
     yield "after: ann-cross", wan, "ragged", {**sparse, **cross}
     yield "3 heads", lambda: wan(heads=3), "ragged", sparse
