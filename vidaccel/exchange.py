@@ -124,7 +124,11 @@ class Exchange:
         return packed
 
     def send(self, sent: torch.Tensor) -> Sent:
-        """Begin to swap what `packed` gave; what is computed until `receive` costs no time beside it."""
+        """Begin to swap what `packed` gave: what is computed until `receive` runs beside it.
+
+        Args:
+            sent: (ranks, b, own tokens, heads of a rank, d), contiguous; equal heads from every rank.
+        """
         n, b, length, each, d = sent.shape
         row = b * each * d
         moving = all_to_all(sent.flatten(), [size * row for size in self.sizes], [length * row] * n, self.ranks)
@@ -133,7 +137,16 @@ class Exchange:
     def receive(
         self, sent: Sequence[Sent], heads: HeadPart, order: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """Wait for each, and put the tokens of all ranks in order while the next is on its way; see `arrive`."""
+        """Wait for each, and put the tokens of all ranks in order while the next is on its way.
+
+        Args:
+            sent: what `send` gave.
+            heads: those of this rank.
+            order: as in `arrive`.
+
+        Returns:
+            (b, slots, own h, d) each.
+        """
         # A rank sends all its tokens of each sample; one gather puts those of all ranks in order.
         tables = (self.start, self.size, self.place)
         start, size, place = tables if order is None else (table.index_select(0, order) for table in tables)
@@ -177,7 +190,7 @@ class Sent(NamedTuple):
     """One tensor on its way.
 
     Attributes:
-        moving: what `begin_all_to_all` gave.
+        moving: what `all_to_all` gave, flat.
         batch, heads, width: samples, heads of a rank and channels of a head.
     """
 

@@ -94,6 +94,9 @@ class Ranks:
     def check_same(self, latents: torch.Tensor) -> None:
         """Look whether all ranks were given the same video to make; waits for all of them.
 
+        Args:
+            latents: the noise of this rank's call, of one shape on all.
+
         Raises:
             InstallError: they were not; every rank is told.
         """
@@ -146,7 +149,17 @@ class HeadPart:
 
 
 def all_to_all(x: torch.Tensor, received: list[int], sent: list[int], ranks: Ranks) -> torch.Tensor:
-    """Begin to swap elements of a flat tensor, so many from and to each rank; `wait` gives the result."""
+    """Begin to swap elements of a flat tensor; `wait` gives the result.
+
+    Args:
+        x: (sum of sent,), contiguous, what goes to one rank after what goes to the one before it.
+        received: elements that come from each rank.
+        sent: elements that go to each.
+        ranks: who.
+
+    Returns:
+        (sum of received,), not to be read before `wait`.
+    """
     moving: torch.Tensor = torch.ops._c10d_functional.all_to_all_single(x, received, sent, ranks.group.group_name)
     return moving
 

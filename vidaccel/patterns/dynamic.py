@@ -103,6 +103,12 @@ def always_kept(layout: TokenLayout, sink_frames: int) -> torch.Tensor:
 def row_length(pattern: str, layout: TokenLayout, forced: torch.Tensor, density: float) -> int:
     """How many video blocks a row keeps.
 
+    Args:
+        pattern: its name, for the error.
+        layout: of the tokens.
+        forced: (video blocks, video blocks) bool, what every row keeps in any case.
+        density: that was asked for.
+
     Raises:
         PatternError: fewer than must be kept.
     """
