@@ -52,7 +52,7 @@ class Projected(NamedTuple):
         return self.linear(0), self.linear(1), self.linear(2)
 
     def normalised(self, which: int, x: torch.Tensor) -> torch.Tensor:
-        """q (0), k (1) or v (2) as `linear` gave it, (b, l, h, d), through the model's own norm."""
+        """What `linear` gave, (b, l, h, d), through the model's own norm of q (0), k (1) or v (2, none)."""
         if which == 2:
             return x
         found: torch.Tensor = self.norms[which](x.flatten(2) if self.across else x)
