@@ -21,10 +21,11 @@ from ..grid import TokenLayout, VideoGrid
 from . import canary
 from .bench_rivals import Rival, rivals
 
-REPEATS = 9
-# Milliseconds of calls before each measurement on a GPU, and in it. Calls queue up as in a model: Python is ahead, and
-# the clock is what the power limit allows a GPU that does not rest.
-WARM_MS, RUN_MS = 10, 40
+REPEATS = 25
+# Milliseconds of calls in each measurement on a GPU. Calls queue up as in a model: Python is ahead, and the clock is
+# what the power limit allows a GPU that does not rest. That clock goes up and down by a fifth, about twice a second, so
+# that short turns of every kernel, many times, are the way to a ratio that holds.
+TURN_MS = 15
 # A kernel that was measured for so many seconds, three times at least, is not measured again.
 ENOUGH_S = 1.5
 
@@ -156,7 +157,8 @@ def _times(rivals: list[Rival], repeats: int, device: str) -> dict[str, list[flo
                 continue
             start = time.perf_counter()
             if device == "cuda":
-                times[rival.name].append(_gpu_ms(rival))
+                last = times[rival.name][-1:]
+                times[rival.name].append(_gpu_ms(rival, max(1, round(TURN_MS / last[0])) if last else 1))
             else:
                 rival.call()
                 times[rival.name].append(1e3 * (time.perf_counter() - start))
@@ -164,8 +166,13 @@ def _times(rivals: list[Rival], repeats: int, device: str) -> dict[str, list[flo
     return times
 
 
-def _gpu_ms(rival: Rival) -> float:
-    """Median of calls that follow one another, the second-level cache emptied before each."""
-    from triton.testing import do_bench
-
-    return float(do_bench(rival.call, warmup=WARM_MS, rep=RUN_MS, return_mode="median"))
+def _gpu_ms(rival: Rival, calls: int) -> float:
+    """Mean of `calls` calls that follow one another and one more, which fills the queue."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    rival.call()
+    begin.record()
+    for _ in range(calls):
+        rival.call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / calls

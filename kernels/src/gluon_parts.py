@@ -1,4 +1,9 @@
-"""What the consumers of the Gluon kernel share: facts of a tile, masks, the online softmax, the last write."""
+"""What the consumers of the Gluon kernel share: facts of a tile, masks, the online softmax, the last write.
+
+What a GPU at its power limit pays for is work, so the softmax does little of it: the sum of a row is kept in four
+parts, one for each thread that holds some of its keys, and added up when the row ends; and what was added up so far
+shrinks only where the maximum has grown much (FlashAttention-4's conditional rescaling).
+"""
 
 # mypy: ignore-errors
 
@@ -144,17 +149,73 @@ EXP2 = gl.constexpr(
 )
 
 
+# By how many powers of two scores may exceed the maximum that weights are relative to: 256 is a number in 16 bits too.
+GROWTH = gl.constexpr(8.0)
+
+
+def _shrinking(n: int) -> tuple[str, str]:
+    """PTX and its constraints: n numbers of a thread, each times its row's factor, where any of its warp's is not 1.
+
+    A thread holds two rows, two columns of each in turn, so that factors 0 and 2 are all that it has.
+    """
+    copies = "".join(f"mov.f32 ${i}, ${n + i}; " for i in range(n))
+    products = "".join(f"mul.f32 ${i}, ${i}, ${2 * n + i}; " for i in range(n))
+    one = "0f3F800000"
+    some = f"setp.neu.f32 p, ${2 * n}, {one}; setp.neu.or.f32 p, ${2 * n + 2}, {one}, p; vote.sync.any.pred q, p, -1; "
+    return f"{{ .reg .pred p, q; {copies}{some}@!q bra DONE; {products}DONE: }}", ",".join(["=f"] * n + ["f"] * 2 * n)
+
+
+SHRINK_64, SHRINK_128 = (gl.constexpr(_shrinking(d // 2)) for d in (64, 128))
+# Does nothing, but ptxas cannot know that: what follows stays behind it. It would else move the wait for a product up
+# to where that is issued, in front of the softmax that is to run beside it: nothing it looks at depends on their order.
+STAY = gl.constexpr("{ .reg .pred n; setp.lt.f32 n, $1, 0f00000000; @n nanosleep.u32 1; mov.f32 $0, $1; }")
+
+
+@gluon.jit
+def no_mass(KEYS: gl.constexpr, S_L: gl.constexpr):
+    """The mass of rows that have seen no key, in parts (ROWS, 4)."""
+    return _parts(gl.zeros([ROWS, KEYS], gl.float32, S_L))
+
+
+@gluon.jit
+def _parts(p):
+    """Sums of what each thread holds of a row."""
+    return gl.sum(gl.sum(p.reshape([p.shape[0], p.shape[1] // 8, 4, 2]), 3), 1)
+
+
 @gluon.jit
 def softmax(s, m, mass, factor, POLYNOMIAL: gl.constexpr):
-    """One step of the online softmax in base 2: weights, maximum, mass, and by how much the past shrinks."""
+    """One step of the online softmax in base 2: weights, maximum, mass in parts, and by how much the past shrinks.
+
+    Weights are relative to a maximum that scores may exceed by `GROWTH`.
+    """
     m_new = gl.maximum(m, gl.max(s, 1) * factor)
+    m_new = gl.where(m_new > m + GROWTH, m_new, m)
     x = s * factor - gl.expand_dims(m_new, 1)
     if POLYNOMIAL:
         p = gl.inline_asm_elementwise(EXP2, "=f,=f,=f,=f,f,f,f,f", [x], gl.float32, True, 4)
     else:
         p = gl.exp2(x)
     shrink = gl.exp2(m - m_new)
-    return p, m_new, mass * shrink + gl.sum(p, 1), shrink
+    parts = _parts(p)
+    same = gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, parts.type.layout)), 1)
+    return p, m_new, mass * same + parts, shrink
+
+
+@gluon.jit
+def stay(mass):
+    """Keep what follows behind the softmax that made `mass`."""
+    return gl.inline_asm_elementwise(STAY, "=f,f", [mass], gl.float32, False, 1)
+
+
+@gluon.jit
+def shrunk(acc, shrink, D: gl.constexpr):
+    """What was added up, (ROWS, D), times shrink (ROWS,), which most of the time is 1 for all rows of a warp."""
+    factor = gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, acc.type.layout)), 1)
+    if D == 128:
+        return gl.inline_asm_elementwise(SHRINK_128[0], SHRINK_128[1], [acc, factor], gl.float32, True, 64)
+    else:
+        return gl.inline_asm_elementwise(SHRINK_64[0], SHRINK_64[1], [acc, factor], gl.float32, True, 32)
 
 
 @gluon.jit
@@ -188,6 +249,7 @@ def write(
     tokens = gl.load(Q_LEN + gl.minimum(row, q_blocks - 1)) - (i * CONSUMERS + W) % SHARE * ROWS
     tokens = gl.where(row < q_blocks, tokens, 0)
     query = gl.arange(0, ROWS, R_L)
+    mass = gl.convert_layout(gl.sum(mass, 1), R_L)
     # A row that kept no key at all never left the floor.
     nothing = (m == FLOOR) | (query >= tokens)
     over = gl.where(nothing, 0.0, 1.0 / gl.where(nothing, 1.0, mass))

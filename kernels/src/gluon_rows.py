@@ -12,7 +12,22 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from .gluon_parts import AHEAD, FLOOR, ROWS, clear, entry_of, facts_of, place_of, scores, sent, softmax, write
+from .gluon_parts import (
+    AHEAD,
+    FLOOR,
+    ROWS,
+    clear,
+    entry_of,
+    facts_of,
+    no_mass,
+    place_of,
+    scores,
+    sent,
+    shrunk,
+    softmax,
+    stay,
+    write,
+)  # fmt: skip
 
 
 @gluon.jit
@@ -43,7 +58,6 @@ def consumer(
     O_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     P_L: gl.constexpr = gl.DotOperandLayout(0, O_L, 2)
     R_L: gl.constexpr = gl.SliceLayout(1, S_L)
-    RO_L: gl.constexpr = gl.SliceLayout(1, O_L)
     # With a bias the logits are spelled out; without one, the scale is folded into the exponent.
     factor = 1.0 if BIAS else scale
     # Padded lengths of the window's tables.
@@ -60,7 +74,7 @@ def consumer(
         bias = KEY_BIAS + sample.to(gl.int64) * bias_b + head.to(gl.int64) * bias_h
         q = q_s.index(slot * CONSUMERS + W).reshape([ROWS, D])
         m = gl.full([ROWS], FLOOR, gl.float32, R_L)
-        mass = gl.zeros([ROWS], gl.float32, R_L)
+        mass = no_mass(KEYS, S_L)
         acc = gl.zeros([ROWS, D], gl.float32, O_L)
         mbarrier.wait(q_ready.index(slot * CONSUMERS + W), done // AHEAD & 1)
         if done > 0:
@@ -97,10 +111,13 @@ def consumer(
                 if BIAS or length < KEYS or kind == 1:
                     s = scores(s, block, length, kind, query, bias, scale, queries, keys, LO, HI, POS, AXES, BIAS, KEYS)
                 p, m, mass, shrink = softmax(s, m, mass, factor, POLYNOMIAL)
+                # The multiplication that runs still reads the last ones.
+                behind = gl.convert_layout(p.to(DT), P_L)
+                mass = stay(mass)
                 acc = warpgroup_mma_wait(0, deps=(adding,))
                 mbarrier.arrive(v_free.index(last), count=1)
-                acc = acc * gl.expand_dims(gl.convert_layout(shrink, RO_L), 1)
-                weights = gl.convert_layout(p.to(DT), P_L)
+                acc = shrunk(acc, shrink, D)
+                weights = behind
                 step += 1
                 place += 1
             last = step % STAGES
