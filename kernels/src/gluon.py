@@ -1,13 +1,13 @@
 """Block-sparse flash attention for Hopper, warp-specialised, in Gluon: the fastest kernel here.
 
-Idea: one warp group fetches by TMA, two or three multiply, with 64 queries each. Scores of the next tile of keys are
+Idea: one warp fetches by TMA, two or three warp groups multiply, with 64 queries each. Scores of the next tile of keys are
     multiplied while the values of the last one are added, and the next tile of queries is fetched ahead. Where warp
     groups belong to different rows of the mask, they share one stream of keys: the union of the rows' lists, in which
     each entry says who needs it (`joined.py`). Tiles with text in them, which keep everything, are begun first.
 Math: that of `portable.py`. A quarter of the exponentials can be polynomials; no configuration here gains by it.
 Cost: 4 d flops a kept pair; a tile of 128 queries reads each key it keeps once.
 Source: FlashAttention-3 (arXiv 2407.08608): warp specialisation, sections 3.1 and 3.2; FlashAttention-4's split of
-    exponentials between two units.
+    exponentials between two units, and its conditional rescaling.
 Limits: fp16, bf16; head dim 128 with blocks of 64 and 128, head dim 64 with blocks of 128 (blocks of 64 are faster in
     `portable.py`); sm_90; Triton 3.6 to 3.9, on whose Gluon these few calls agree (run with 3.6, compiled with 3.9).
 Reads strided tensors as they are (through 4-D tensor maps), if their strides are multiples of 16 bytes; else it copies.
