@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from vidaccel._samples import world
 from vidaccel.caching.goal import Goal
 from vidaccel.lab.outcome import Outcome
 from vidaccel.lab.tune import Aim
@@ -89,7 +91,12 @@ def test_on_the_sample_it_beats_the_preset_on_prompts_it_was_not_tuned_on(
     (tmp_path / "small.yaml").write_text(Recipe.load("wan-tiny").override({"attention.block": 16}).to_yaml())
     size = ("--height", 128, "--width", 128, "--frames", 9, "--steps", 10, "--baseline", "small.yaml")
     space = ("--attention", "none", "--cache", "cg-taylor,teacache", "--renders", 8)
-    result = invoke("tune", "--target", "psnr>=28", *size, *space, "-o", "tuned", "--format", "json")
+    rng = random.Random(7)
+    shown = {"mine": [world.draw(rng, things=1) for _ in range(2)], "others": world.unseen()[4::16]}
+    for name, scenes in shown.items():
+        (tmp_path / f"{name}.txt").write_text("".join(scene.caption() + "\n" for scene in scenes))
+    given = ("--prompts", "mine.txt", "--check", "others.txt")
+    result = invoke("tune", "--target", "psnr>=28", *size, *space, *given, "-o", "tuned", "--format", "json")
     assert result.exit_code == 0, result.output
     beats(json.loads(result.stdout))
 
