@@ -1,7 +1,7 @@
 """Block-sparse flash attention for Hopper, warp-specialised, in Gluon: the fastest kernel here.
 
-Idea: one warp fetches by TMA, two or three warp groups multiply, with 64 queries each. Scores of the next tile of keys are
-    multiplied while the values of the last one are added, and the next tile of queries is fetched ahead. Where warp
+Idea: one warp fetches by TMA, two or three warp groups multiply, with 64 queries each. Scores of the next tile of keys
+    are multiplied while the values of the last one are added, and the next tile of queries is fetched ahead. Where warp
     groups belong to different rows of the mask, they share one stream of keys: the union of the rows' lists, in which
     each entry says who needs it (`joined.py`). Tiles with text in them, which keep everything, are begun first.
 Math: that of `portable.py`. A quarter of the exponentials can be polynomials; no configuration here gains by it.
