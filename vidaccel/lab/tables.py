@@ -75,6 +75,21 @@ KINDS: Mapping[str, tuple[Mapping[str, tuple[object, ...]], Columns]] = {
             "times faster": _number("ratio"),
         },
     ),
+    # A line for each case of a record of kernels: shares of the dense rate, side by side.
+    "rates": (
+        {},
+        {
+            "shape": lambda row: row["name"],
+            "mask": lambda row: row["pattern"],
+            "density": lambda row: row["density"],
+            "blocks of": lambda row: row["block"],
+            "ours": _number("gluon"),
+            "FlashAttention 4": _number("fa4"),
+            "FastVideo": _number("fastvideo"),
+            "FlashInfer": _number("flashinfer"),
+            "FlexAttention": _number("flex"),
+        },
+    ),
     "models": (
         {"kind": ("dense", "sparse")},
         {
@@ -226,7 +241,16 @@ def table(spec: str, folder: Path) -> str:
     ]
     if not kept:
         raise UsageError(f"table {spec!r}: no row of {name} fits")
-    return _markdown(kept, columns)
+    return _markdown(_by_case(kept) if kind == "rates" else kept, columns)
+
+
+def _by_case(rows: Sequence[Row]) -> list[Row]:
+    """One row for each case of a record of kernels, with what share of the dense rate each kernel reached."""
+    cases: dict[tuple[object, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("name", "pattern", "block", "density"))
+        cases.setdefault(key, {**row, "ok": True})[row["kernel"]] = row.get("of_dense")
+    return [cases[key] for key in sorted(cases, key=lambda key: (key[0], -key[2], key[1], -key[3]))]
 
 
 def _markdown(rows: Sequence[Row], columns: Columns) -> str:

@@ -79,6 +79,14 @@ def test_kernel_records_make_tables() -> None:
     assert "| 4,608 x 8 x 64 |" in made
 
 
+def test_kernels_of_a_case_stand_side_by_side() -> None:
+    made = tables.table("kernels/bench/results/wan-480p-rivals-h100.json rates pattern=radial", ROOT)
+    assert [line.split("|")[3:6] for line in made.splitlines()[2:]] == [
+        [" 0.25 ", " 128 ", " 1.00 "],
+        [" 0.25 ", " 64 ", " 0.94 "],
+    ]
+
+
 def test_causal_records_make_tables() -> None:
     made = tables.table("pipelines/bench/results/causal-wan-1.3b-480p-compiled-h200.json streams", ROOT)
     assert made.splitlines()[2].startswith("| 480x832, window of 12 | dense, compiled | 41.7 | 288 | 1.00 |")
