@@ -244,9 +244,9 @@ def table(spec: str, folder: Path) -> str:
     return _markdown(_by_case(kept) if kind == "rates" else kept, columns)
 
 
-def _by_case(rows: Sequence[Row]) -> list[Row]:
+def _by_case(rows: Sequence[Row]) -> Sequence[Row]:
     """One row for each case of a record of kernels, with what share of the dense rate each kernel reached."""
-    cases: dict[tuple[object, ...], dict[str, Any]] = {}
+    cases: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         key = tuple(row[name] for name in ("name", "pattern", "block", "density"))
         cases.setdefault(key, {**row, "ok": True})[row["kernel"]] = row.get("of_dense")
