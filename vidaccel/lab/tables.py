@@ -140,6 +140,9 @@ KINDS: Mapping[str, tuple[Mapping[str, tuple[object, ...]], Columns]] = {
             "on all, ms": lambda row: f"{row['all']['call_ms']:,.0f}" if row["ok"] else "",
             "times faster": _number("speedup"),
             "exchange, % of it": _number("exchange_share", 1, 100.0),
+            "beside weights, GiB: one, all": lambda row: (
+                f"{row['one']['activations_gib']:.1f}, {row['all']['activations_gib']:.1f}" if row["ok"] else ""
+            ),
             "a video each, times faster": _number("videos_speedup"),
             "predicted for 4": _predicted("4"),
             "for 8": _predicted("8"),
