@@ -115,7 +115,14 @@ def main(words: list[str] | None = None) -> None:
     record = Record(args.report, shared | {"rollout": pipe.rollout.to_dict(), "dtype": job.dtype, **settings})
 
     chosen = ways(args.frames, pipe.rollout.chunk)
-    names = [name for name in chosen if name == "dense" or not args.only or any(part in name for part in args.only)]
+    # A word that is a name means that one alone.
+    names = [
+        name
+        for name in chosen
+        if name == "dense"
+        or not args.only
+        or any(part == name if part in chosen else part in name for part in args.only)
+    ]
     start, longest, dense, right = time.monotonic(), 0.0, torch.empty(0), []
     if all(name in record.cells for name in names):
         return
@@ -246,7 +253,7 @@ def compared(
 def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="wan-causal-tiny", help="a sample's name, or a folder")
-    parser.add_argument("--only", nargs="+", help="ways whose name holds one of these")
+    parser.add_argument("--only", nargs="+", help="ways of these names, or whose name holds one of these words")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--frames", type=int, default=60, help="latent frames of a clip")
     parser.add_argument("--steps", type=int, help="many steps along the scheduler, instead of the model's few")
