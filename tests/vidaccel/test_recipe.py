@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vidaccel import Recipe, Schedule, presets
@@ -27,6 +27,7 @@ recipes = st.builds(
 
 
 @given(recipes)
+@example(Recipe(about="a *sign* & another"))
 @settings(max_examples=50, deadline=None)
 def test_round_trip(recipe: Recipe) -> None:
     again = Recipe.from_text(recipe.to_yaml())
