@@ -96,7 +96,7 @@ class BlockMask:
         """The same mask with its tensors on `device`."""
         if self.ptr.device == torch.device(device):
             return self
-        window = self.window and Window(*(t.to(device) for t in self.window))
+        window = self.window and self.window.to(device)
         moved = {name: getattr(self, name).to(device) for name in ("ptr", "idx", "n_full")}
         k_len = None if self.k_len is None else self.k_len.to(device)
         return replace(self, **moved, layout=self.layout.to(device), window=window, k_len=k_len)
@@ -162,7 +162,7 @@ class BlockMask:
         if mine.block != theirs.block or mine.grid != theirs.grid or not torch.equal(mine.order, theirs.order):
             raise MaskError("two masks of different layouts were joined; build both on the same grid, block and tile")
         windows = [m.window for m in (self, other) if m.window is not None]
-        if len(windows) == 2 and not all(torch.equal(a, b) for a, b in zip(*windows, strict=True)):
+        if len(windows) == 2 and not windows[0].equals(windows[1]):
             raise MaskError("two masks with different token windows were joined; make one of them whole blocks first")
         kinds = torch.maximum(*torch.broadcast_tensors(self.block_map(), other.block_map()))
         return BlockMask.of(kinds > 0, mine, partial=kinds == 1, window=windows[0] if windows else None)

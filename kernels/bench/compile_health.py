@@ -37,7 +37,7 @@ def portable_health(
 ) -> dict[str, Any]:
     """Registers, stack, shared memory (bytes) and instruction counts of one configuration."""
     chosen = portable.config(d, block, dtype, window)
-    constants = {"D": d, "BLOCK": block, "KEYS": chosen.keys, "AXES": 3 if window else 0, "BIAS": bias, "UPCAST": False}
+    constants = {"D": d, "BLOCK": block, "KEYS": chosen.keys, "WINDOW": window, "BIAS": bias, "UPCAST": False}
     source = _source(ASTSource, portable_kernel.block_sparse, constants | {"bias_l": 1} if bias else constants, dtype)
     options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
     about = {"kernel": "portable", "d": d, "block": block, "dtype": NAMES[dtype], "window": window, "bias": bias}
@@ -49,7 +49,7 @@ def tma_health(
 ) -> dict[str, Any]:
     """The same of the kernel on tensor maps."""
     chosen = tma.config(d, block, dtype, window)
-    constants = {"D": d, "BLOCK": block, "KEYS": chosen.keys, "AXES": 3 if window else 0, "BIAS": bias, "UPCAST": False}
+    constants = {"D": d, "BLOCK": block, "KEYS": chosen.keys, "WINDOW": window, "BIAS": bias, "UPCAST": False}
     maps = {
         name: f"tensordesc<{NAMES[dtype]}[1, 1, {slots}, {d}]>"
         for name, slots in {"Q": block, "K": chosen.keys, "V": chosen.keys, "OUT": block}.items()
@@ -70,7 +70,7 @@ def gluon_health(d: int, block: int, dtype: torch.dtype, *, window: bool = False
         "CONSUMERS": chosen.units,
         "SHARE": block // gluon.UNIT,
         "PERSISTENT": chosen.persistent,
-        "AXES": 3 if window else 0,
+        "WINDOW": window,
         "BIAS": bias,
         "POLYNOMIAL": chosen.polynomial,
         "REGISTERS": chosen.registers,

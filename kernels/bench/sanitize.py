@@ -37,7 +37,7 @@ def solve(backend: str, d: int, block: int, ruled: bool) -> float:
     keep[:, 1] = False
     keep[1, 0] = True
     partial = torch.rand(keep.shape, generator=generator) < 0.5 if ruled else None
-    window = Window(position - 2, position + 2, position) if ruled else None
+    window = Window.of(position - 2, position + 2, position, layout.grid) if ruled else None
     mask = BlockMask.of(keep, layout, partial=partial, window=window)
     q, k, v = (torch.randn(1, layout.slots, 2, d, generator=generator).bfloat16() for _ in range(3))
     bias = torch.randn(1, 2, layout.slots, generator=generator) if ruled else None

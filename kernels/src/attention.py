@@ -98,7 +98,7 @@ def attention(
     # Without a graph to be seen by, the op would only cost: the dispatcher takes longer than the launch.
     traced = torch.compiler.is_compiling() or type(q) is not torch.Tensor
     run: Callable[..., tuple[torch.Tensor, torch.Tensor]] = torch.ops.vidaccel.attention if traced else _attention
-    out, lse = run(q, k, v, *(rows or (None,) * 8 + (0, 0)), key_bias, scale, backend, counted)
+    out, lse = run(q, k, v, *(rows or (None,) * 8 + (0, 0, 0)), key_bias, scale, backend, counted)
     return out, lse
 
 
@@ -119,6 +119,7 @@ def _attention(
     lo: torch.Tensor | None,
     hi: torch.Tensor | None,
     pos: torch.Tensor | None,
+    guards: int,
     block: int,
     text: int,
     key_bias: torch.Tensor | None,
@@ -128,7 +129,7 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = None
     if ptr is not None and idx is not None and n_full is not None and q_len is not None and k_len is not None:
-        rows = Rows(ptr, idx, n_full, q_len, k_len, lo, hi, pos, block, text)
+        rows = Rows(ptr, idx, n_full, q_len, k_len, lo, hi, pos, guards, block, text)
     problem = Problem.of(q, k, rows, key_bias)
     name = choose(problem, backend)
     out, lse = _load(name).run(q, k, v, rows, scale, key_bias)
@@ -148,9 +149,10 @@ _op = torch.library.custom_op(
     "vidaccel::attention",
     _attention,
     mutates_args=(),
+    # The guards are a SymInt: another window is no reason to compile anything again.
     schema="(Tensor q, Tensor k, Tensor v, Tensor? ptr, Tensor? idx, Tensor? n_full, Tensor? q_len, Tensor? k_len, "
-    "Tensor? lo, Tensor? hi, Tensor? pos, int block, int text, Tensor? key_bias, float scale, str backend, "
-    "bool counted=True) -> (Tensor, Tensor)",
+    "Tensor? lo, Tensor? hi, Tensor? pos, SymInt guards, int block, int text, Tensor? key_bias, float scale, "
+    "str backend, bool counted=True) -> (Tensor, Tensor)",
 )
 
 
@@ -241,3 +243,9 @@ def _check_rows(q: torch.Tensor, k: torch.Tensor, rows: Rows) -> None:
                 f"a window over {sizes} slots (lo, hi, pos) was given for {q.shape[1]} queries and {k.shape[1]} keys; "
                 "build it from layout.positions, in kernel order"
             )
+        for name, words in (("lo", rows.lo), ("hi", rows.hi), ("pos", rows.pos)):
+            if words.ndim != 1 or words.dtype != torch.int32:
+                raise MaskError(
+                    f"a window's {name} {tuple(words.shape)} of {words.dtype} was given; it must be one torch.int32 a "
+                    "slot, as Window.of() packs them"
+                )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.nn.attention import flex_attention as flex
 
+from ..window import inside
 from .problem import Problem, Rows, Verdict
 
 
@@ -92,16 +93,13 @@ def block_mask(rows: Rows, lq: int, lk: int) -> flex.BlockMask:
     kinds = rows.kinds(torch.arange(rows.n_full.shape[0], device=device)).view(heads, rows.q_blocks, k_blocks)
     k_len = rows.k_len.reshape(-1, k_blocks)
     samples = k_len.shape[0]
-    lo, hi, pos = rows.lo, rows.hi, rows.pos
+    lo, hi, pos, guards = rows.lo, rows.hi, rows.pos, rows.guards
 
     def mask_mod(b: Any, h: Any, q: Any, k: Any) -> Any:
         kind = kinds[h if heads > 1 else 0, q // block, k // block]
         keep = kind == 2
         if lo is not None and hi is not None and pos is not None:
-            inside = kind == 1
-            for axis in range(lo.shape[1]):
-                inside = inside & (lo[q, axis] <= pos[k, axis]) & (pos[k, axis] < hi[q, axis])
-            keep = keep | inside
+            keep = keep | ((kind == 1) & inside(lo[q], hi[q], pos[k], guards))
         return keep & (k % block < k_len[b if samples > 1 else 0, k // block])
 
     # The full list skips the rule, so short blocks stay out of it; compiled for CPUs, flex fails to build with one.

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..window import inside
 from .problem import Rows
 
 # Window decisions of partial blocks are kept up to this size, and made again at every call beyond it.
@@ -70,7 +71,7 @@ _MADE_OF_ONE_MASK = 4
 def plan(rows: Rows, heads: int, lq: int, lk: int) -> Plan:
     """The plan, made or remembered, of a mask whose `k_len` is one-dimensional, over `lq` and `lk` slots."""
     source = tuple(x for x in rows[:-1] if isinstance(x, torch.Tensor))
-    sizes = (heads, lq, lk, rows.block)
+    sizes = (heads, lq, lk, rows.block, rows.guards)
     known: list[_Made] = _made.setdefault(rows.idx, [])
     for made in known:
         if made.sizes == sizes and _same(made.source, source):
@@ -92,10 +93,7 @@ def window_bias(rows: Rows, group: Group, heads: int) -> torch.Tensor:
     assert rows.pos is not None
     together = heads if rows.heads > 1 else 1
     query, key = group.queries // together, group.keys.long() // together
-    keep = torch.ones(1, dtype=torch.bool)
-    for lo, hi, pos in zip(rows.lo.T, rows.hi.T, rows.pos.T, strict=True):
-        at = pos[key][:, None]
-        keep = keep & (lo[query][..., None] <= at) & (at < hi[query][..., None])
+    keep = inside(rows.lo[query][..., None], rows.hi[query][..., None], rows.pos[key][:, None], rows.guards)
     keep = keep | group.full[:, None]
     return torch.where(keep, 0.0, -torch.inf)[:, None]
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .problem import Problem, Rows, Verdict, padded_window
+from .problem import Problem, Rows, Verdict
 from .tensor_map import tensor_map
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -114,7 +114,10 @@ def run(
     q_tiles = -(-rows.q_blocks * share // chosen.units)
     text_tiles = q_tiles - (rows.q_blocks - rows.text) * block // tile
     total = q_tiles * h * b
-    window = padded_window(rows, q_tiles * tile, rows.k_blocks * block)
+    window = None if rows.lo is None or rows.hi is None or rows.pos is None else (rows.lo, rows.hi, rows.pos)
+    if window is not None and lk < rows.k_blocks * block:
+        # Words of keys are read in whole tiles.
+        window = (*window[:2], torch.nn.functional.pad(window[2], (0, rows.k_blocks * block - lk)))
     bias = None if key_bias is None else key_bias if key_bias.stride(-1) == 1 else key_bias.contiguous()
     none = rows.ptr
     # Kernels are launched on the current device, which need not be the tensors' own.
@@ -135,6 +138,7 @@ def run(
             rows.q_len,
             rows.k_len,
             *(window or (none, none, none)),
+            rows.guards,
             lse if bias is None else bias,
             scale * 1.4426950408889634,
             total,
@@ -150,8 +154,8 @@ def run(
             *((0, 0) if bias is None else (bias.stride(0) * (bias.shape[0] > 1), bias.stride(1) * (bias.shape[1] > 1))),
             rows.k_blocks if rows.k_len.ndim == 2 and rows.k_len.shape[0] > 1 else 0,
         )
-        axes = 0 if rows.lo is None else rows.lo.shape[1]
-        _launch(programs, values, (d, block, chosen, share, axes, bias is not None), q.dtype, q.device.index)
+        constants = (d, block, chosen, share, window is not None, bias is not None)
+        _launch(programs, values, constants, q.dtype, q.device.index)
     return out, lse
 
 
@@ -164,9 +168,10 @@ def _launch(
     programs: int, values: tuple[Any, ...], constants: tuple[Any, ...], dtype: torch.dtype, device: int
 ) -> None:
     """Launch the program, compiling it where it is new."""
-    d, block, chosen, share, axes, bias = constants
+    d, block, chosen, share, window, bias = constants
     given = (
-        d, block, chosen.stages, chosen.units, share, chosen.persistent, axes, bias, chosen.polynomial, chosen.registers
+        d, block, chosen.stages, chosen.units, share, chosen.persistent, window, bias, chosen.polynomial,
+        chosen.registers,
     )  # fmt: skip
     key = (constants, dtype, device)
     compiled = _programs.get(key)

@@ -20,6 +20,7 @@ from .gluon_parts import (
     clear,
     entry_of,
     facts_of,
+    interval,
     no_mass,
     place_of,
     scores,
@@ -60,7 +61,7 @@ def consumer(
     STAGES: gl.constexpr,
     CONSUMERS: gl.constexpr,
     SHARE: gl.constexpr,
-    AXES: gl.constexpr,
+    WINDOW: gl.constexpr,
     BIAS: gl.constexpr,
     POLYNOMIAL: gl.constexpr,
     W: gl.constexpr,
@@ -69,7 +70,7 @@ def consumer(
     q_s, k_s, v_s, facts_s, entries_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = (
         shared
     )
-    Q_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk = given
+    Q_LEN, LO, HI, POS, guards, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq = given
     bias_b, bias_h = strides
     DT: gl.constexpr = k_s.dtype
     S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
@@ -78,9 +79,6 @@ def consumer(
     R_L: gl.constexpr = gl.SliceLayout(1, S_L)
     # With a bias the logits are spelled out; without one, the scale is folded into the exponent.
     factor = 1.0 if BIAS else scale
-    # Padded lengths of the window's tables.
-    queries = q_tiles * (ROWS * CONSUMERS)
-    keys = (lk + KEYS - 1) // KEYS * KEYS
     done = 0
     step = 0
     tile, n, _full = facts_of(facts_s, facts_ready, done)
@@ -90,7 +88,7 @@ def consumer(
         sample, head, i = place_of(tile, q_tiles, heads)
         # The row that these queries belong to, counted from the first of this tile.
         own = (i * CONSUMERS + W) // SHARE - i * CONSUMERS // SHARE
-        query = (i * CONSUMERS + W) * ROWS + gl.arange(0, ROWS, R_L)
+        lo, hi = interval(LO, HI, (i * CONSUMERS + W) * ROWS + gl.arange(0, ROWS, R_L), lq, WINDOW)
         bias = KEY_BIAS + sample.to(gl.int64) * bias_b + head.to(gl.int64) * bias_h
         q = q_s.index(slot * CONSUMERS + W).reshape([ROWS, D])
         m = gl.full([ROWS], FLOOR, gl.float32, R_L)
@@ -119,7 +117,7 @@ def consumer(
                     mbarrier.wait(v_ready.index(ring), turn)
                     clear(v_s.index(ring).reshape([KEYS, D]), length, KEYS, D)
                 if BIAS or length < KEYS or kind == 1:
-                    s = scores(s, block, length, kind, query, bias, scale, queries, keys, LO, HI, POS, AXES, BIAS, KEYS)
+                    s = scores(s, block, length, kind, lo, hi, POS, guards, bias, scale, WINDOW, BIAS, KEYS)
                 p, m, mass, shrink = softmax(s, m, mass, factor, POLYNOMIAL)
                 acc = shrunk(acc, shrink, D)
                 weights = gl.convert_layout(p.to(DT), P_L)
@@ -135,7 +133,7 @@ def consumer(
                     s = warpgroup_mma_wait(1, deps=(running,))
                     mbarrier.arrive(k_free.index(ring), count=1)
                     if BIAS:
-                        s = scores(s, block, KEYS, 2, query, bias, scale, queries, keys, LO, HI, POS, 0, True, KEYS)
+                        s = scores(s, block, KEYS, 2, lo, hi, POS, guards, bias, scale, False, True, KEYS)
                     p, m, mass, shrink = softmax(s, m, mass, factor, POLYNOMIAL)
                     acc = warpgroup_mma_wait(0, deps=(adding,))
                     mbarrier.arrive(v_free.index(last), count=1)

@@ -126,8 +126,8 @@ def producer(
 # Nothing is compiled for a value of an argument: `gluon.py` looks programs up by the constants alone.
 @gluon.jit(
     do_not_specialize=[
-        "total", "q_tiles", "text_tiles", "heads", "q_blocks", "row_stride", "count_stride", "spread", "lq", "lk",
-        "bias_b", "bias_h", "k_len_stride",
+        "guards", "total", "q_tiles", "text_tiles", "heads", "q_blocks", "row_stride", "count_stride", "spread", "lq",
+        "lk", "bias_b", "bias_h", "k_len_stride",
     ],
     do_not_specialize_on_alignment=[
         "LSE", "TICKET", "PTR", "IDX", "N_FULL", "COUNTS", "Q_LEN", "K_LEN", "LO", "HI", "POS", "KEY_BIAS",
@@ -149,6 +149,7 @@ def block_sparse(
     LO,
     HI,
     POS,
+    guards,
     KEY_BIAS,
     scale,
     total,
@@ -170,7 +171,7 @@ def block_sparse(
     CONSUMERS: gl.constexpr,
     SHARE: gl.constexpr,
     PERSISTENT: gl.constexpr,
-    AXES: gl.constexpr,
+    WINDOW: gl.constexpr,
     BIAS: gl.constexpr,
     POLYNOMIAL: gl.constexpr,
     REGISTERS: gl.constexpr,
@@ -209,17 +210,18 @@ def block_sparse(
     maps = (q_tma, k_tma, v_tma)
     rows = (PTR, N_FULL, COUNTS, row_stride, count_stride, spread)
     fetched = (TICKET, IDX, K_LEN, total, q_tiles, text_tiles, heads, lk, k_len_stride)
-    given = (Q_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk)
+    given = (Q_LEN, LO, HI, POS, guards, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq)
     strides = (bias_b, bias_h)
     C: gl.constexpr = CONSUMERS
     S: gl.constexpr = SHARE
     R: gl.constexpr = REGISTERS
     P: gl.constexpr = POLYNOMIAL
+    M: gl.constexpr = WINDOW
     if C == S:
         gl.warp_specialize(
             [
-                (rows_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 0)),
-                (rows_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 1)),
+                (rows_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, M, BIAS, P, 0)),
+                (rows_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, M, BIAS, P, 1)),
                 (producer, (maps, shared, rows, fetched, KEYS, STAGES, C, S, PERSISTENT)),
             ],
             [4, 1],
@@ -228,8 +230,8 @@ def block_sparse(
     elif C == 2:
         gl.warp_specialize(
             [
-                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 0)),
-                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 1)),
+                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, M, BIAS, P, 0)),
+                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, M, BIAS, P, 1)),
                 (producer, (maps, shared, rows, fetched, KEYS, STAGES, C, S, PERSISTENT)),
             ],
             [4, 1],
@@ -238,9 +240,9 @@ def block_sparse(
     else:
         gl.warp_specialize(
             [
-                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 0)),
-                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 1)),
-                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, AXES, BIAS, P, 2)),
+                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, M, BIAS, P, 0)),
+                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, M, BIAS, P, 1)),
+                (joined_consumer, (out_tma, LSE, shared, given, strides, KEYS, D, STAGES, C, S, M, BIAS, P, 2)),
                 (producer, (maps, shared, rows, fetched, KEYS, STAGES, C, S, PERSISTENT)),
             ],
             [4, 4, 1],

@@ -70,20 +70,27 @@ def place_of(tile, q_tiles, heads):
 
 
 @gluon.jit
+def interval(LO, HI, query, lq, WINDOW: gl.constexpr):
+    """The words of the first and the last positions that queries keep, which serve all tiles of keys."""
+    if WINDOW:
+        return gl.load(LO + query, mask=query < lq, other=0), gl.load(HI + query, mask=query < lq, other=0)
+    else:
+        return query, query
+
+
+@gluon.jit
 def scores(
     s,
     block,
     length,
     kind,
-    query,
+    lo,
+    hi,
+    POS,
+    guards,
     bias,
     scale,
-    queries,
-    keys,
-    LO,
-    HI,
-    POS,
-    AXES: gl.constexpr,
+    WINDOW: gl.constexpr,
     BIAS: gl.constexpr,
     KEYS: gl.constexpr,
 ):
@@ -97,14 +104,11 @@ def scores(
         s = s * scale + gl.expand_dims(more * LOG2E, 0)
     if length < KEYS:
         s = gl.where(gl.expand_dims(key < length, 0), s, float("-inf"))
-    if AXES > 0:
+    if WINDOW:
         if kind == 1:
-            # Not unrolled: one axis at a time is what the registers hold.
-            for axis in range(AXES):
-                pos = gl.expand_dims(gl.load(POS + axis * keys + block * KEYS + key), 0)
-                lo = gl.expand_dims(gl.load(LO + axis * queries + query), 1)
-                hi = gl.expand_dims(gl.load(HI + axis * queries + query), 1)
-                s = gl.where((lo <= pos) & (pos < hi), s, float("-inf"))
+            pos = gl.expand_dims(gl.load(POS + block * KEYS + key), 0)
+            beyond = ~((pos - gl.expand_dims(lo, 1)) & (gl.expand_dims(hi, 1) - pos)) & guards
+            s = gl.where(beyond == 0, s, float("-inf"))
     return s
 
 

@@ -19,6 +19,7 @@ from .gluon_parts import (
     clear,
     entry_of,
     facts_of,
+    interval,
     no_mass,
     place_of,
     scores,
@@ -42,7 +43,7 @@ def consumer(
     STAGES: gl.constexpr,
     CONSUMERS: gl.constexpr,
     SHARE: gl.constexpr,
-    AXES: gl.constexpr,
+    WINDOW: gl.constexpr,
     BIAS: gl.constexpr,
     POLYNOMIAL: gl.constexpr,
     W: gl.constexpr,
@@ -51,7 +52,7 @@ def consumer(
     q_s, k_s, v_s, facts_s, entries_s, q_ready, q_free, k_ready, k_free, v_ready, v_free, facts_ready, facts_free = (
         shared
     )
-    Q_LEN, LO, HI, POS, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq, lk = given
+    Q_LEN, LO, HI, POS, guards, KEY_BIAS, scale, total, q_tiles, heads, q_blocks, lq = given
     bias_b, bias_h = strides
     DT: gl.constexpr = k_s.dtype
     S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
@@ -60,9 +61,6 @@ def consumer(
     R_L: gl.constexpr = gl.SliceLayout(1, S_L)
     # With a bias the logits are spelled out; without one, the scale is folded into the exponent.
     factor = 1.0 if BIAS else scale
-    # Padded lengths of the window's tables.
-    queries = q_tiles * (ROWS * CONSUMERS)
-    keys = (lk + KEYS - 1) // KEYS * KEYS
     done = 0
     step = 0
     tile, n, full = facts_of(facts_s, facts_ready, done)
@@ -70,7 +68,7 @@ def consumer(
         slot = done % AHEAD
         mbarrier.arrive(facts_free.index(slot), count=1)
         sample, head, i = place_of(tile, q_tiles, heads)
-        query = (i * CONSUMERS + W) * ROWS + gl.arange(0, ROWS, R_L)
+        lo, hi = interval(LO, HI, (i * CONSUMERS + W) * ROWS + gl.arange(0, ROWS, R_L), lq, WINDOW)
         bias = KEY_BIAS + sample.to(gl.int64) * bias_b + head.to(gl.int64) * bias_h
         q = q_s.index(slot * CONSUMERS + W).reshape([ROWS, D])
         m = gl.full([ROWS], FLOOR, gl.float32, R_L)
@@ -89,7 +87,7 @@ def consumer(
             mbarrier.arrive(k_free.index(ring), count=1)
             kind = gl.where(full > 0, 2, 1)
             if BIAS or length < KEYS or kind == 1:
-                s = scores(s, block, length, kind, query, bias, scale, queries, keys, LO, HI, POS, AXES, BIAS, KEYS)
+                s = scores(s, block, length, kind, lo, hi, POS, guards, bias, scale, WINDOW, BIAS, KEYS)
             p, m, mass, shrink = softmax(s, m, mass, factor, POLYNOMIAL)
             weights = gl.convert_layout(p.to(DT), P_L)
             place = 1
@@ -109,7 +107,7 @@ def consumer(
                 mbarrier.arrive(k_free.index(ring), count=1)
                 kind = gl.where(place < full, 2, 1)
                 if BIAS or length < KEYS or kind == 1:
-                    s = scores(s, block, length, kind, query, bias, scale, queries, keys, LO, HI, POS, AXES, BIAS, KEYS)
+                    s = scores(s, block, length, kind, lo, hi, POS, guards, bias, scale, WINDOW, BIAS, KEYS)
                 p, m, mass, shrink = softmax(s, m, mass, factor, POLYNOMIAL)
                 # The multiplication that runs still reads the last ones.
                 behind = gl.convert_layout(p.to(DT), P_L)

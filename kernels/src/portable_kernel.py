@@ -40,10 +40,7 @@ def _attend_tile(
         s = tl.dot(q, tl.trans(k), input_precision="ieee")
     if BIAS:
         s = s * scale + 1.4426950408889634 * tl.load(bias_base + within, mask=token, other=0.0)[None, :]
-    keep = token[None, :]
-    if WINDOW:
-        keep = inside & keep
-    s = tl.where(keep, s, float("-inf"))
+    s = tl.where(inside if WINDOW else token[None, :], s, float("-inf"))
     # The scale is folded into the exponent: one multiply-add for each score.
     factor = 1.0 if BIAS else scale
     m_new = tl.maximum(m, tl.max(s, 1) * factor)
@@ -59,7 +56,7 @@ def _attend_tile(
 
 
 # Sizes change with every video; a kernel of its own for those that 16 divides is not worth its compile time.
-@triton.jit(do_not_specialize=["bias_b", "bias_h", "row_stride", "k_len_stride", "lq", "lk"])
+@triton.jit(do_not_specialize=["guards", "bias_b", "bias_h", "row_stride", "k_len_stride", "lq", "lk"])
 def block_sparse(
     Q,
     K,
@@ -74,6 +71,7 @@ def block_sparse(
     LO,
     HI,
     POS,
+    guards,
     KEY_BIAS,
     scale,
     q_b,
@@ -98,7 +96,7 @@ def block_sparse(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     KEYS: tl.constexpr,
-    AXES: tl.constexpr,
+    WINDOW: tl.constexpr,
     BIAS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -157,19 +155,18 @@ def block_sparse(
             UPCAST,
         )
 
-    if AXES > 0:
+    if WINDOW:
         key = tl.arange(0, KEYS)
+        lo = tl.load(LO + start_q + query, mask=is_query, other=0)[:, None]
+        hi = tl.load(HI + start_q + query, mask=is_query, other=0)[:, None]
         for step in tl.range(partial * TILES, last * TILES):
             j = tl.load(IDX + step // TILES)
             inner = step % TILES * KEYS
             start = j * BLOCK + inner
             length = tl.minimum(tl.load(lengths + j) - inner, lk - start)
-            inside = tl.full([BLOCK, KEYS], 1, tl.int1)
-            for axis in tl.static_range(AXES):
-                lo = tl.load(LO + (start_q + query) * AXES + axis, mask=is_query, other=0)
-                hi = tl.load(HI + (start_q + query) * AXES + axis, mask=is_query, other=0)
-                pos = tl.load(POS + (start + key) * AXES + axis, mask=key < length, other=0)
-                inside = inside & (lo[:, None] <= pos[None, :]) & (pos[None, :] < hi[:, None])
+            # No window holds -1, so keys that are no tokens are outside all of them.
+            pos = tl.load(POS + start + key, mask=key < length, other=-1)[None, :]
+            inside = (~((pos - lo) & (hi - pos)) & guards) == 0
             acc, m, mass = _attend_tile(
                 acc,
                 m,

@@ -81,7 +81,7 @@ class Problem:
 
 
 class Rows(NamedTuple):
-    """A `BlockMask` as the op sees it: tensors and one int. Query and key blocks may differ in number.
+    """A `BlockMask` as the op sees it: tensors and ints. Query and key blocks may differ in number.
 
     Attributes:
         ptr: (heads * q_blocks + 1,) int32, where each row starts in `idx`.
@@ -89,8 +89,9 @@ class Rows(NamedTuple):
         n_full: (heads * q_blocks,) int32, how many of the row are full.
         q_len: (q_blocks,) int32, tokens in each query block.
         k_len: (k_blocks,) or (b, k_blocks) int32, tokens in each key block.
-        lo, hi: (lq, axes) int32, kept positions of each query in partial blocks; None where there are none.
-        pos: (lk, axes) int32, position of each key.
+        lo, hi: (lq,) int32, a word for what each query keeps in partial blocks; None where there are none.
+        pos: (lk,) int32, a word for the position of each key.
+        guards: what decides these words, see `window.inside`; 0 where there are none.
         block: slots in a block.
         text: how many query blocks, the last ones, are text: they keep far more than others, so they are begun first.
     """
@@ -103,6 +104,7 @@ class Rows(NamedTuple):
     lo: torch.Tensor | None
     hi: torch.Tensor | None
     pos: torch.Tensor | None
+    guards: int
     block: int
     text: int = 0
 
@@ -110,10 +112,11 @@ class Rows(NamedTuple):
     def of(cls, mask: BlockMask) -> Rows:
         """Take a mask apart."""
         layout, window = mask.layout, mask.window
-        lo, hi, pos = (None, None, None) if window is None else window
+        lo, hi, pos, guards = (None, None, None, 0) if window is None else window
         return cls(
-            mask.ptr, mask.idx, mask.n_full, layout.q_len, mask.lengths, lo, hi, pos, layout.block, layout.text_blocks
-        )
+            mask.ptr, mask.idx, mask.n_full, layout.q_len, mask.lengths, lo, hi, pos, guards, layout.block,
+            layout.text_blocks,
+        )  # fmt: skip
 
     @classmethod
     def dense(cls, lq: int, lk: int, block: int, device: torch.device) -> Rows:
@@ -158,15 +161,4 @@ def _dense_rows(lq: int, lk: int, block: int, device: torch.device) -> Rows:
     ptr = (torch.arange(n + 1, device=device) * m).int()
     idx = torch.arange(m, device=device).int().repeat(n)
     n_full = torch.full((n,), m, dtype=torch.int32, device=device)
-    return Rows(ptr, idx, n_full, lengths(lq, n), lengths(lk, m), None, None, None, block)
-
-
-def padded_window(rows: Rows, lq: int, lk: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """lo, hi (axes, lq) and pos (axes, lk) of a window, axis by axis and long enough to be read in whole tiles."""
-    if rows.lo is None or rows.hi is None or rows.pos is None:
-        return None
-    lo, hi, pos = (
-        torch.nn.functional.pad(x.t(), (0, length - x.shape[0]))
-        for x, length in ((rows.lo, lq), (rows.hi, lq), (rows.pos, lk))
-    )
-    return lo.contiguous(), hi.contiguous(), pos.contiguous()
+    return Rows(ptr, idx, n_full, lengths(lq, n), lengths(lk, m), None, None, None, 0, block)

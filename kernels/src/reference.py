@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 
+from ..window import inside
 from .problem import Problem, Rows, Verdict
 
 
@@ -88,8 +89,7 @@ def kept(rows: Rows | None, slots: torch.Tensor, heads: torch.Tensor, lk: int) -
     kind = rows.kinds(row).repeat_interleave(block, -1)[..., :lk]
     keep = kind == 2
     if rows.lo is not None and rows.hi is not None and rows.pos is not None:
-        inside = (rows.lo[slots, None] <= rows.pos) & (rows.pos < rows.hi[slots, None])
-        keep = keep | ((kind == 1) & inside.all(-1))
+        keep = keep | ((kind == 1) & inside(rows.lo[slots, None], rows.hi[slots, None], rows.pos, rows.guards))
     q_token = slots % block < rows.q_len[slots // block]
     k_token = key % block < rows.k_len[..., key // block]
     return keep & q_token[:, None] & k_token.reshape(-1, 1, 1, lk)

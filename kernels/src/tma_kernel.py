@@ -23,14 +23,13 @@ def _attend_tile(
     length,
     scale,
     bias_stride,
-    LO,
-    HI,
+    lo,
+    hi,
     POS,
-    slot,
-    is_query,
+    guards,
     D: tl.constexpr,
     KEYS: tl.constexpr,
-    AXES: tl.constexpr,
+    WINDOW: tl.constexpr,
     BIAS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -43,13 +42,10 @@ def _attend_tile(
     if BIAS:
         more = tl.load(bias_base + (start + within) * bias_stride, mask=token, other=0.0)
         s = s * scale + 1.4426950408889634 * more[None, :]
-    if AXES > 0:
-        for axis in tl.static_range(AXES):
-            lo = tl.load(LO + slot * AXES + axis, mask=is_query, other=0)
-            hi = tl.load(HI + slot * AXES + axis, mask=is_query, other=0)
-            # No window reaches the largest number, so keys that are no tokens are outside all of them.
-            pos = tl.load(POS + (start + within) * AXES + axis, mask=token, other=2147483647)
-            s = tl.where((lo[:, None] <= pos[None, :]) & (pos[None, :] < hi[:, None]), s, float("-inf"))
+    if WINDOW:
+        # No window holds -1, so keys that are no tokens are outside all of them.
+        pos = tl.load(POS + start + within, mask=token, other=-1)[None, :]
+        s = tl.where((~((pos - lo[:, None]) & (hi[:, None] - pos)) & guards) == 0, s, float("-inf"))
     elif length < KEYS:
         s = tl.where(token[None, :], s, float("-inf"))
     # The scale is folded into the exponent: one multiply-add for each score.
@@ -66,7 +62,7 @@ def _attend_tile(
 
 
 # Sizes change with every video; a kernel of its own for those that 16 divides is not worth its compile time.
-@triton.jit(do_not_specialize=["bias_b", "bias_h", "row_stride", "k_len_stride", "lq", "lk"])
+@triton.jit(do_not_specialize=["guards", "bias_b", "bias_h", "row_stride", "k_len_stride", "lq", "lk"])
 def block_sparse(
     Q,
     K,
@@ -81,6 +77,7 @@ def block_sparse(
     LO,
     HI,
     POS,
+    guards,
     KEY_BIAS,
     scale,
     bias_b,
@@ -93,7 +90,7 @@ def block_sparse(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     KEYS: tl.constexpr,
-    AXES: tl.constexpr,
+    WINDOW: tl.constexpr,
     BIAS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -127,19 +124,21 @@ def block_sparse(
         start = j * BLOCK + inner
         length = tl.minimum(tl.load(lengths + j) - inner, lk - start)
         acc, m, mass = _attend_tile(
-            acc, m, mass, q, K, V, bias_head, b, h, start, length, scale, bias_l, LO, HI, POS, slot, is_query, D, KEYS,
-            0, BIAS, UPCAST,
+            acc, m, mass, q, K, V, bias_head, b, h, start, length, scale, bias_l, slot, slot, POS, guards, D, KEYS,
+            False, BIAS, UPCAST,
         )  # fmt: skip
 
-    if AXES > 0:
+    if WINDOW:
+        lo = tl.load(LO + slot, mask=is_query, other=0)
+        hi = tl.load(HI + slot, mask=is_query, other=0)
         for step in tl.range(partial * TILES, last * TILES):
             j = tl.load(IDX + step // TILES)
             inner = step % TILES * KEYS
             start = j * BLOCK + inner
             length = tl.minimum(tl.load(lengths + j) - inner, lk - start)
             acc, m, mass = _attend_tile(
-                acc, m, mass, q, K, V, bias_head, b, h, start, length, scale, bias_l, LO, HI, POS, slot, is_query, D,
-                KEYS, AXES, BIAS, UPCAST,
+                acc, m, mass, q, K, V, bias_head, b, h, start, length, scale, bias_l, lo, hi, POS, guards, D, KEYS,
+                True, BIAS, UPCAST,
             )  # fmt: skip
 
     nothing = (mass == 0.0) | ~is_query

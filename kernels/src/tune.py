@@ -23,6 +23,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from ..window import Window
 from .canary import possible
 from .problem import Rows
 
@@ -149,8 +150,9 @@ def measure(
     q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3))
     rows = Rows.dense(TOKENS, TOKENS, key.block, device)
     if key.window:
-        lo = torch.zeros(TOKENS, 3, dtype=torch.int32, device=device)
-        rows = rows._replace(n_full=torch.zeros_like(rows.n_full), lo=lo, hi=lo + 1, pos=lo)
+        here = torch.zeros(TOKENS, 1, dtype=torch.int32, device=device)
+        window = Window.of(here, here + 1, here, [1])
+        rows = rows._replace(n_full=torch.zeros_like(rows.n_full), **window._asdict())
     taken = []
     for candidate in candidates:
         times = []

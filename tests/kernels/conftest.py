@@ -110,7 +110,7 @@ def make_case() -> Callable[..., Case]:
         partial = rule = None
         if window:
             position = layout.positions
-            rule = Window(position - 2, position + 2, position)
+            rule = Window.of(position - 2, position + 2, position, layout.grid)
             partial = torch.rand(keep.shape, generator=generator) < 0.6
         mask = BlockMask.of(keep, layout, partial=partial, window=rule)
         shape = (batch, layout.slots, heads, d)

@@ -104,8 +104,12 @@ def test_refusals(make_case: Callable[..., Any]) -> None:
     refused.append((MaskError, "with_valid_text", (q, k, v, per_sample), {}))
     window = make_case(grid=(3, 4, 5), window=True).mask
     short = window.window._replace(pos=window.window.pos[1:])
-    tensors = (x[:, :60] for x in (q, k, v))
+    tensors = tuple(x[:, :60] for x in (q, k, v))
     refused.append((MaskError, "layout.positions", (*tensors, dataclasses.replace(window, window=short)), {}))
+    tables = window.window._replace(lo=window.window.axes()[0])
+    refused.append(
+        (MaskError, r"lo \(60, 3\) of torch.int32 .* one", (*tensors, dataclasses.replace(window, window=tables)), {})
+    )
     for error, words, args, kwargs in refused:
         with pytest.raises(error, match=words):
             attention(*args, **kwargs)

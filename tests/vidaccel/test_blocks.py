@@ -34,21 +34,25 @@ def masks(draw: st.DrawFn, layout: TokenLayout | None = None) -> tuple[BlockMask
     return BlockMask.of(keep, layout, partial=partial, window=window_of(layout)), keep, partial & keep
 
 
-def window_of(layout: TokenLayout) -> Window:
-    """A box around every token; text and holes stand at -1."""
+def boxes_of(layout: TokenLayout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A box around every token: first position, end, own position. Text and holes stand at -1."""
     position = layout.positions
-    return Window(position - torch.tensor([1, 2, 1]), position + torch.tensor([1, 2, 3]), position)
+    return position - torch.tensor([1, 2, 1]), position + torch.tensor([1, 2, 3]), position
 
 
-def spelled_out(layout: TokenLayout, keep: torch.Tensor, partial: torch.Tensor, window: Window) -> torch.Tensor:
+def window_of(layout: TokenLayout) -> Window:
+    return Window.of(*boxes_of(layout), layout.grid)
+
+
+def spelled_out(layout: TokenLayout, keep: torch.Tensor, partial: torch.Tensor) -> torch.Tensor:
     """(h, tokens, tokens) bool in model order, one pair at a time."""
     dense = torch.zeros(keep.shape[0], layout.tokens, layout.tokens, dtype=torch.bool)
     slot = layout.slot_of.tolist()
-    lo, hi, pos = (side.tolist() for side in window)
+    lo, hi, pos = (side.tolist() for side in boxes_of(layout))
     for q, k in itertools.product(range(layout.tokens), repeat=2):
         i, j = slot[q], slot[k]
         m, n = i // layout.block, j // layout.block
-        inside = all(low <= p < high for low, p, high in zip(lo[i], pos[j], hi[i], strict=True))
+        inside = all(p >= 0 and low <= p < high for low, p, high in zip(lo[i], pos[j], hi[i], strict=True))
         dense[:, q, k] = keep[:, m, n] & (~partial[:, m, n] | inside)
     return dense
 
@@ -58,7 +62,7 @@ def spelled_out(layout: TokenLayout, keep: torch.Tensor, partial: torch.Tensor, 
 def test_dense_is_the_definition(built):
     mask, keep, partial = built
     layout = mask.layout
-    dense = spelled_out(layout, keep, partial, window_of(layout))
+    dense = spelled_out(layout, keep, partial)
     assert torch.equal(mask.to_dense(), dense)
     start = layout.text if layout.text_first else 0
     video = dense[:, start : start + layout.grid.tokens, start : start + layout.grid.tokens]
@@ -120,7 +124,8 @@ def test_union_errors():
     mask = BlockMask.of(keep, layout, partial=keep, window=window_of(layout))
     with pytest.raises(MaskError, match="different layouts"):
         mask.union(BlockMask.of(keep, layout.tiled((2, 4, 2))))
-    wider = Window(mask.window.lo - 1, mask.window.hi, mask.window.pos)
+    lo, hi, pos = boxes_of(layout)
+    wider = Window.of(lo - 1, hi, pos, layout.grid)
     with pytest.raises(MaskError, match="different token windows"):
         mask.union(BlockMask.of(keep, layout, partial=keep, window=wider))
 

@@ -21,7 +21,9 @@ def lists() -> BlockMask:
     partial = torch.zeros_like(keep)
     partial[:, 2, 0] = True
     position = layout.positions
-    return BlockMask.of(keep, layout, partial=partial, window=Window(position - 1, position + 2, position))
+    return BlockMask.of(
+        keep, layout, partial=partial, window=Window.of(position - 1, position + 2, position, layout.grid)
+    )
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -227,8 +227,7 @@ def _kept(plan: Plan, qkv: tuple[torch.Tensor, ...], sampled: torch.Tensor) -> t
     kind = rows.gather(2, (k_place // layout.block)[:, None].expand(-1, len(sampled), -1))
     keep = kind == 2
     if mask.window is not None:
-        lo, hi, pos = mask.window.lo[q_place[0]], mask.window.hi[q_place[0]], mask.window.pos[k_place[0]]
-        keep = keep | ((kind == 1) & ((lo[:, None] <= pos) & (pos < hi[:, None])).all(-1))
+        keep = keep | ((kind == 1) & mask.window.kept(q_place[0], k_place[0]))
     return keep
 
 

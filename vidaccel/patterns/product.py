@@ -149,5 +149,5 @@ def _window(layout: TokenLayout, axes: Sequence[Axis], cut: Sequence[bool]) -> W
         for axis, at, needed in zip(axes, position.T, cut, strict=True)
         if needed
     ]
-    lo, hi, pos = (torch.stack(side, 1).int() for side in zip(*sides, strict=True))
-    return Window(lo, hi, pos)
+    lo, hi, pos = (torch.stack(side, 1) for side in zip(*sides, strict=True))
+    return Window.of(lo, hi, pos, [len(axis.rank) for axis, needed in zip(axes, cut, strict=True) if needed])

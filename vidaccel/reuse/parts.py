@@ -49,8 +49,8 @@ class Parts:
         self._window: Window | None = None
         if len(shared):
             is_past = torch.arange(self.layout.slots, device=device) >= rows * _BLOCK
-            lo, hi = (torch.where(is_past, *ends)[:, None].int() for ends in ((0, past), (past, keys)))
-            self._window = Window(lo, hi, torch.arange(keys, device=device, dtype=torch.int32)[:, None])
+            lo, hi = (torch.where(is_past, *ends)[:, None] for ends in ((0, past), (past, keys)))
+            self._window = Window.of(lo, hi, torch.arange(keys, device=device)[:, None], [keys])
         self._kept: dict[tuple[bool, ...], BlockMask] = {}
 
     def __call__(

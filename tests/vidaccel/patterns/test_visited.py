@@ -67,7 +67,7 @@ def test_joined_blocks_are_those_of_the_tokens(grid, tile, seed):
         for each in zip(*((axis.lo, axis.hi, axis.rank) for axis in axes), strict=True)
     ]
     times = torch.randint(0, 3, (layout.blocks,) * 2, generator=torch.Generator().manual_seed(seed))
-    assert pairs_in(Window(*sides), layout.q_len, 16, times) == int((count * times).sum())
+    assert pairs_in(Window.of(*sides, grid), layout.q_len, 16, times) == int((count * times).sum())
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
