@@ -86,17 +86,19 @@ def gluon_health(d: int, block: int, dtype: torch.dtype, *, window: bool = False
 
 
 def table(capability: int) -> Iterator[dict[str, Any]]:
-    """Every bf16 configuration, and those of the largest blocks with each extra, and in fp16."""
+    """Every bf16 configuration, those of 64 slots with windows, of 128 with each extra, and in fp16."""
     bf16 = torch.bfloat16
     for d in (64, 128):
         for block in (16, 32, 64, 128):
             yield portable_health(capability, d, block, bf16)
+        yield portable_health(capability, d, 64, bf16, window=True)
         yield portable_health(capability, d, 128, bf16, window=True)
         yield portable_health(capability, d, 128, bf16, window=True, bias=True)
         yield portable_health(capability, d, 128, torch.float16)
         if capability >= 90:
             yield tma_health(capability, d, 64, bf16)
             yield tma_health(capability, d, 128, bf16)
+            yield tma_health(capability, d, 64, bf16, window=True)
             yield tma_health(capability, d, 128, torch.float16, window=True, bias=True)
     if capability == 90:
         for d, block in gluon.CONFIGS:

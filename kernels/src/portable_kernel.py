@@ -157,35 +157,37 @@ def block_sparse(
 
     if WINDOW:
         key = tl.arange(0, KEYS)
-        lo = tl.load(LO + start_q + query, mask=is_query, other=0)[:, None]
-        hi = tl.load(HI + start_q + query, mask=is_query, other=0)[:, None]
-        for step in tl.range(partial * TILES, last * TILES):
-            j = tl.load(IDX + step // TILES)
-            inner = step % TILES * KEYS
-            start = j * BLOCK + inner
-            length = tl.minimum(tl.load(lengths + j) - inner, lk - start)
-            # No window holds -1, so keys that are no tokens are outside all of them.
-            pos = tl.load(POS + start + key, mask=key < length, other=-1)[None, :]
-            inside = (~((pos - lo) & (hi - pos)) & guards) == 0
-            acc, m, mass = _attend_tile(
-                acc,
-                m,
-                mass,
-                q,
-                k_head + start.to(tl.int64) * k_l,
-                v_head + start.to(tl.int64) * v_l,
-                bias_head + start * bias_l,
-                length,
-                inside,
-                scale,
-                k_l,
-                v_l,
-                D,
-                KEYS,
-                True,
-                BIAS,
-                UPCAST,
-            )
+        # Asked although the loop would do: without it, matrix instructions wait for one another in both loops.
+        if partial < last:
+            lo = tl.load(LO + start_q + query, mask=is_query, other=0)[:, None]
+            hi = tl.load(HI + start_q + query, mask=is_query, other=0)[:, None]
+            for step in tl.range(partial * TILES, last * TILES):
+                j = tl.load(IDX + step // TILES)
+                inner = step % TILES * KEYS
+                start = j * BLOCK + inner
+                length = tl.minimum(tl.load(lengths + j) - inner, lk - start)
+                # No window holds -1, so keys that are no tokens are outside all of them.
+                pos = tl.load(POS + start + key, mask=key < length, other=-1)[None, :]
+                inside = (~((pos - lo) & (hi - pos)) & guards) == 0
+                acc, m, mass = _attend_tile(
+                    acc,
+                    m,
+                    mass,
+                    q,
+                    k_head + start.to(tl.int64) * k_l,
+                    v_head + start.to(tl.int64) * v_l,
+                    bias_head + start * bias_l,
+                    length,
+                    inside,
+                    scale,
+                    k_l,
+                    v_l,
+                    D,
+                    KEYS,
+                    True,
+                    BIAS,
+                    UPCAST,
+                )
 
     nothing = (mass == 0.0) | (query >= length_q)
     total = tl.where(nothing, 1.0, mass)

@@ -131,15 +131,17 @@ def block_sparse(
     if WINDOW:
         lo = tl.load(LO + slot, mask=is_query, other=0)
         hi = tl.load(HI + slot, mask=is_query, other=0)
-        for step in tl.range(partial * TILES, last * TILES):
-            j = tl.load(IDX + step // TILES)
-            inner = step % TILES * KEYS
-            start = j * BLOCK + inner
-            length = tl.minimum(tl.load(lengths + j) - inner, lk - start)
-            acc, m, mass = _attend_tile(
-                acc, m, mass, q, K, V, bias_head, b, h, start, length, scale, bias_l, lo, hi, POS, guards, D, KEYS,
-                True, BIAS, UPCAST,
-            )  # fmt: skip
+        # Asked although the loop would do: without it, matrix instructions wait for one another in both loops.
+        if partial < last:
+            for step in tl.range(partial * TILES, last * TILES):
+                j = tl.load(IDX + step // TILES)
+                inner = step % TILES * KEYS
+                start = j * BLOCK + inner
+                length = tl.minimum(tl.load(lengths + j) - inner, lk - start)
+                acc, m, mass = _attend_tile(
+                    acc, m, mass, q, K, V, bias_head, b, h, start, length, scale, bias_l, lo, hi, POS, guards, D, KEYS,
+                    True, BIAS, UPCAST,
+                )  # fmt: skip
 
     nothing = (mass == 0.0) | ~is_query
     total = tl.where(nothing, 1.0, mass)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from vidaccel import kernels
-from vidaccel.blocks import BlockMask
+from vidaccel.blocks import BlockMask, Window
 from vidaccel.errors import BackendError, MaskError
 from vidaccel.grid import TokenLayout, VideoGrid
 from vidaccel.kernels import Problem, attention, backends, canary
@@ -186,6 +186,27 @@ def test_one_graph_serves_every_mask() -> None:
             q, k, v = (torch.randn(1, layout.slots, 2, 16) for _ in range(3))
             torch.testing.assert_close(compiled(q, k, v, mask), attention(q * 2, k, v, mask)[0] + 1)
     # The second mask has another number of blocks; torch then makes that number dynamic, once.
+    assert len(graphs) <= 2
+
+
+def test_one_graph_serves_every_window() -> None:
+    layout = TokenLayout.of((3, 5, 7), text=9, block=16, tile=(2, 2, 3))
+    every, position = torch.ones(layout.blocks, layout.blocks, dtype=torch.bool), layout.positions
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda q, k, v, m: attention(q * 2, k, v, m)[0] + 1, fullgraph=True, backend=backend)
+    q, k, v = torch.randn(3, 1, layout.slots, 2, 16)
+    with torch.no_grad():
+        for cut in ([0, 1, 2], [1, 2], [0, 1], [2]):
+            sides = (side[:, cut] for side in (position - 1, position + 2, position))
+            window = Window.of(*sides, [layout.grid[axis] for axis in cut])
+            mask = BlockMask.of(every, layout, partial=every, window=window)
+            torch.testing.assert_close(compiled(q, k, v, mask), attention(q * 2, k, v, mask)[0] + 1)
+    # The second window has other guards; torch then makes that number dynamic, once.
     assert len(graphs) <= 2
 
 
