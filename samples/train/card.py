@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ python -m samples.train.evaluate --model {name} --sweep caches --report $R/cache
 ```
 """
 REPEATED = "repeat"
+_LONG = re.compile(r"(?<=\b[0-9a-f]{7})[0-9a-f]{33}\b")
 _PATTERNS = (
     "How many are right, and PSNR to the dense clip; in parentheses the density of the steps that are not dense, where "
     "it is not the one asked for:"
@@ -189,7 +191,8 @@ def _measured(report: dict[str, Any]) -> str:
     """Say with what and where a report was measured."""
     settings, device = report["settings"], report["device"].get("gpu") or report["device"]["cpu"]
     measured = f"{settings['prompts']} prompts, seed {settings['seed']}, {device}, torch {report['versions']['torch']}"
-    return f"{measured}, commit {report['commit']}"
+    # Seven letters are enough to find a commit; the report has the whole name.
+    return f"{measured}, commit {_LONG.sub('', report['commit'])}"
 
 
 def _aspects(dense: dict[str, Any]) -> str:

@@ -22,72 +22,99 @@ LIMITS = {
 """By model."""
 FOUND = {
     ("hunyuan-tiny", "attention-h200"): (
-        "Light-forcing has the highest PSNR at every density, and the most right but at 0.5, where TempCache has three "
-        "more (chance) at 4.2 dB less; down to 0.35 topk, pyramid and svg come next. None that keeps to its density is "
-        "within two points of dense, not even at 0.5 (100 against 107): 2,304 tokens are few. TempCache needs that "
-        "half: at 0.35 it is level with random blocks.",
-        "FlashBlock, on topk, did not become sparse in this measurement: its check bounded the error of a rest from an "
-        "earlier step so loosely that 0.59 to 0.65 was computed whatever was asked for (100 to 104 right at 39 to 42 "
-        "dB). It measures that error since: on one clip 0.51 where 0.5 was asked for, at 40.6 dB, and 0.37 for 0.35, "
-        "at 32.0 dB, where topk alone has 21.9 dB at 0.5. Below 0.25 nothing is left for its dense steps.",
-        "The controls fail, as they should: at every density the best pattern is 20 to 41 points ahead of both. "
+        "Of the patterns that see one step alone light-forcing has the highest PSNR at every density, and the "
+        "most right but at 0.5, where TempCache has three more (chance) at 4.2 dB less; down to 0.35 topk, "
+        "pyramid and svg come next. None is within two points of dense, not even at 0.5 (100 against 107): 2,304 "
+        "tokens are few. TempCache needs that half: at 0.35 it is level with random blocks.",
+        "FlashBlock, on topk, takes what topk leaves out from an earlier step. Of the steps that are not dense it"
+        " computes 0.51, 0.37 and 0.29 where 0.5, 0.35 and 0.25 were asked for, and stays nearest to dense by "
+        "far: 35.1, 31.3 and 28.9 dB, topk alone 26.8, 24.0 and 21.5 (at 0.5, 0.36 and 0.25). By the prompt it is"
+        " the best at 0.35 and 0.25 (93 and 82 right, light-forcing 86 and 58, topk 74 and 49) and level with "
+        "light-forcing at 0.5 (95 and 97). Below 0.25 nothing is left for its dense calls.",
+        "The controls fail, as they should: at every density the best pattern is 20 to 55 points ahead of both. "
         "Fixed patterns are another matter: radial is told from both controls at no density. At 0.35 it has 46 "
         "right, and random blocks have 46.",
-        "Why radial does so little here was not found. On two prompts, a third of the way, its blocks hold 0.81 of "
-        "a query's attention at 0.35, random ones 0.59, and the best for each query 0.92. On `wan-tiny` and "
-        "`cogvideox-tiny` these are 0.72, 0.52, 0.86 and 0.74, 0.55, 0.86, and there radial has about twice as many "
-        "right as random blocks. So it is not that it keeps too little, and its blocks are the same squares of 8x8.",
-        "Sliding-window has more right at 0.35 than at 0.5, as on `wan-tiny`: the window nearest to 0.35 is three "
-        "whole frames, that nearest to 0.5 is half of every frame.",
+        "Why radial does so little here was not found. On two prompts, a third of the way, its blocks hold 0.81 "
+        "of a query's attention at 0.35, random ones 0.59, and the best for each query 0.92. On `wan-tiny` and "
+        "`cogvideox-tiny` these are 0.72, 0.52, 0.86 and 0.74, 0.55, 0.86, and there radial has about twice as "
+        "many right as random blocks. So it is not that it keeps too little, and its blocks are the same squares "
+        "of 8x8.",
+        "Sliding-window has more right at 0.35 than at 0.5, as on `wan-tiny`: the window nearest to 0.35 is three"
+        " whole frames, that nearest to 0.5 is half of every frame.",
     ),
     ("hunyuan-tiny", "caches-h200"): (
-        "A third of the steps costs nothing by the prompt: cg-taylor at 0.18 has 109 right where dense has 107 (two "
-        "clips are chance), and so have four more of its forms. Of the rivals none is within two clips of dense "
-        "below 0.45 (cache-dit, 105).",
-        "By PSNR it is not always the best at as many steps: EasyCache has 37.2 dB at 0.33 (and 104 right) where "
-        "cg-taylor has 34.9, and the gate in Newton's form 41.8 dB at 0.40 where the default, Taylor's, has 39.1.",
-        "A quarter at a loss of two points is reached by nobody: 91 and 90 right at 0.23, where diffusers' "
-        "TaylorSeer has 39 and four times fewer steps 29. `placed steps`, made for `wan-tiny`, do not carry over: "
-        "with straight lines over such gaps (order 1) 2 to 70 are right, so they have to be placed anew for each "
-        "model.",
-        "The first steps alone, repeated, have 98 right at 0.27 and 111 at 0.50: objects and paths are settled "
-        "early here, too. diffusers' first-block cache failed in its own hook at 0.13 and 0.4; the report has the "
-        "message.",
+        "Four times fewer steps at a loss of at most two points (108 right) are reached by nobody: with 12 of 50 "
+        "computed EasyCache has 106 right and cg-taylor 105, at 0.18 and in both forms; with 13, at 0.1, cg-"
+        "taylor has 107. On 128 clips none of these is told from dense (-0.07 to +0.01, -0.08 to +0.00, -0.05 to "
+        "+0.01). The fewest that keep it are EasyCache's 17 (109 right); of the rivals, diffusers' broadcast's 29"
+        " (108).",
+        "At 12 steps what is best depends on the measure. `placed`, chosen on `wan-tiny`, has the highest PSNR, "
+        "38.5 dB, and the fewest right of the four: 101, nine of dense's lost and none won. EasyCache has 35.6 "
+        "dB, cg-taylor 35.3 in Newton's form and 34.0 in Taylor's. With one step more cg-taylor, at 0.1, has 37.4"
+        " dB, and all that `placed` has right and six more (95 %: 1 to 9 points).",
+        "From 0.26 to 0.30 cg-taylor leads every other gate and every rival: 37.4 dB at 0.26 and 39.2 at 0.28 "
+        "(Newton's form, 107 right) against 34.9 of the first-block caches, ours and diffusers', at 0.30 (96 "
+        "right). At 0.34 EasyCache (109, 41.6 dB) and MagCache (107, 40.6), at 0.48 EasyCache (110, 47.6), and at"
+        " 0.50 `placed` (110, 51.5) are the best there are: cg-taylor was not measured there. Time ran out before"
+        " thresholds below 0.1 and the controls with half of the steps.",
+        "The first twelve steps alone, repeated, have 98 right: objects and paths are settled early here, too. "
+        "What leads at 12 steps is 2 to 6 points and 4 to 9 dB ahead of that, random steps have 30. With six "
+        "steps computed nothing works.",
+        "diffusers' first-block cache failed in its own hook at 0.2, the report has the message; TeaCache at 0.05"
+        " computes every step and is left out.",
     ),
     ("cogvideox-tiny", "attention-h200"): (
-        "Light-forcing and svg have the most right, at 0.5 with TempCache (89 each, TempCache at 2.4 dB less), then "
-        "radial (87 of dense's 113) and topk. At 0.25 TempCache is level with random blocks, and at 0.15 nothing works "
-        "(17 at best).",
-        "FlashBlock, on topk, did not become sparse in this measurement: its check bounded the error of a rest from an "
-        "earlier step so loosely that 0.98 was computed, and its 112 right say nothing of what reuse would cost. It "
-        "measures that error since: on one clip 0.53 where 0.5 was asked for, at 25.7 dB, and 0.40 for 0.35, at 24.5 "
-        "dB, where topk alone has 18.9 and 19.2 dB.",
+        "Of the patterns that see one step alone light-forcing and svg have the most right, at 0.5 with TempCache"
+        " (89 each, TempCache at 2.4 dB less), then radial (87 of dense's 113) and topk. At 0.25 TempCache is "
+        "level with random blocks, and at 0.15 nothing works (17 at best).",
+        "FlashBlock, on topk, takes what topk leaves out from an earlier step. At 0.5 (0.54 computed in the steps"
+        " that are not dense) it is level with light-forcing by the prompt, 90 right, and 2.3 dB nearer to dense,"
+        " at 26.9. Asked for 0.35 and 0.25 it computes 0.43 and 0.50, since its check turns more calls dense than"
+        " were planned: 88 right each, at 25.5 and 26.5 dB, with half of the pairs computed six more than topk "
+        "alone (82, 23.9 dB). So on this model, in 20 steps, it does not become sparser than 0.43.",
         "The controls fail, as they should: the best pattern is 10 points ahead of both at 0.15, and 23 to 41 at "
-        "higher densities. Radial is 11 to 27 points ahead of them down to 0.25; at 0.15 it is not told from them.",
+        "higher densities. Radial is 11 to 27 points ahead of them down to 0.25; at 0.15 it is not told from "
+        "them.",
     ),
     ("cogvideox-tiny", "caches-h200"): (
-        "Of 20 steps fewer can be spared than of 50: cg-taylor has 112 right at 0.45 where dense has 113, and 113 "
-        "at 0.50; cache-dit needs 0.55 for as many. By PSNR cg-taylor is ahead of every rival from 0.4 "
-        "on; its gate in Newton's form is 1.1 and 1.6 dB ahead of the default, Taylor's, at 0.50 and 0.55.",
-        "A quarter at a loss of two points is reached by nobody: the first five steps, repeated, have 96 right, and "
-        "no policy has more below 0.35, so that nothing is told from this control there. `placed steps` with six or "
-        "seven first are the same five; straight lines over such gaps fail (8 right, and 2 of the output).",
-        "Teacache, for which nobody has published a polynomial for CogVideoX, computes every step at these "
-        "thresholds, and is left out.",
+        "A quarter of the steps is enough: with 12 of 50 computed (4.2 times fewer), cg-taylor, as it comes "
+        "(0.18), has 117 right where dense has 118 (95 % of the difference: -0.03 to +0.01), at 34.9 dB. "
+        "EasyCache needs 14 steps for 116, cache-dit 17 (with 13 it has 113).",
+        "By PSNR `placed`, chosen on `wan-tiny`, is ahead at 12 steps, 37.8 dB, with three clips fewer (114; all "
+        "that it has right cg-taylor has, too). The loss of four clips to dense is more than two points, but not "
+        "told from none (-0.06 to +0.00).",
+        "From 0.26 to 0.34 cg-taylor leads every other gate and every rival, now in Taylor's form and now in Newton's:"
+        " 37.0 dB at 0.26 (cache-dit 34.9), 39.0 at 0.28 (EasyCache 36.1), 41.4 at 0.30 (first-block 30.4 at "
+        "0.32), 43.5 at 0.34 (EasyCache 40.6, cache-dit 39.4). Beyond it was not measured: EasyCache has 45.1 dB "
+        "at 0.42, TeaCache 47.8 at 0.48, `placed` 51.0 at 0.50, all with 118 right. Time ran out before "
+        "thresholds below 0.1 and the controls with half of the steps.",
+        "Repeating the first twelve steps has 103 right, 11 points and 5.2 dB less than cg-taylor, random steps "
+        "have 21. With six steps `placed` has two more right than six steps repeated (60 and 58): nothing works "
+        "there.",
+        "TeaCache, for which nobody has published a polynomial for this model, computes every step at 0.05 and is"
+        " left out there.",
     ),
     ("wan-causal-tiny", "causal-h200"): (
-        "No history, and what is drawn by lot, loses to what a method chooses: Light Forcing's blocks by 19 and 12 "
-        "clips of 32 in the last stretch, AnnSA's tokens by 8 at 0.1. At 0.3 AnnSA is not told from its control: the "
-        "own chunk, always whole, and a third of the rest are enough here whatever they are; at 0.03, one block of "
-        "36, both fail.",
-        "By the prompt a window of 4 frames is as good as all 12, so that no method can win there against a shorter "
-        "window. By PSNR TempCache stays nearer to dense than a window of the same bytes (31.5 and 25.0 dB against "
-        "28.8 and 24.3 in the second stretch), and the substitute of hybrid memory nearer than its window alone "
-        "(39.6 and 33.2 against 28.8).",
-        "The first frame alone, with the own chunk, has more right than Light Forcing at the same 0.33 from the second "
-        "stretch on, at 8 dB less: it draws another video of the same prompt. Light Forcing may leave out blocks "
-        "of the own chunk too, as published, and at 0.3 that shows.",
-        "AnnCA at 0.5 has room for all words and costs nothing; at 0.15 words are lost, and clips with them.",
+        "No history, and what is drawn by lot, loses to what a method chooses in the last stretch: Light "
+        "Forcing's blocks by 19 and 12 clips of 32, TempCache's keys by 15 and 7, those of hybrid memory by 7, "
+        "AnnSA's tokens by 8 at 0.1, AnnCA's words by 5 at 0.15, all together by 7 at 0.3 and by 11 at 0.1.",
+        "Four rows are not told from their controls, by 10 points or 3 dB. AnnSA at 0.3 (23 right, random tokens "
+        "24): the own chunk, always whole, and a third of the rest are enough here whatever they are; and at 0.03"
+        " (5 and 3), one block of 36, where both fail. FlashBlock at 0.1 and 0.3 (23 and 22 right, random heads "
+        "24 and 24; 29.3 and 24.8 dB in the second stretch, random heads 27.8 and 26.5): at such shares it does "
+        "not matter here which heads take their rest from an earlier step. So this sample shows what these two "
+        "cost, not that their choice is worth anything.",
+        "By the prompt a window of 4 frames is as good as all 12, so that no method can win there against a "
+        "shorter window. By PSNR TempCache stays nearer to dense than a window of the same bytes (31.5 and 25.0 "
+        "dB against 28.8 and 24.3 in the second stretch), and the substitute of hybrid memory nearer than its "
+        "window alone (39.6 and 33.2 against 28.8).",
+        "The first frame alone, with the own chunk, has more right than Light Forcing at the same 0.33 from the "
+        "second stretch on, at 8 dB less: it draws another video of the same prompt. Light Forcing may leave out "
+        "blocks of the own chunk too, as published, and at 0.3 that shows.",
+        "AnnCA at 0.5 has room for all words and costs nothing; at 0.15 words are lost, and clips with them: more"
+        " are right than with words drawn by lot, at 5 dB less, as another video of the prompt.",
+        "All together (merged keys, AnnSA, FlashBlock, AnnCA) keep 25 of 32 at 0.3; at 0.1, 0.34 with the own "
+        "chunk, 18.",
     ),
 }
 """By model and report."""

@@ -11,8 +11,9 @@ from samples.models import MODELS, path
 from samples.train import evaluate
 from vidaccel.render import find, weights
 
+SWEEPS = {"attention": "repeat.json", "caches": "repeat-caches.json"}
 SHIPPED = sorted(name for name in set(MODELS.values()) if (path(name) / "model_index.json").is_file())
-REPORTS = [("attention", name, "repeat.json") for name in SHIPPED] + [("caches", "wan-tiny", "repeat-caches.json")]
+REPORTS = [(sweep, name, file) for sweep, file in SWEEPS.items() for name in SHIPPED]
 
 
 @pytest.mark.slow

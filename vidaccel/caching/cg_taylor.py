@@ -20,14 +20,16 @@ class CGTaylor(CachePolicy):
     output is forecast too and everything between is skipped. The uncond branch follows the cond branch's decision and
     then runs no layer at all.
 
-    Taylor's form is the default, although Newton's is exact on more curves: published thresholds belong to it, and it
-    was ahead where 50 steps were measured, on 128 prompts of wan-tiny, by PSNR to the video without a cache against the
-    share of computed steps (`samples/models/*/reports/caches-h200.json`). At order 1, where only the gate differs:
-    Taylor 42.6 dB at 32 %, Newton 40.4 dB at 30 % and 42.8 dB at 34 %. At order 2: Taylor 40.9 dB at 36 %,
-    Newton 36.7 dB at 37 %. It is no law: on hunyuan-tiny, 30 steps, Taylor's is 2.5 dB ahead at 33 % and 2.6 dB behind
-    at 40 %, on cogvideox-tiny, 20 steps, 1.1 and 1.6 dB behind at 50 and 55 %.
+    Taylor's form is the default, although Newton's is exact on more curves: published thresholds belong to it, and by
+    PSNR to the video without a cache neither is ahead at as many computed steps, on 128 prompts of three small models
+    in 50 steps (`samples/models/*/reports/caches-h200.json`). wan-tiny: Taylor 42.6 dB at 32 % computed, Newton 42.2.
+    cogvideox-tiny: 39.0 dB at 28 %, where Newton's line from 26 to 30 % has 39.2. hunyuan-tiny: 34.0 and 35.3 dB at
+    24 %, 37.4 at 26 % and 39.2 at 28 %. At order 2 wan-tiny has 40.9 dB at 36 % with Taylor's, 36.7 at 37 % with
+    Newton's. At 0.18 it computes 24 to 28 % on all three, and two, five and one of 128 clips no longer show what was
+    asked for.
 
-    Where no more than a quarter of the steps may be computed, `placed` was better than any gate.
+    It is not always the best: at 24 % `placed` has 3 to 6 dB more on all three, and on two of them three or four clips
+    fewer that show what was asked for. Their cards say where what wins.
 
     Attributes:
         threshold: relative error of the first layer's forecast, from 0. Wan 0.18 (0.36 "fast"), HunyuanVideo 0.08.
