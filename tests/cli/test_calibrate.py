@@ -21,8 +21,12 @@ def test_goals_work_after_a_calibration(invoke: Callable[..., Result], wan: Path
     result = invoke("calibrate", "-m", wan, *options)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert [point["threshold"] for point in found["points"]] == [0, 0.0001, 5]
-    assert found["points"][-1]["speedup"] > 1.3
+    made = [(point["cache"], point["knob"], point["value"]) for point in found["points"]]
+    assert made[:3] == [("cg-taylor", "threshold", value) for value in (0, 0.0001, 5)]
+    assert made[3:] == [("placed", "share", value) for value in (0.67, 0.5, 0.34, 0.25, 0.17)]
+    speeds = [point["speedup"] for point in found["points"]]
+    assert speeds[2] > 1.3
+    assert speeds[3:] == [12 / computed for computed in (8, 6, 4, 3, 2)]
     assert Path(found["file"]).is_file()
     video = invoke("render", "-m", wan, "-p", "a cat", "--steps", 12, "--cache", "auto:1.2x", "--dry-run")
     assert video.exit_code == 0, video.output
@@ -31,7 +35,7 @@ def test_goals_work_after_a_calibration(invoke: Callable[..., Result], wan: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("calibrate", "--cache", "taylorseer"), "cg-taylor"),
+        (("calibrate", "--cache", "placed,taylorseer"), "'taylorseer' has nothing to calibrate"),
         (("calibrate", "--thresholds", "x"), "0.1,0.2,0.4"),
         (("calibrate", "--thresholds", "0"), "above 0"),
         (("render", "-p", "x", "--cache", "auto:2x", "--dry-run"), "vidaccel calibrate"),

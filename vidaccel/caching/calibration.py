@@ -1,12 +1,15 @@
-"""Thresholds found on recorded renders: `cache="auto:2.5x"` and `cache="auto:psnr>=28"`.
+"""Caches found on recorded renders: `cache="auto:2.5x"` and `cache="auto:psnr>=28"`.
 
-A threshold means nothing by itself, and another thing for each model. `vidaccel calibrate` renders a few prompts at
-several thresholds and keeps what came out: steps over computed steps, and PSNR against the run without a cache. Between
-measured thresholds both are interpolated; beyond them nothing is promised.
+A threshold means nothing by itself, and another thing for each model; and which policy is the best depends on the model
+and on the goal. `vidaccel calibrate` renders a few prompts with several policies, each turned from careful to bold, and
+keeps what came out: steps over computed steps, and PSNR against the run without a cache. A goal is met by the policy
+that loses least at this speed, or that is fastest at this quality. Between measured points all is interpolated; beyond
+them nothing is promised.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -20,41 +23,72 @@ from ..files import replacing
 from . import POLICIES
 from .goal import Goal
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one threshold gave, on average over prompts.
+    """What one setting gave, on average over prompts.
 
     Attributes:
-        threshold: of the policy.
+        value: of the policy's knob.
         speedup: steps over computed steps.
         psnr: dB against the run without a cache.
     """
 
-    threshold: float
+    value: float
     speedup: float
     psnr: float
 
 
 @dataclass(frozen=True)
+class Curve:
+    """What a policy gave.
+
+    Attributes:
+        cache: the policy's name.
+        points: from careful to bold.
+    """
+
+    cache: str
+    points: tuple[Point, ...]
+
+    def reaching(self, goal: Goal) -> Point | None:
+        """The most careful point that is as fast, or the boldest one that is as good; None beyond what was measured."""
+        # A bolder one is never slower, and never better: noise between neighbours is smoothed away.
+        if goal.what == "speedup":
+            ys, wanted = _running([point.speedup for point in self.points]), goal.least
+            if ys[-1] < wanted:
+                return None
+        else:
+            ys, wanted = _running([-point.psnr for point in self.points]), -goal.least
+            if wanted < ys[0]:
+                return None
+        left, share = _crossing(ys, wanted, last=goal.what == "psnr")
+        before, after = self.points[left], self.points[min(left + 1, len(ys) - 1)]
+        bold = [_turned(self.cache, point.value) for point in (before, after)]
+        return Point(
+            _turned(self.cache, bold[0] + share * (bold[1] - bold[0])),
+            before.speedup + share * (after.speedup - before.speedup),
+            before.psnr + share * (after.psnr - before.psnr),
+        )
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """What a policy gave on a model.
+    """What policies gave on a model.
 
     Attributes:
         model: `model_key` of the transformer.
-        cache: the policy's name.
         steps: denoising steps of the renders.
         prompts: those that were rendered.
-        points: by ascending threshold.
+        curves: of the policies.
     """
 
     model: str
-    cache: str
     steps: int
     prompts: tuple[str, ...]
-    points: tuple[Point, ...]
+    curves: tuple[Curve, ...]
 
     def save(self) -> Path:
         """Write it where `load` finds it, replacing an older one of the model. Returns the file."""
@@ -79,15 +113,13 @@ class Calibration:
             )
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            points = tuple(
-                Point(*(float(each[name]) for name in ("threshold", "speedup", "psnr"))) for each in data["points"]
-            )
-            return cls(data["model"], data["cache"], int(data["steps"]), tuple(data["prompts"]), points)
+            curves = tuple(Curve(each["cache"], tuple(map(_point, each["points"]))) for each in data["curves"])
+            return cls(data["model"], int(data["steps"]), tuple(data["prompts"]), curves)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(f"calibration {path} cannot be read ({error}); run `vidaccel calibrate` again") from None
 
-    def threshold_for(self, goal: str) -> float:
-        """The threshold that reaches a goal: the lowest for a speed, the highest for a quality.
+    def policy_for(self, goal: str) -> dict[str, Any]:
+        """The policy that reaches a goal best, as plain data.
 
         Args:
             goal: "auto:2.5x" or "auto:psnr>=28".
@@ -100,19 +132,25 @@ class Calibration:
             raise RecipeError(
                 f"cache {goal} was asked for; calibrations hold speed and psnr: auto:2.5x or auto:psnr>=28"
             )
-        thresholds = [point.threshold for point in self.points]
+        names = " and ".join(curve.cache for curve in self.curves)
+        found = {curve.cache: point for curve in self.curves if (point := curve.reaching(wanted)) is not None}
+        points = [point for curve in self.curves for point in curve.points]
         if wanted.what == "speedup":
-            fastest = max(point.speedup for point in self.points)
-            # A higher threshold is never slower: noise between neighbours is smoothed away.
-            speeds = _running(max, [point.speedup for point in self.points])
-            if not 1 <= wanted.least <= fastest:
-                raise RecipeError(f"cache {goal}: {self.cache} gave 1x to {fastest:.2f}x here; ask for one of these")
-            return _crossing(thresholds, speeds, wanted.least)
-        best = max(point.psnr for point in self.points)
-        losses = _running(max, [-point.psnr for point in self.points])
-        if -wanted.least < losses[0]:
-            raise RecipeError(f"cache {goal}: {self.cache} gave at most {best:.1f} dB here; ask for less, or no cache")
-        return _crossing(thresholds, losses, -wanted.least, last=True)
+            if not found or wanted.least < 1:
+                fastest = max(point.speedup for point in points)
+                raise RecipeError(f"cache {goal}: {names} gave 1x to {fastest:.2f}x here; ask for one of these")
+            name = max(found, key=lambda name: found[name].psnr)
+        else:
+            if not found:
+                best = max(point.psnr for point in points)
+                raise RecipeError(f"cache {goal}: {names} gave at most {best:.1f} dB here; ask for less, or no cache")
+            name = max(found, key=lambda name: found[name].speedup)
+        return {"name": name, str(knob(name)): found[name].value, "steps": self.steps}
+
+
+def knob(cache: str) -> str | None:
+    """What makes a policy bolder: a higher threshold, or a lower share of steps to compute; None where neither is."""
+    return next((name for name in ("threshold", "share") if hasattr(POLICIES[cache], name)), None)
 
 
 def model_key(transformer_class: str, config: Mapping[str, Any]) -> str:
@@ -130,8 +168,7 @@ def calibrated(cache: Any, transformer_class: str, config: Mapping[str, Any]) ->
     if not (isinstance(cache, str) and cache.startswith("auto:")):
         return cache
     Goal.of(cache.removeprefix("auto:"))  # What is no goal is told before what was never calibrated.
-    found = Calibration.load(model_key(transformer_class, config))
-    return {"name": found.cache, "threshold": found.threshold_for(cache), "steps": found.steps}
+    return Calibration.load(model_key(transformer_class, config)).policy_for(cache)
 
 
 def usual_threshold(cache: str, family: str) -> float | None:
@@ -152,21 +189,26 @@ def _path(model: str) -> Path:
     return Path(home) / "calibrations" / f"{re.sub('[^A-Za-z0-9.-]', '_', model)}.json"
 
 
-def _running(best: Any, values: Sequence[float]) -> list[float]:
-    found: list[float] = []
-    for value in values:
-        found.append(best(found[-1], value) if found else value)
-    return found
+def _point(data: Mapping[str, Any]) -> Point:
+    return Point(*(float(data[name]) for name in ("value", "speedup", "psnr")))
 
 
-def _crossing(xs: Sequence[float], ys: Sequence[float], wanted: float, last: bool = False) -> float:
-    """The first x at which ascending ys reach a value, or the last one at which they have not passed it."""
+def _turned(cache: str, value: float) -> float:
+    """A knob's value as what grows evenly with boldness, and back: shares of computed steps are turned over."""
+    return 1 / value if knob(cache) == "share" else value
+
+
+def _running(values: Sequence[float]) -> list[float]:
+    return list(itertools.accumulate(values, max))
+
+
+def _crossing(ys: Sequence[float], wanted: float, last: bool) -> tuple[int, float]:
+    """Where ascending ys first reach a value, or last have not passed it: the place to the left, and how far beyond."""
     if last and ys[-1] <= wanted:
-        return xs[-1]
+        return len(ys) - 1, 0.0
     if not last and ys[0] >= wanted:
-        return xs[0]
-    for left in range(len(xs) - 1):
-        below, above = ys[left], ys[left + 1]
+        return 0, 0.0
+    for left, (below, above) in enumerate(itertools.pairwise(ys)):
         if below <= wanted < above if last else below < wanted <= above:
-            return xs[left] + (wanted - below) / (above - below) * (xs[left + 1] - xs[left])
+            return left, (wanted - below) / (above - below)
     raise AssertionError(f"{wanted} does not lie within {ys[0]} to {ys[-1]}")

@@ -79,7 +79,9 @@ app.command(epilog='Example: vidaccel render --prompt "a red circle moves right"
 app.command(epilog="Example: vidaccel rerun out.mp4 -o again.mp4")(rerun)
 app.command(epilog="Example: vidaccel compare dense.mp4 sparse.mp4 -o compare.html")(compare)
 app.command(epilog="Example: vidaccel estimate --model wan2.1-14b --attention radial --density 0.25")(estimate)
-app.command(epilog="Example: vidaccel calibrate --model wan-tiny --cache cg-taylor --thresholds 0.1,0.2,0.4")(calibrate)
+app.command(epilog="Example: vidaccel calibrate --model wan-tiny --cache cg-taylor,placed --thresholds 0.1,0.2,0.4")(
+    calibrate
+)
 app.command(epilog="Example: vidaccel tune --target 'psnr>=28' -o out/tune")(tune)
 app.command(epilog="Example: vidaccel explain --attention radial,topk --density 0.35 -o out/explain")(explain)
 app.command(epilog="Example: vidaccel doctor --format json")(doctor)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import vidaccel
-from vidaccel.caching import CGTaylor
-from vidaccel.caching.calibration import Calibration, Point, calibrated, model_key
+from vidaccel.caching import POLICIES, CGTaylor, Placed
+from vidaccel.caching.calibration import Calibration, Curve, Point, calibrated, knob, model_key
 from vidaccel.errors import RecipeError
 
 # The third threshold came out slower and better than the second: such noise must not turn a search round.
@@ -29,7 +29,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def made() -> Calibration:
-    return Calibration("Model-3-2", "cg-taylor", 20, ("a cat",), POINTS)
+    return Calibration("Model-3-2", 20, ("a cat",), (Curve("cg-taylor", POINTS),))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,33 @@ def made() -> Calibration:
     ],
 )
 def test_goals(made: Calibration, goal: str, threshold: float) -> None:
-    assert made.threshold_for(goal) == pytest.approx(threshold)
+    assert made.policy_for(goal) == {"name": "cg-taylor", "threshold": pytest.approx(threshold), "steps": 20}
+
+
+@pytest.mark.parametrize(
+    ("goal", "name", "value"),
+    [
+        ("auto:1x", "cg-taylor", 0.0),
+        ("auto:1.6x", "cg-taylor", 0.06),  # 64 dB; placed has 45 dB from there on
+        ("auto:2x", "placed", 0.5),
+        ("auto:2.5x", "cg-taylor", 0.3),  # 35.5 dB; placed, between 45 and 21 dB, has 34.2
+        ("auto:2.6x", "cg-taylor", 0.32),
+        ("auto:4x", "placed", 0.25),  # nobody else is that fast
+        ("auto:3.2x", "placed", 1 / 3.2),
+        ("auto:psnr>=44", "placed", 1 / 2.04),  # as fast as 2.04x, cg-taylor 1.93x
+        ("auto:psnr>=31", "cg-taylor", 0.38),
+    ],
+)
+def test_what_wins_at_a_goal_is_taken(goal: str, name: str, value: float) -> None:
+    """For a speed who loses least, for a quality who is fastest."""
+    placed = Curve("placed", (Point(0.5, 2.0, 45.0), Point(0.25, 4.0, 2.0)))
+    both = Calibration("Model-3-2", 20, ("a cat",), (Curve("cg-taylor", POINTS), placed))
+    found = both.policy_for(goal)
+    assert found == {"name": name, str(knob(name)): pytest.approx(value, abs=0.01), "steps": 20}
+
+
+def test_what_can_be_calibrated() -> None:
+    assert [name for name in POLICIES if knob(name) is None] == ["replay", "taylorseer"]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +82,7 @@ def test_goals(made: Calibration, goal: str, threshold: float) -> None:
 )
 def test_goals_that_were_never_reached(made: Calibration, goal: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
-        made.threshold_for(goal)
+        made.policy_for(goal)
 
 
 def test_a_calibration_is_kept_and_found(made: Calibration) -> None:
@@ -75,12 +101,14 @@ def test_accelerate_takes_a_goal(wan: Any, made: Calibration) -> None:
         vidaccel.accelerate(wan, cache="auto:9")
     key = model_key("WanTransformer3DModel", wan.transformer.config)
     assert key == "WanTransformer3DModel-3-2-32-16-16"
-    Calibration(key, "cg-taylor", 20, ("a cat",), POINTS).save()
-    expected = CGTaylor(threshold=made.threshold_for("auto:2.5x"), steps=20)
+    Calibration(key, 20, ("a cat",), (Curve("cg-taylor", POINTS), Curve("placed", (Point(0.25, 4.0, 20.0),)))).save()
+    expected = CGTaylor(threshold=made.policy_for("auto:2.5x")["threshold"], steps=20)
     with vidaccel.accelerate(wan, cache="auto:2.5x") as run:
         assert run.recipe.cache == expected
     # What was found is what the recipe says, so that the run can be repeated elsewhere.
     assert vidaccel.Recipe.from_dict(run.recipe.to_dict()).cache == expected
+    with vidaccel.accelerate(wan, cache="auto:4x") as run:
+        assert run.recipe.cache == Placed(share=0.25, steps=20)
 
 
 def test_names_and_policies_pass_through() -> None:
