@@ -51,7 +51,7 @@ _CURVES = """Not measured yet: what sparse attention and caches cost here. On a 
 ```
 R=samples/models/{name}/reports
 python -m samples.train.evaluate --model {name} --sweep attention --report $R/attention-h200.json
-python -m samples.train.evaluate --model {name} --sweep caches --report $R/caches-h200.json
+python -m samples.train.evaluate --model {name} --sweep caches --steps 50 --report $R/caches-h200.json
 ```
 """
 REPEATED = "repeat"

@@ -32,7 +32,8 @@ class CGTaylor(CachePolicy):
     fewer that show what was asked for. Their cards say where what wins.
 
     Attributes:
-        threshold: relative error of the first layer's forecast, from 0. Wan 0.18 (0.36 "fast"), HunyuanVideo 0.08.
+        threshold: relative error of the first layer's forecast, from 0. Wan 0.18 (0.36 "fast"), HunyuanVideo 0.08. For
+            CogVideoX nobody published one; Wan's did well on cogvideox-tiny.
         warmup: first steps that are computed.
         gate_order: order of the first layer's forecast.
         order: order of the last layer's forecast.
