@@ -21,12 +21,12 @@ class CGTaylor(CachePolicy):
     then runs no layer at all.
 
     Taylor's form is the default, although Newton's is exact on more curves: published thresholds belong to it, and by
-    PSNR to the video without a cache neither is ahead at as many computed steps, on 128 prompts of three small models
-    in 50 steps (`samples/models/*/reports/caches-h200.json`). wan-tiny: Taylor 42.6 dB at 32 % computed, Newton 42.2.
-    cogvideox-tiny: 39.0 dB at 28 %, where Newton's line from 26 to 30 % has 39.2. hunyuan-tiny: 34.0 and 35.3 dB at
-    24 %, 37.4 at 26 % and 39.2 at 28 %. At order 2 wan-tiny has 40.9 dB at 36 % with Taylor's, 36.7 at 37 % with
-    Newton's. At 0.18 it computes 24 to 28 % on all three, and two, five and one of 128 clips no longer show what was
-    asked for.
+    PSNR to the video without a cache neither is clearly ahead at as many computed steps, on 128 prompts of three small
+    models in 50 steps (`samples/models/*/reports/caches-h200.json`). wan-tiny: Taylor 42.6 dB at 32 % computed, Newton
+    42.2. cogvideox-tiny: Taylor 39.0 dB at 28 %, Newton 37.0 at 26 % and 41.4 at 30 %. hunyuan-tiny: 34.0 and 35.3 dB
+    at 24 %, then Taylor 37.4 at 26 % and Newton 39.2 at 28 %. At order 2 wan-tiny has 40.9 dB at 36 % with Taylor's,
+    36.7 at 37 % with Newton's. At a threshold of 0.18 Taylor's computes 24 to 28 %, and of 128 clips two (wan-tiny),
+    one (cogvideox-tiny) and five (hunyuan-tiny) fewer show what was asked for.
 
     It is not always the best: at 24 % `placed` has 3 to 6 dB more on all three, and on two of them three or four clips
     fewer that show what was asked for. Their cards say where what wins.
