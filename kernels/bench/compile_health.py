@@ -62,23 +62,23 @@ def tma_health(
 
 def gluon_health(d: int, block: int, dtype: torch.dtype, *, window: bool = False, bias: bool = False) -> dict[str, Any]:
     """The same of the Gluon kernel, for Hopper."""
-    chosen = gluon.CONFIGS[d, block]
+    chosen = (gluon.RULED if window or bias else gluon.CONFIGS)[d, block]
     constants = {
         "D": d,
         "KEYS": block,
-        "STAGES": chosen.stages,
-        "CONSUMERS": chosen.units,
-        "SHARE": block // gluon.UNIT,
-        "PERSISTENT": chosen.persistent,
+        "UNITS": 2 if chosen.streams == 1 else 1,
+        "STREAMS": chosen.streams,
+        "SLOTS": chosen.slots,
+        "AHEAD": chosen.ahead,
+        "REGISTERS": chosen.registers,
         "WINDOW": window,
         "BIAS": bias,
-        "POLYNOMIAL": chosen.polynomial,
-        "REGISTERS": chosen.registers,
     }
     element = gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
+    tiles = {name: [1, 1, gluon.UNIT, d] for name in ("q_tma", "out_tma")}
+    tiles |= {name: [1, 1, 1, block, d] for name in ("k_tma", "v_tma", "filled_tma")}
     maps = {}
-    for name, slots in {"q_tma": gluon.UNIT, "k_tma": block, "v_tma": block, "out_tma": gluon.UNIT}.items():
-        box = [1, 1, slots, d]
+    for name, box in tiles.items():
         maps[name] = f"tensordesc<{NAMES[dtype]}{box},{gl.NVMMASharedLayout.get_default_for(box, element)!r}>"
     source = _source(GluonASTSource, gluon_kernel.block_sparse, constants, dtype, maps)
     about = {"kernel": "gluon", "d": d, "block": block, "dtype": NAMES[dtype], "window": window, "bias": bias}
@@ -103,7 +103,8 @@ def table(capability: int) -> Iterator[dict[str, Any]]:
     if capability == 90:
         for d, block in gluon.CONFIGS:
             yield gluon_health(d, block, bf16)
-        yield gluon_health(64, 128, torch.float16, window=True, bias=True)
+        for d, block in ((64, 128), (128, 64)):
+            yield gluon_health(d, block, torch.float16, window=True, bias=True)
 
 
 def _source(
@@ -115,7 +116,7 @@ def _source(
 ) -> Any:
     """What Triton compiles: the kernel, and the types that a real call gives its arguments."""
     types = dict.fromkeys(("Q", "K", "V", "OUT"), f"*{NAMES[dtype]}") | {"LSE": "*fp32", "KEY_BIAS": "*fp32"}
-    types |= dict.fromkeys(("TICKET", "PTR", "IDX", "N_FULL", "COUNTS", "Q_LEN", "K_LEN", "LO", "HI", "POS"), "*i32")
+    types |= dict.fromkeys(("TICKET", "PTR", "IDX", "N_FULL", "Q_LEN", "K_LEN", "LO", "HI", "POS"), "*i32")
     types |= {"scale": "fp32"} | (maps or {}) | dict.fromkeys(constants, "constexpr")
     names = kernel.arg_names
     signature = {name: types.get(name, "i32") for name in names}

@@ -6,6 +6,7 @@ the machine does falls on all of them alike.
 
 from __future__ import annotations
 
+import random
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -151,8 +152,10 @@ def _times(rivals: list[Rival], repeats: int, device: str) -> dict[str, list[flo
     """Milliseconds of each repeat. Every kernel has run once already, in its check."""
     times: dict[str, list[float]] = {rival.name: [] for rival in rivals}
     spent = dict.fromkeys(times, 0.0)
+    # What ran just before decides how hot a GPU is, so the order changes.
+    order = random.Random(0)
     for turn in range(repeats):
-        for rival in rivals:
+        for rival in order.sample(rivals, len(rivals)):
             if turn >= 3 and spent[rival.name] > ENOUGH_S:
                 continue
             start = time.perf_counter()

@@ -1,16 +1,18 @@
 """Block-sparse flash attention for Hopper, warp-specialised, in Gluon: the fastest kernel here.
 
-Idea: one warp fetches by TMA, two or three warp groups multiply, with 64 queries each. Scores of the next tile of keys
-    are multiplied while the values of the last one are added, and the next tile of queries is fetched ahead. Where warp
-    groups belong to different rows of the mask, they share one stream of keys: the union of the rows' lists, in which
-    each entry says who needs it (`joined.py`). Tiles with text in them, which keep everything, are begun first.
-Math: that of `portable.py`. A quarter of the exponentials can be polynomials; no configuration here gains by it.
-Cost: 4 d flops a kept pair; a tile of 128 queries reads each key it keeps once.
-Source: FlashAttention-3 (arXiv 2407.08608): warp specialisation, sections 3.1 and 3.2; FlashAttention-4's split of
-    exponentials between two units, and its conditional rescaling.
-Limits: fp16, bf16; head dim 128 with blocks of 64 and 128, head dim 64 with blocks of 128 (blocks of 64 are faster in
-    `portable.py`); sm_90; Triton 3.6 to 3.9, on whose Gluon these few calls agree (run with 3.6, compiled with 3.9).
-Reads strided tensors as they are (through 4-D tensor maps), if their strides are multiples of 16 bytes; else it copies.
+Idea: a stream is one warp that fetches by TMA, and one or two warp groups that multiply, with 64 queries each. Scores
+    of the next tile of keys are multiplied while the values of the last one are added. One stream of two warp groups,
+    whose 128 queries share each tile, is fastest where multiplying a tile takes longer than its softmax. Elsewhere
+    three streams of one warp group each hide what the others wait for, and none waits for another's keys. Rows of
+    text, which keep everything, are begun first. Behind the last key of a short tile values are zero: TMA fetches
+    zeros where the tile is as long as most short ones, and the warp that fetches clears the rest.
+Math: that of `portable.py`.
+Cost: 4 d flops a kept pair; a stream reads each key that its row keeps once.
+Source: FlashAttention-3 (arXiv 2407.08608): warp specialisation, sections 3.1 and 3.2; FlashAttention-4's conditional
+    rescaling.
+Limits: fp16, bf16; head dims 64 and 128, blocks of 64 and 128; sm_90; Triton 3.6 to 3.9, on whose Gluon these few calls
+    agree (run with 3.6, compiled with 3.9).
+Reads strided tensors as they are (through tensor maps), if their strides are multiples of 16 bytes; else it copies.
 """
 
 from __future__ import annotations
@@ -37,26 +39,27 @@ class Config(NamedTuple):
     """Launch parameters.
 
     Attributes:
-        stages: slots of the rings of keys and of values.
-        units: warp groups that multiply; a tile of queries is 64 times as long.
-        persistent: as many programs as the GPU has processors draw tiles from a counter; else one program a tile.
-        polynomial: a quarter of the exponentials is computed by the arithmetic units.
+        slots: tiles of keys or values in the ring of a stream.
+        streams: 1, of two warp groups, or 3, of one each.
+        ahead: rows whose queries a stream holds; with two, the next row's are fetched while this one is worked on.
         registers: of each thread that multiplies.
     """
 
-    stages: int
-    units: int = 2
-    persistent: bool = True
-    polynomial: bool = False
-    registers: int = 240
+    slots: int
+    streams: int = 1
+    ahead: int = 2
+    registers: int = 232
 
 
 # (head dim, block) -> config
 CONFIGS = {
-    (64, 128): Config(4),
-    (128, 64): Config(4, units=3, registers=160),
-    (128, 128): Config(2),
+    (64, 64): Config(6, streams=3, registers=160),
+    (64, 128): Config(3, streams=3, registers=160),
+    (128, 64): Config(3, streams=3, ahead=1, registers=160),
+    (128, 128): Config(5),
 }
+# The same where windows or a bias need registers that three streams do not have.
+RULED = CONFIGS | {(64, 128): Config(8)}
 
 
 def can_run(problem: Problem) -> Verdict:
@@ -108,12 +111,11 @@ def run(
     if rows is None:
         rows = Rows.dense(lq, lk, WHOLE, q.device)
     block = rows.block
-    chosen = chosen or CONFIGS[d, block]
-    share = block // UNIT
-    tile = chosen.units * UNIT
-    q_tiles = -(-rows.q_blocks * share // chosen.units)
-    text_tiles = q_tiles - (rows.q_blocks - rows.text) * block // tile
-    total = q_tiles * h * b
+    chosen = chosen or (CONFIGS if rows.lo is None and key_bias is None else RULED)[d, block]
+    units = 2 if chosen.streams == 1 else 1
+    # Where one warp group has a row of the mask, whose queries are 128, to itself, it takes it in two parts.
+    parts = block // (UNIT * units)
+    total = rows.q_blocks * parts * h * b
     window = None if rows.lo is None or rows.hi is None or rows.pos is None else (rows.lo, rows.hi, rows.pos)
     if window is not None and lk < rows.k_blocks * block:
         # Words of keys are read in whole tiles.
@@ -122,19 +124,18 @@ def run(
     none = rows.ptr
     # Kernels are launched on the current device, which need not be the tensors' own.
     with torch.cuda.device_of(q):
-        entries, count, spread = _joined(rows, chosen.units, share) if chosen.units > share else (rows.idx, none, 0)
-        programs = min(total, _processors(q.device)) if chosen.persistent else total
+        programs = min(-(-total // chosen.streams), _processors(q.device))
         values = (
             _tensor_map(q, UNIT),
-            _tensor_map(k, block),
-            _tensor_map(v, block),
+            _blocks_map(k, block),
+            _blocks_map(v, block),
+            _blocks_map(v, block, rows.fill or block),
             _tensor_map(out, UNIT),
             lse,
-            torch.zeros(1, dtype=torch.int32, device=q.device) if chosen.persistent else none,
+            torch.zeros(1, dtype=torch.int32, device=q.device),
             rows.ptr,
-            entries,
+            rows.idx,
             rows.n_full,
-            count,
             rows.q_len,
             rows.k_len,
             *(window or (none, none, none)),
@@ -142,19 +143,17 @@ def run(
             lse if bias is None else bias,
             scale * 1.4426950408889634,
             total,
-            q_tiles,
-            text_tiles,
+            rows.q_blocks * parts,
+            rows.text * parts,
             h,
-            rows.q_blocks,
             rows.q_blocks if rows.heads > 1 else 0,
-            q_tiles if rows.heads > 1 else 0,
-            spread,
             lq,
             lk,
+            rows.fill,
             *((0, 0) if bias is None else (bias.stride(0) * (bias.shape[0] > 1), bias.stride(1) * (bias.shape[1] > 1))),
             rows.k_blocks if rows.k_len.ndim == 2 and rows.k_len.shape[0] > 1 else 0,
         )
-        constants = (d, block, chosen, share, window is not None, bias is not None)
+        constants = (d, block, units, *chosen, window is not None, bias is not None)
         _launch(programs, values, constants, q.dtype, q.device.index)
     return out, lse
 
@@ -168,33 +167,38 @@ def _launch(
     programs: int, values: tuple[Any, ...], constants: tuple[Any, ...], dtype: torch.dtype, device: int
 ) -> None:
     """Launch the program, compiling it where it is new."""
-    d, block, chosen, share, window, bias = constants
-    given = (
-        d, block, chosen.stages, chosen.units, share, chosen.persistent, window, bias, chosen.polynomial,
-        chosen.registers,
-    )  # fmt: skip
     key = (constants, dtype, device)
     compiled = _programs.get(key)
     if compiled is None:
-        _programs[key] = _kernel()[(programs,)](*values, *given, num_warps=4)
+        _programs[key] = _kernel()[(programs,)](*values, *constants, num_warps=4)
     else:
-        compiled[(programs, 1, 1)](*values, *given)
+        compiled[(programs, 1, 1)](*values, *constants)
 
 
 def _tensor_map(x: torch.Tensor, slots: int) -> Any:
     """What TMA needs to know to fetch (slots, d) of one head of x (b, l, h, d)."""
-    from triton.experimental.gluon import language as gl
+    x, shape, strides, tile = tensor_map(x, slots)
+    return _described(x, shape, strides, tile)
+
+
+def _blocks_map(x: torch.Tensor, block: int, fill: int = 0) -> Any:
+    """The same for blocks of keys, as (b, h, 1, l, d); with `fill` as (b, h, blocks, fill, d), zeros behind them."""
+    x, (b, h, n, d), (sample, head, slot, _), tile = tensor_map(x, block)
+    blocks, n = (-(-n // block), fill) if fill else (1, n)
+    return _described(x, [b, h, blocks, n, d], [sample, head, slot * block, slot, 1], [1, *tile])
+
+
+def _described(x: torch.Tensor, shape: list[int], strides: list[int], tile: list[int]) -> Any:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    dtype = gl.float16 if x.dtype == torch.float16 else gl.bfloat16
-    return TensorDescriptor(*tensor_map(x, slots), _layout(slots, x.shape[-1], dtype))
+    return TensorDescriptor(x, shape, strides, tile, _layout(tuple(tile), x.dtype))
 
 
 @lru_cache(maxsize=16)
-def _layout(slots: int, d: int, dtype: Any) -> Any:
+def _layout(tile: tuple[int, ...], dtype: torch.dtype) -> Any:
     from triton.experimental.gluon import language as gl
 
-    return gl.NVMMASharedLayout.get_default_for([1, 1, slots, d], dtype)
+    return gl.NVMMASharedLayout.get_default_for(list(tile), gl.float16 if dtype == torch.float16 else gl.bfloat16)
 
 
 @lru_cache(maxsize=8)
@@ -207,9 +211,3 @@ def _kernel() -> Any:
     from .gluon_kernel import block_sparse
 
     return block_sparse
-
-
-def _joined(rows: Rows, units: int, share: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    from .joined import join_rows
-
-    return join_rows(rows, units, share)

@@ -1,4 +1,4 @@
-"""What the consumers of the Gluon kernel share: facts of a tile, masks, the online softmax, the last write.
+"""What the consumer of the Gluon kernel is made of: facts of a row, masks, the online softmax, the last write.
 
 What a GPU at its power limit pays for is work, so the softmax does little of it: the sum of a row is kept in four
 parts, one for each thread that holds some of its keys, and added up when the row ends; and what was added up so far
@@ -17,25 +17,14 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 _send = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 # Queries of one consumer: what a warp group multiplies at once.
 ROWS = gl.constexpr(64)
-# Slots of the rings of facts and of queries: the next tile is fetched while this one is worked on.
-AHEAD = gl.constexpr(2)
 # A finite floor in place of -inf: rows and tiles without any key need no care, exp2(-inf - floor) is 0.
 FLOOR = gl.constexpr(-1.0e30)
 LOG2E = gl.constexpr(1.4426950408889634)
-# Where the block's number begins in an entry of a joined list (see `joined.py`).
-SHIFT = gl.constexpr(8)
-# What the producer tells of a tile of queries: its number, how long its list is, how many of its blocks are full.
+# What the producer tells of a row: its number, how long its list is, how many of its blocks are full.
 FACTS = gl.constexpr(3)
-TILE, COUNT, FULL = (gl.constexpr(n) for n in range(3))
-# What it tells of a tile of keys: its entry in the list, and how many tokens it holds.
+ROW, COUNT, FULL = (gl.constexpr(n) for n in range(3))
+# What it tells of a tile of keys: its number, and how many tokens it holds.
 ENTRIES = gl.constexpr(2)
-
-
-@gluon.jit
-def tell(facts_s, at, value):
-    """Write one fact; the producer is one warp."""
-    L: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    facts_s.index(at).store(gl.zeros([1], gl.int32, L) + value)
 
 
 @gluon.jit
@@ -46,27 +35,20 @@ def _fact(facts_s, at):
 
 
 @gluon.jit
-def facts_of(facts_s, facts_ready, done):
-    """Wait for the facts of tile of queries number `done` of this program, and read them."""
-    slot = done % AHEAD
-    mbarrier.wait(facts_ready.index(slot), done // AHEAD & 1)
-    at = slot * FACTS
-    return _fact(facts_s, at + TILE), _fact(facts_s, at + COUNT), _fact(facts_s, at + FULL)
+def facts_of(facts_s, facts_ready, done, AHEAD: gl.constexpr):
+    """Wait for the facts of the row that is number `done` of this stream, and read them."""
+    at = done % AHEAD
+    mbarrier.wait(facts_ready.index(at), done // AHEAD & 1)
+    at = at * FACTS
+    return _fact(facts_s, at + ROW), _fact(facts_s, at + COUNT), _fact(facts_s, at + FULL)
 
 
 @gluon.jit
-def entry_of(entries_s, k_ready, step, STAGES: gl.constexpr):
-    """Wait for tile of keys number `step` of this program, and read what it is."""
-    ring = step % STAGES
-    mbarrier.wait(k_ready.index(ring), step // STAGES & 1)
-    return _fact(entries_s, ring * ENTRIES), _fact(entries_s, ring * ENTRIES + 1)
-
-
-@gluon.jit
-def place_of(tile, q_tiles, heads):
-    """Sample, head, and number within the head, of a tile."""
-    line = tile // q_tiles
-    return line // heads, line % heads, tile % q_tiles
+def entry_of(entries_s, ready, number, SLOTS: gl.constexpr):
+    """Wait for tile `number` of this stream, which holds keys, and read what it is."""
+    slot = number % SLOTS
+    mbarrier.wait(ready.index(slot), number // SLOTS & 1)
+    return _fact(entries_s, slot * ENTRIES), _fact(entries_s, slot * ENTRIES + 1)
 
 
 @gluon.jit
@@ -78,79 +60,60 @@ def interval(LO, HI, query, lq, WINDOW: gl.constexpr):
         return query, query
 
 
+def _ending(n: int) -> tuple[str, str]:
+    """PTX and its constraints: n scores of a thread, those behind the end of the tile -inf.
+
+    A thread holds two keys of every eight, for two queries in turn. Most tiles end nowhere, the others near their end.
+    """
+    copies = "".join(f"mov.f32 ${i}, ${n + i}; " for i in range(n))
+    length = f"${2 * n}"
+    code = "mov.u32 c, %laneid; and.b32 c, c, 3; shl.b32 c, c, 1; sub.s32 c, " + length + ", c; "
+    for first in range(n - 4, -1, -4):
+        code += f"setp.ge.s32 p, {length}, {2 * first + 8}; @p bra DONE; "
+        for i in range(4):
+            code += f"setp.gt.s32 p, c, {2 * first + i % 2}; selp.f32 ${first + i}, ${first + i}, 0fFF800000, p; "
+    return f"{{ .reg .pred p; .reg .s32 c; {copies}{code}DONE: }}", ",".join(["=f"] * n + ["f"] * n + ["r"] * n)
+
+
+ENDING_64, ENDING_128 = (gl.constexpr(_ending(keys // 2)) for keys in (64, 128))
+
+
 @gluon.jit
 def scores(
     s,
     block,
     length,
-    kind,
+    cut,
     lo,
     hi,
     POS,
     guards,
     bias,
     scale,
+    KEYS: gl.constexpr,
     WINDOW: gl.constexpr,
     BIAS: gl.constexpr,
-    KEYS: gl.constexpr,
 ):
     """Scores of a tile of keys, with its bias; -inf for keys behind its end and pairs beyond the window."""
-    key = gl.arange(0, KEYS, gl.SliceLayout(0, s.type.layout))
     if BIAS:
+        key = gl.arange(0, KEYS, gl.SliceLayout(0, s.type.layout))
         if length < KEYS:
             more = gl.load(bias + block * KEYS + key, mask=key < length, other=0.0)
         else:
             more = gl.load(bias + block * KEYS + key)
         s = s * scale + gl.expand_dims(more * LOG2E, 0)
     if length < KEYS:
-        s = gl.where(gl.expand_dims(key < length, 0), s, float("-inf"))
+        if KEYS == 128:
+            s = gl.inline_asm_elementwise(ENDING_128[0], ENDING_128[1], [s, length], gl.float32, True, 64)
+        else:
+            s = gl.inline_asm_elementwise(ENDING_64[0], ENDING_64[1], [s, length], gl.float32, True, 32)
     if WINDOW:
-        if kind == 1:
-            pos = gl.expand_dims(gl.load(POS + block * KEYS + key), 0)
+        if cut:
+            there = gl.arange(0, KEYS, gl.SliceLayout(0, s.type.layout))
+            pos = gl.expand_dims(gl.load(POS + block * KEYS + there), 0)
             beyond = ~((pos - gl.expand_dims(lo, 1)) & (gl.expand_dims(hi, 1) - pos)) & guards
             s = gl.where(beyond == 0, s, float("-inf"))
     return s
-
-
-@gluon.jit
-def clear(v, length, KEYS: gl.constexpr, D: gl.constexpr):
-    """Zero the values behind the last key of a short tile: whatever stood there, times 0, must be 0."""
-    PART: gl.constexpr = 16
-    L: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16] if D == 128 else [4, 8], [4, 1], [1, 0])
-    for part in gl.static_range(KEYS // PART):
-        if (part + 1) * PART > length:
-            piece = v.slice(part * PART, PART)
-            row = part * PART + gl.arange(0, PART, gl.SliceLayout(1, L))
-            kept = piece.load(L)
-            piece.store(gl.where(gl.expand_dims(row < length, 1), kept, gl.zeros_like(kept)))
-    fence_async_shared()
-
-
-# Powers of two of four numbers: three by the special function unit, one by the arithmetic units:
-# 2^x = 2^round(x) * p(x - round(x)), p of degree 3, relative error 7.5e-5 (bf16 rounds by 2e-3).
-EXP2 = gl.constexpr(
-    """
-{
-    .reg .f32 x, n, r, p;
-    .reg .b32 i, j;
-    ex2.approx.ftz.f32 $0, $4;
-    ex2.approx.ftz.f32 $1, $5;
-    ex2.approx.ftz.f32 $2, $6;
-    max.f32 x, $7, 0fC2FC0000;
-    add.f32 n, x, 0f4B400000;
-    sub.f32 r, n, 0f4B400000;
-    sub.f32 r, x, r;
-    fma.rn.f32 p, r, 0f3D61FBB1, 0f3E786F0E;
-    fma.rn.f32 p, p, r, 0f3F31798D;
-    fma.rn.f32 p, p, r, 0f3F7FFB49;
-    mov.b32 i, n;
-    shl.b32 i, i, 23;
-    mov.b32 j, p;
-    add.s32 j, i, j;
-    mov.b32 $3, j;
-}
-"""
-)
 
 
 # By how many powers of two scores may exceed the maximum that weights are relative to: 256 is a number in 16 bits too.
@@ -188,18 +151,25 @@ def _parts(p):
 
 
 @gluon.jit
-def softmax(s, m, mass, factor, POLYNOMIAL: gl.constexpr):
+def _most(s, D: gl.constexpr):
+    """The largest score of each row. Chains of comparisons are halved where little is multiplied beside them."""
+    if D == 64:
+        most = gl.max(gl.max(gl.max(s.reshape([s.shape[0], s.shape[1] // 8, 4, 2]), 3), 1), 1)
+        return gl.convert_layout(most, gl.SliceLayout(1, s.type.layout))
+    else:
+        return gl.max(s, 1)
+
+
+@gluon.jit
+def softmax(s, m, mass, factor, D: gl.constexpr):
     """One step of the online softmax in base 2: weights, maximum, mass in parts, and by how much the past shrinks.
 
     Weights are relative to a maximum that scores may exceed by `GROWTH`.
     """
-    m_new = gl.maximum(m, gl.max(s, 1) * factor)
+    m_new = gl.maximum(m, _most(s, D) * factor)
     m_new = gl.where(m_new > m + GROWTH, m_new, m)
     x = s * factor - gl.expand_dims(m_new, 1)
-    if POLYNOMIAL:
-        p = gl.inline_asm_elementwise(EXP2, "=f,=f,=f,=f,f,f,f,f", [x], gl.float32, True, 4)
-    else:
-        p = gl.exp2(x)
+    p = gl.exp2(x)
     shrink = gl.exp2(m - m_new)
     parts = _parts(p)
     same = gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, parts.type.layout)), 1)
@@ -223,35 +193,14 @@ def shrunk(acc, shrink, D: gl.constexpr):
 
 
 @gluon.jit
-def write(
-    out_tma,
-    LSE,
-    Q_LEN,
-    acc,
-    m,
-    mass,
-    tile,
-    q,
-    given,
-    W: gl.constexpr,
-    D: gl.constexpr,
-    CONSUMERS: gl.constexpr,
-    SHARE: gl.constexpr,
-    DT: gl.constexpr,
-):
+def write(out_tma, LSE, acc, m, mass, q, sample, head, heads, start, tokens, lq, D: gl.constexpr, DT: gl.constexpr):
     """Divide by the mass, and store 64 rows and their LSE: 0 and -inf for holes and for rows that keep nothing.
 
     The rows leave by TMA, from the slot that held their queries: `sent` says when it is free again.
     """
-    q_tiles, heads, q_blocks, lq = given
     R_L: gl.constexpr = m.type.layout
     O_L: gl.constexpr = acc.type.layout
     RO_L: gl.constexpr = gl.SliceLayout(1, O_L)
-    sample, head, i = place_of(tile, q_tiles, heads)
-    start = (i * CONSUMERS + W) * ROWS
-    row = (i * CONSUMERS + W) // SHARE
-    tokens = gl.load(Q_LEN + gl.minimum(row, q_blocks - 1)) - (i * CONSUMERS + W) % SHARE * ROWS
-    tokens = gl.where(row < q_blocks, tokens, 0)
     query = gl.arange(0, ROWS, R_L)
     mass = gl.convert_layout(gl.sum(mass, 1), R_L)
     # A row that kept no key at all never left the floor.

@@ -14,9 +14,9 @@ import pytest
 from vidaccel.kernels import gluon
 
 ROOT = Path(__file__).parents[2]
-# Bytes that this Triton puts on the stack, for (head dim, block) of the Gluon kernel: a few values that the consumers
-# need once a tile of queries. Triton 3.6 has none.
-GLUON_STACK = {("3.9", 128, 64): 64, ("3.9", 64, 128): 32}
+# Bytes that this Triton puts on the stack, for (head dim, block) of the Gluon kernel: mostly addresses that
+# its producer needs where it clears a short tile. Triton 3.6 has none.
+GLUON_STACK = {("3.9", 64, 64): 32, ("3.9", 64, 128): 88, ("3.9", 128, 64): 120, ("3.9", 128, 128): 216}
 
 
 @pytest.fixture(scope="module")
@@ -62,5 +62,6 @@ def test_gluon(rows: list[dict[str, Any]]) -> None:
             assert row["stack"] <= GLUON_STACK.get((version, row["d"], row["block"]), 0), row
             assert row["HGMMA"] > 0, row
             assert row["UTMALDG"] > 0, row
-            # Scores and weighted values of each of the two loops: more would mean that they wait for one another.
-            assert row["WARPGROUP.DEPBAR"] <= 4 * row["config"]["units"], row
+            # Scores and values of a tile, and of the first and the last: more would mean that they wait for one another.
+            groups = 2 if row["config"]["streams"] == 1 else 3
+            assert row["WARPGROUP.DEPBAR"] <= 4 * groups, row
