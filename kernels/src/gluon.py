@@ -36,7 +36,7 @@ VERSIONS = ((3, 6), (3, 10))
 
 
 class Config(NamedTuple):
-    """Launch parameters.
+    """Launch parameters, in the order in which the program takes them.
 
     Attributes:
         slots: tiles of keys or values in the ring of a stream.

@@ -62,6 +62,15 @@ def test_gluon(rows: list[dict[str, Any]]) -> None:
             assert row["stack"] <= GLUON_STACK.get((version, row["d"], row["block"]), 0), row
             assert row["HGMMA"] > 0, row
             assert row["UTMALDG"] > 0, row
-            # Scores and values of a tile, and of the first and the last: more would mean that they wait for one another.
+            # Scores and values of a tile, and of the first and the last: more would mean that they wait in turn.
             groups = 2 if row["config"]["streams"] == 1 else 3
             assert row["WARPGROUP.DEPBAR"] <= 4 * groups, row
+
+
+def test_gluon_takes_what_it_is_given() -> None:
+    """Constants are handed over by their places."""
+    pytest.importorskip("triton")
+    from vidaccel.kernels.gluon_kernel import block_sparse
+
+    constants = ["D", "KEYS", "UNITS", *(name.upper() for name in gluon.Config._fields), "WINDOW", "BIAS"]
+    assert block_sparse.arg_names[-len(constants) :] == constants
