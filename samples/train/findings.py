@@ -43,25 +43,29 @@ FOUND = {
         " whole frames, that nearest to 0.5 is half of every frame.",
     ),
     ("hunyuan-tiny", "caches-h200"): (
-        "Four times fewer steps at a loss of at most two points (108 right) are reached by nobody: with 12 of 50 "
-        "computed EasyCache has 106 right and cg-taylor 105, at 0.18 and in both forms; with 13, at 0.1, cg-"
-        "taylor has 107. On 128 clips none of these is told from dense (-0.07 to +0.01, -0.08 to +0.00, -0.05 to "
-        "+0.01). The fewest that keep it are EasyCache's 17 (109 right); of the rivals, diffusers' broadcast's 29"
-        " (108).",
-        "At 12 steps what is best depends on the measure. `placed`, chosen on `wan-tiny`, has the highest PSNR, "
-        "38.5 dB, and the fewest right of the four: 101, nine of dense's lost and none won. EasyCache has 35.6 "
-        "dB, cg-taylor 35.3 in Newton's form and 34.0 in Taylor's. With one step more cg-taylor, at 0.1, has 37.4"
-        " dB, and all that `placed` has right and six more (95 %: 1 to 9 points).",
-        "From 0.26 to 0.30 cg-taylor leads every other gate and every rival: 37.4 dB at 0.26 and 39.2 at 0.28 "
-        "(Newton's form, 107 right) against 34.9 of the first-block caches, ours and diffusers', at 0.30 (96 "
-        "right). At 0.34 EasyCache (109, 41.6 dB) and MagCache (107, 40.6), at 0.48 EasyCache (110, 47.6), and at"
-        " 0.50 `placed` (110, 51.5) are the best there are: cg-taylor was not measured there. Time ran out before"
-        " thresholds below 0.1 and the controls with half of the steps.",
-        "The first twelve steps alone, repeated, have 98 right: objects and paths are settled early here, too. "
-        "What leads at 12 steps is 2 to 6 points and 4 to 9 dB ahead of that, random steps have 30. With six "
-        "steps computed nothing works.",
-        "diffusers' first-block cache failed in its own hook at 0.2, the report has the message; TeaCache at 0.05"
-        " computes every step and is left out.",
+        "The best here is EasyCache at a threshold of 0.2: with 13 of 50 steps computed (3.8 times fewer) it has as "
+        "many right as dense, 110 (two lost, two won; 95 %: -0.03 to +0.03), at 37.0 dB, in less time than all else "
+        "that keeps 108. The next to keep it compute 16 steps (cg-taylor at 0.05: 108, 43.2 dB) and 17 (`placed`: 108, "
+        "45.6 dB; EasyCache at 0.1: 109, 41.6 dB), the first of the rivals 26 (diffusers' taylorseer: 110, 41.4 dB).",
+        "At least four times fewer at a loss of at most two points (108 right) are reached by nobody: with 12 steps "
+        "computed EasyCache, at 0.25, and cg-taylor in Newton's form, at 0.24, have 106, cg-taylor at 0.18 105 in "
+        "both forms. On 128 clips none of these is told from dense (-0.07 to +0.01, -0.09 to +0.03, -0.08 to +0.00).",
+        "By PSNR it is `placed`, chosen on `wan-tiny`, that is best at 12 steps, 38.5 dB, but with the fewest right "
+        "of these: 101, nine of dense's lost and none won. EasyCache has 35.6 dB, cg-taylor 35.3 in Newton's form "
+        "and 34.0 in Taylor's. With one step more EasyCache has all that `placed` has right and nine more (95 %: 2 to "
+        "12 points), cg-taylor, at 0.1 and 37.4 dB, six more (1 to 9 points).",
+        "From 0.26 to 0.32 cg-taylor leads every other gate and every rival by PSNR: 37.4 dB at 0.26 (EasyCache "
+        "37.0, with three more right, which may be chance), 39.2 at 0.28 (Newton's form, 107 right) and 43.2 at 0.32 "
+        "(108) against 34.9 of the first-block caches, ours and diffusers', at 0.30 (96 right), and 34.7 of cache-"
+        "dit at 0.32 (97). At 0.34 Newton's form has 45.4 dB and 107 right, `placed` 45.6 and 108. Beyond, EasyCache "
+        "at 0.48 (110, 47.6 dB) and `placed` at 0.50 (110, 51.5) are the best there are; cg-taylor has no threshold "
+        "there that was measured: Newton's form at 0.02 computes every step.",
+        "The first twelve steps alone, repeated, have 98 right: objects and paths are settled early here, too. What "
+        "is named above at 12 steps is 2 to 6 points and 3 to 9 dB ahead of that, random steps have 30. The first 18 "
+        "and 25, repeated, have 110 and 113 right: there a cache is told from repeating by PSNR alone, by up to 11 and "
+        "13 dB. With six steps computed nothing works.",
+        "diffusers' first-block cache failed in its own hook at 0.2, the report has the message; TeaCache at 0.05 "
+        "computes every step and is left out.",
     ),
     ("cogvideox-tiny", "attention-h200"): (
         "Of the patterns that see one step alone light-forcing and svg have the most right, at 0.5 with TempCache"
@@ -77,22 +81,23 @@ FOUND = {
         "them.",
     ),
     ("cogvideox-tiny", "caches-h200"): (
-        "A quarter of the steps is enough: with 12 of 50 computed (4.2 times fewer), cg-taylor, as it comes "
-        "(0.18), has 117 right where dense has 118 (95 % of the difference: -0.03 to +0.01), at 34.9 dB. "
-        "EasyCache needs 14 steps for 116, cache-dit 17 (with 13 it has 113).",
+        "A quarter of the steps is enough: with 12 of 50 computed (4.2 times fewer), cg-taylor, as it comes (0.18), "
+        "has 117 right where dense has 118 (95 % of the difference: -0.03 to +0.01), at 34.9 dB. EasyCache at 0.25 "
+        "computes 14 steps for 116, cache-dit 17 (with 13 it has 113).",
         "By PSNR `placed`, chosen on `wan-tiny`, is ahead at 12 steps, 37.8 dB, with three clips fewer (114; all "
         "that it has right cg-taylor has, too). The loss of four clips to dense is more than two points, but not "
-        "told from none (-0.06 to +0.00).",
+        "told from none (-0.06 to +0.00). At 0.34 it has 46.0 dB and loses none.",
         "From 0.26 to 0.34 cg-taylor leads every other gate and every rival, now in Taylor's form and now in Newton's:"
-        " 37.0 dB at 0.26 (cache-dit 34.9), 39.0 at 0.28 (EasyCache 36.1), 41.4 at 0.30 (first-block 30.4 at "
-        "0.32), 43.5 at 0.34 (EasyCache 40.6, cache-dit 39.4). Beyond it was not measured: EasyCache has 45.1 dB "
-        "at 0.42, TeaCache 47.8 at 0.48, `placed` 51.0 at 0.50, all with 118 right. Time ran out before "
-        "thresholds below 0.1 and the controls with half of the steps.",
-        "Repeating the first twelve steps has 103 right, 11 points and 5.2 dB less than cg-taylor, random steps "
-        "have 21. With six steps `placed` has two more right than six steps repeated (60 and 58): nothing works "
-        "there.",
-        "TeaCache, for which nobody has published a polynomial for this model, computes every step at 0.05 and is"
-        " left out there.",
+        " 37.0 dB at 0.26 (cache-dit 34.9), 39.0 at 0.28 (EasyCache 36.1), 41.4 at 0.30 (first-block 30.4 at 0.32), "
+        "43.5 at 0.34 (EasyCache 40.6, cache-dit 39.4). Beyond, EasyCache has 45.1 dB at 0.42, TeaCache 47.8 at 0.48, "
+        "cache-dit 46.2 and `placed` 51.0 at 0.50, all with 117 or 118 right. Time ran out before cg-taylor below "
+        "0.1, EasyCache at 0.2 and cache-dit above 0.24.",
+        "Repeating the first twelve steps has 103 right, 11 points and 5.2 dB less than cg-taylor, random steps have "
+        "21. The first 18 and 25, repeated, have 116 and 118 right: there a cache is told from repeating by PSNR "
+        "alone, by up to 12 and 13 dB. With six steps `placed` has two more right than six steps repeated (60 and 58): "
+        "nothing works there.",
+        "TeaCache, for which nobody has published a polynomial for this model, computes every step at 0.05 and is "
+        "left out there.",
     ),
     ("wan-causal-tiny", "causal-h200"): (
         "No history, and what is drawn by lot, loses to what a method chooses in the last stretch: Light "
