@@ -22,7 +22,7 @@ from torch._dynamo.testing import CompileCounter
 import vidaccel
 from vidaccel import processors
 from vidaccel.errors import InstallError
-from vidaccel.family import attn_processors_of
+from vidaccel.family import attn_processors_of, family_of
 from vidaccel.patterns import PATTERNS, FlashBlock, LightForcing, Pattern, Radial, TopK
 from vidaccel.processors import RadialAttnProcessor, TopKAttnProcessor
 from vidaccel.recipe import Recipe
@@ -135,15 +135,13 @@ def test_equals_stock(pipeline: Any, assert_equals_masked_stock: Any, render: An
             assert (latents - render(pipe)).abs().max() > 1e-3, "nothing changed, so this test could not fail"
 
 
-@pytest.mark.filterwarnings("ignore:.*cannot help")
 @pytest.mark.parametrize("pattern", sorted(set(PATTERNS) - {"dense"}))
 @each_family
-def test_every_way_in(pipeline: Any, saved: Any, render: Any, family: str, pattern: str) -> None:
-    """The same video by `attn_processors` and by the named processor, and one by `vidaccel render`."""
+def test_processors_of_every_pattern(pipeline: Any, render: Any, family: str, pattern: str) -> None:
+    """The same video by `attn_processors` and by the named processor."""
     pipe, (how, density) = pipeline(family), example(pattern)
-    with accelerate(pipe, how, density=density) as run:
+    with accelerate(pipe, how, density=density):
         expected = render(pipe, steps=1)
-    sparse = run.trace.calls[0].scheduled
     given = {"density": density, "schedule": EVERYWHERE, "num_inference_steps": 1}
     transformer, named = pipe.transformer, getattr(processors, f"{type(how).__name__}AttnProcessor")
     for by_hand in (vidaccel.attn_processors(transformer, how, **given), None):
@@ -151,11 +149,23 @@ def test_every_way_in(pipeline: Any, saved: Any, render: Any, family: str, patte
         transformer.set_attn_processor(by_hand or named(transformer, **given, **settings))
         assert torch.equal(render(pipe, steps=1), expected)
         vidaccel.remove(transformer)
+
+
+# In turn: every pattern once, every family three or four times. New beside `accelerate` are the recipe and the job.
+RENDERED = [(FAMILIES[n % len(FAMILIES)], pattern) for n, pattern in enumerate(sorted(EXAMPLES))]
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot help")
+@pytest.mark.parametrize(("family", "pattern"), RENDERED)
+def test_a_recipe_renders(saved: Any, family: str, pattern: str) -> None:
+    """By `vidaccel render`, all layers sparse in every call."""
+    how, density = example(pattern)
     model, job, pipe = saved(family)
     recipe = Recipe(attention=how, density=density and 0.8, schedule=EVERYWHERE)
     frames = 17 if pattern in ("light-forcing", "union") else 9  # what they keep needs 5 latent frames
     made = render_job(pipe, replace(job, recipe=recipe, num_frames=frames).complete(model))
-    assert made.report.summary["sparse_layer_calls"] == len(sparse) * len(made.report.data["calls"]) > 0
+    sites = len(list(family_of(pipe.transformer).sites(pipe.transformer)))
+    assert made.report.summary["sparse_layer_calls"] == sites * len(made.report.data["calls"]) > 0
 
 
 @each_family
@@ -326,7 +336,7 @@ class Sealed(torch.nn.Linear):
 
 
 def first_attention(transformer: Any) -> str:
-    return next(iter(vidaccel.family.family_of(transformer).sites(transformer))).name.removesuffix(".processor")
+    return next(iter(family_of(transformer).sites(transformer))).name.removesuffix(".processor")
 
 
 @each_family
@@ -335,7 +345,7 @@ def test_quantised_linears(render: Any, family: str) -> None:
     pipe = build(family)
     with accelerate(pipe):
         expected = render(pipe)
-    for site in vidaccel.family.family_of(pipe.transformer).sites(pipe.transformer):
+    for site in family_of(pipe.transformer).sites(pipe.transformer):
         for module in pipe.transformer.get_submodule(site.name.removesuffix(".processor")).modules():
             if type(module) is torch.nn.Linear:
                 module.__class__ = Sealed
