@@ -28,7 +28,7 @@ from ..grid import Site, TokenLayout, VideoGrid
 from ..patterns import Pattern, Plan, advice, sparse_rate, would_lose
 from ..pipelines.zoo import RealModel, build, parameters
 from ..schedule import DENSE, Schedule, Step
-from .traffic import mask_bytes, selection_bytes, traffic
+from .traffic import mask_bytes, selection, traffic
 
 GIB = 2**30
 
@@ -58,9 +58,11 @@ class Gpu:
 
 # Fitted to one layer of Wan2.1-14B at 720p on one H100 and one H200 (284 and 275 ms with FlashAttention 3; attention by
 # subtraction, about 173 and 171); the sparse rate is radial attention's there. Head dim 64: one layer of CogVideoX-5b
-# on an H200 (38 ms; attention 14, norms and RoPE 9.7; radial 5.0 for 0.27 of the pairs). Masks: HunyuanVideo 1.5 at
+# on an H200 (38 ms; attention 14, norms and RoPE 9.7; radial 4.8 for 0.25 of the pairs). Masks: HunyuanVideo 1.5 at
 # 720p on an H200, whose stock processor makes two of 12.5 GB and takes 127 ms beside attention.
-_ATTENTION, _SPARSE = {128: 675e12, 64: 560e12}, {128: 0.88, 64: 0.75}
+_ATTENTION, _SPARSE = {128: 675e12, 64: 560e12}, {128: 0.88, 64: 0.72}
+# Seconds between the small operations of a choice, which leave a GPU waiting: SVG's on CogVideoX-5b.
+_LAUNCH = 12e-6
 GPUS: dict[str, Gpu] = {
     "h100": Gpu(_ATTENTION, _SPARSE, 760e12, 2.9e12, 0.6e9, 0.22e12, 79.6),
     "h200": Gpu(_ATTENTION, _SPARSE, 760e12, 3.3e12, 0.6e9, 0.22e12, 140.4),
@@ -277,7 +279,8 @@ def planned(model: RealModel, grid: VideoGrid, pattern: Pattern, density: float 
 
 def choosing_ms(plan: Plan, model: RealModel, gpu: Gpu) -> float:
     """Milliseconds that all layers of a call spend on choosing blocks."""
-    return 1e3 * sum(model.layers.values()) * selection_bytes(plan, model) / gpu.memory
+    moved, calls = selection(plan, model)
+    return 1e3 * sum(model.layers.values()) * (moved / gpu.memory + calls * _LAUNCH)
 
 
 def _first_layer(model: RealModel, grid: VideoGrid, block: int) -> tuple[TokenLayout, Site]:

@@ -57,6 +57,7 @@ class Counter(TorchDispatchMode):
     Attributes:
         inside: a video attention layer runs.
         moved: bytes read and written so far, matrix products, attention and `masks` left out.
+        calls: operations that did so.
         around: those of them inside.
         rows: of layer norms inside.
         masks: elements of masks over all pairs of tokens.
@@ -68,6 +69,7 @@ class Counter(TorchDispatchMode):
         self._given = {tensor.untyped_storage().data_ptr() for tensor in given}
         self.inside = False
         self.moved = 0
+        self.calls = 0
         self.around = 0
         self.rows = 0
         self.masks = 0
@@ -88,6 +90,7 @@ class Counter(TorchDispatchMode):
             given = [x for x in _flat([args, kwargs or {}]) if isinstance(x, torch.Tensor)]
             moved = sum(x.numel() * x.element_size() for x in (*given, *made))
             self.moved += moved
+            self.calls += 1
             if self.inside:
                 self.around += moved
                 self.rows += args[0].numel() // math.prod(args[1]) if name == "native_layer_norm" else 0
@@ -171,15 +174,17 @@ def _count(model: RealModel, layers: dict[str, int]) -> Counter:
     return counter
 
 
-def selection_bytes(plan: Plan, model: RealModel) -> float:
-    """What one layer moves in one call to choose its blocks, and to sort what attends: 0 where a mask says it all.
+def selection(plan: Plan, model: RealModel) -> tuple[float, int]:
+    """Bytes that one layer moves in one call to choose its blocks, and to sort what attends, and its operations.
+
+    Both are 0 where a mask says it all.
 
     One head of the real size does on a CPU what `wrapping.attend` does around its kernel. Block means are
     counted as torch makes them; the kernels of `kernels/compact.py` move less.
     """
     select = plan.select
     if select is None:
-        return 0.0
+        return 0.0, 0
     shape = (model.batch, plan.layout.slots, 1, model.head_dim)
     inputs = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in range(3)]
     with torch.no_grad(), Counter(inputs) as counter:
@@ -188,7 +193,7 @@ def selection_bytes(plan: Plan, model: RealModel) -> float:
         if order is not None:
             moved = query.gather(1, order[..., None].expand(query.shape))
             torch.zeros_like(moved).scatter(1, order[..., None].expand(query.shape), moved)
-    return float(counter.moved * model.heads)
+    return float(counter.moved * model.heads), counter.calls
 
 
 def mask_bytes(model: RealModel, grid: VideoGrid) -> float:

@@ -4,8 +4,7 @@ Idea: a kernel works on whole tiles, so the tiles that a pattern touches bound i
 Math: with `visited` pairs over all pairs, attention becomes at most 1 / visited times as fast. A block-sparse kernel
     has some 0.85 of a dense one's rate on whole tiles, 0.6 on those of 64 tokens, and 0.65 on those that are decided
     token by token, so the gain to expect is rate / visited.
-    Kernels of ours reach less on tiles that are cut or have holes, `sparse_rate`: where these alone would lose, that
-    is said too.
+    What kernels of ours take for tiles that are cut or have holes, and for merged keys, is `sparse_rate`.
 Cost: nothing where there is a gain; elsewhere a few plans of the same grid, once.
 Source: Sliding Tile Attention, arXiv 2502.04507, table 1, and Generalized Neighborhood Attention, arXiv 2504.16922,
     section 5: measured 0.65 of the tile bound for token-wise masks, 0.94 and more for whole tiles. Tiles of 64: ours on
@@ -15,7 +14,7 @@ Limits: an estimate of attention alone; what is measured on a machine goes befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any, cast
 
@@ -32,11 +31,13 @@ from .sliding_window import SlidingWindow
 
 _LEAST_GPU_BLOCK = 64
 _SMALL_RATE = 0.6
-# Ours on an H200, alike at head dims 64 and 128: what `estimate` counts with. Whether dense runs instead is decided by
+# Ours on an H200, over the time of a whole tile: what `estimate` counts with. Whether dense runs instead is decided by
 # `rate`, which is what kernels made for windows reach: it takes part in what a model computes, on every device.
-CUT_RATE = 0.2
-# Logits of holes are hidden one by one, whatever the channels: the fewer there are, the more it weighs.
-_HOLES_TIMES_HEAD_DIM = 24.0
+CUT_TIMES = 1.4
+# Merged keys carry a bias, which is looked up for each tile.
+BIASED_TIMES = 1.45
+# Holes cost nothing where a tile is multiplied long enough: at head dim 128, but not at 64.
+NARROW, HOLED_TIMES = 64, 1.17
 _USUAL_HEAD_DIM = 128
 
 
@@ -65,23 +66,20 @@ def sparse_rate(plan: Plan, best: float | None = None, head_dim: int = _USUAL_HE
     """
     block = plan.layout.block
     best = break_even(block) if best is None else best
-    holes = _HOLES_TIMES_HEAD_DIM / head_dim
+    holes = HOLED_TIMES - 1 if head_dim <= NARROW else 0.0
     if plan.mask is None:  # Any of its tiles may be chosen.
-        return best / (1 + holes * float((plan.layout.q_len[: plan.layout.video_blocks] < block).double().mean()))
+        holed = (plan.layout.q_len[: plan.layout.video_blocks] < block).double().mean()
+        biased = plan.select is not None and plan.select.biased
+        return best / (1 + holes * float(holed)) / (BIASED_TIMES if biased else 1)
     kinds = plan.mask.video_map()
-    whole = (1 + holes * (plan.mask.video_lengths() < block).double()) / best
-    times = torch.where(kinds == 1, 1 / CUT_RATE, whole)
-    return 1 / float(times[kinds > 0].mean())
+    times = 1 + holes * (plan.mask.video_lengths() < block).double().expand_as(kinds)
+    times = torch.where(kinds == 1, CUT_TIMES * times, times)
+    return best / float(times[kinds > 0].mean())
 
 
 def expected_gain(plan: Plan) -> float:
     """How many times as fast attention becomes, by estimate."""
     return rate(plan) / plan.visited
-
-
-def measured_gain(plan: Plan) -> float:
-    """How many times as fast attention becomes with kernels of ours, by what was measured on an H200."""
-    return sparse_rate(plan) / plan.visited
 
 
 def would_lose(pattern: Pattern, plan: Plan) -> bool:
@@ -115,9 +113,9 @@ def advice(
             f"nothing is gained; ask for a lower density, or smaller blocks{instead}"
         )
     if expected_gain(plan) > 1:
-        return _cut(pattern, plan, layout, density, site)
-    found = _better(_smaller(pattern, layout), plan, layout, density, site, expected_gain)
-    found = sorted(_better(_whole(pattern, plan, layout), plan, layout, density, site, expected_gain) + found)
+        return None
+    found = _better(_smaller(pattern, layout), plan, layout, density, site)
+    found = sorted(_better(_whole(pattern, plan, layout), plan, layout, density, site) + found)
     better = (
         "; ".join(text for _, text in found)
         or "no other stride or block does better, so ask for a lower density, or run it dense"
@@ -130,26 +128,9 @@ def advice(
     )
 
 
-def _cut(pattern: Pattern, plan: Plan, layout: TokenLayout, density: float | None, site: Site) -> str | None:
-    """What to say of windows that cut so many tiles that kernels of ours take longer than dense ones."""
-    if plan.mask is None or plan.mask.window is None or measured_gain(plan) > 1:
-        return None
-    kinds = plan.mask.video_map()
-    cut = float((kinds == 1).sum() / (kinds > 0).sum())
-    found = sorted(_better(_whole(pattern, plan, layout), plan, layout, density, site, measured_gain))
-    better = "; ".join(text for _, text in found) or "ask for a lower density, or run it dense"
-    return (
-        f"{pattern.name} on a {layout.grid} grid with blocks of {pattern.block}: its windows cut {cut:.0%} of the "
-        f"blocks that it visits, and a cut block takes about {WHOLE_RATE / CUT_RATE:.0f} times as long as a whole "
-        f"one (on an H200), so attention is expected to take {1 / measured_gain(plan):.1f} times as long as dense "
-        f"attention; {better}"
-    )
-
-
 def _better(
-    others: Iterator[tuple[str, Pattern]], plan: Plan, layout: TokenLayout, density: float | None, site: Site,
-    gain: Callable[[Plan], float],
-) -> list[tuple[float, str]]:  # fmt: skip
+    others: Iterator[tuple[str, Pattern]], plan: Plan, layout: TokenLayout, density: float | None, site: Site
+) -> list[tuple[float, str]]:
     """Those of other patterns that gain, with what they visit, in words too."""
     found = []
     for words, other in others:
@@ -157,7 +138,7 @@ def _better(
             tried = other.plan(layout.tiled(None, other.block), density, site)
         except PatternError:
             continue
-        if tried.visited < plan.visited and gain(tried) > 1:
+        if tried.visited < plan.visited and expected_gain(tried) > 1:
             found.append((tried.visited, f"{words} visits {tried.visited:.2f}"))
     return found
 

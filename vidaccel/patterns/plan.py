@@ -83,9 +83,11 @@ class Select(ABC):
 
     Attributes:
         layout: token order in which it is given q, k and v, and of the masks that it makes.
+        biased: its use adds a bias to the logits of keys.
     """
 
     layout: TokenLayout
+    biased: ClassVar[bool] = False
 
     def to(self, device: torch.device | str) -> Self:
         """The same with its tensors on `device`."""

@@ -95,6 +95,7 @@ class CoarseToFine(EqualRows):
     """
 
     moves: ClassVar[bool] = True
+    biased: ClassVar[bool] = True
 
     counts: Counts
     count: torch.Tensor

@@ -39,6 +39,7 @@ class SameOverTime(EqualRows):
     """
 
     moves: ClassVar[bool] = True
+    biased: ClassVar[bool] = True
 
     groups: int
     length: torch.Tensor

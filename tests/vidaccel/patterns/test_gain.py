@@ -8,7 +8,7 @@ import pytest
 
 from vidaccel.grid import Site, TokenLayout
 from vidaccel.patterns import Neighborhood, Radial, SlidingWindow, TopK, Union, advice
-from vidaccel.patterns.gain import CUT_RATE, PARTIAL_RATE, WHOLE_RATE, expected_gain, measured_gain, rate, sparse_rate
+from vidaccel.patterns.gain import CUT_TIMES, PARTIAL_RATE, WHOLE_RATE, expected_gain, rate, sparse_rate
 
 SITE = Site("blocks.0.attn1.processor", 0, "self", "wan")
 
@@ -41,26 +41,13 @@ def test_stride_one_on_a_small_grid_names_what_does_better():
         (Radial(), (21, 30, 52), 0.3),
         (TopK(), (9, 16, 16), 0.3),
         (SlidingWindow(), (13, 30, 45), 0.5),
+        (Neighborhood(), (21, 30, 52), 0.25),
+        (Neighborhood(), (13, 30, 45), 0.25),
     ],
     ids=str,
 )
 def test_what_helps_says_nothing(pattern, grid, density):
     assert told(pattern, grid, density) is None
-
-
-@pytest.mark.parametrize("grid", [(21, 30, 52), (13, 30, 45)], ids=["wan at 480p", "cogvideox"])
-def test_windows_that_cut_most_blocks_lose_and_say_so(grid):
-    """Measured: 0.77 to 1.03 times as fast as a dense call (pipelines/bench/results)."""
-    text = told(Neighborhood(), grid, 0.25)
-    assert re.search(r"windows cut \d\d% of the blocks .* expected to take 1\.[5-9] times as long as dense", text)
-    assert "run it dense" not in text
-    stride, visited = re.search(r"stride=(\(.*?\)) visits (0\.\d+)", text).groups()
-    better = Neighborhood(stride=tuple(map(int, stride.strip("()").split(","))))
-    plan = better.plan(TokenLayout.of(grid), 0.25, SITE)
-    assert plan.visited == pytest.approx(float(visited), abs=0.006)
-    assert measured_gain(plan) > 1
-    assert f"sliding-window visits {SlidingWindow().plan(TokenLayout.of(grid), 0.25, SITE).visited:.2f}" in text
-    assert told(better, grid, 0.25) is None
 
 
 def test_a_pattern_that_keeps_everything_gains_nothing():
@@ -76,25 +63,26 @@ def test_rate_goes_by_the_share_of_whole_tiles():
     layout = TokenLayout.of((9, 16, 16))
     plans = [Neighborhood(stride=stride).plan(layout, 0.3, SITE) for stride in ((1, 1, 1), (1, 8, 16))]
     assert PARTIAL_RATE <= rate(plans[0]) < rate(plans[1]) == WHOLE_RATE
-    assert sparse_rate(plans[0]) == pytest.approx(CUT_RATE), "every tile is cut"
+    assert sparse_rate(plans[0]) == pytest.approx(WHOLE_RATE / CUT_TIMES), "every tile is cut"
     assert sparse_rate(plans[1]) == pytest.approx(WHOLE_RATE)
 
 
-def test_holes_cost_more_where_heads_are_narrow():
+def test_holes_cost_where_heads_are_narrow():
     """Keys are hidden one by one, whatever their channels."""
     whole, holed = (Radial().plan(TokenLayout.of((9, *sides)), 0.3, SITE) for sides in ((16, 16), (16, 15)))
     tiled = SlidingWindow().plan(TokenLayout.of((13, 30, 45)), 0.25, SITE)
     assert int((tiled.layout.q_len[: tiled.layout.video_blocks] < 128).sum()) == tiled.layout.video_blocks
     assert sparse_rate(whole) == pytest.approx(WHOLE_RATE)
-    assert sparse_rate(whole) > sparse_rate(holed) >= sparse_rate(tiled) > sparse_rate(tiled, head_dim=64)
+    assert sparse_rate(holed) == sparse_rate(tiled) == pytest.approx(WHOLE_RATE)
+    assert sparse_rate(whole) > sparse_rate(holed, head_dim=64) >= sparse_rate(tiled, head_dim=64)
 
 
 @pytest.mark.parametrize(
-    ("grid", "measured"),
-    [((21, 30, 52), 30.57 / 52.16), ((13, 30, 45), 13.95 / 23.17)],
+    ("grid", "head_dim", "best", "measured"),
+    [((21, 30, 52), 128, 0.88, 30.81 / 17.34), ((13, 30, 45), 64, 0.72, 13.80 / 10.72)],
     ids=["wan2.1-14b at 480p", "cogvideox-5b"],
 )
-def test_windows_that_cut_most_tiles_take_as_long_as_measured(grid, measured):
+def test_windows_that_cut_most_tiles_take_as_long_as_measured(grid, head_dim, best, measured):
     """Attention of a layer on an H200, in ms: dense over neighborhood (pipelines/bench/results)."""
     plan = Neighborhood().plan(TokenLayout.of(grid), 0.25, SITE)
-    assert sparse_rate(plan) / plan.visited == pytest.approx(measured, rel=0.15)
+    assert sparse_rate(plan, best, head_dim) / plan.visited == pytest.approx(measured, rel=0.15)
