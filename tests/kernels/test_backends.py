@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vidaccel.kernels import attention
+from vidaccel.kernels import attention, gluon
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -126,7 +126,7 @@ def test_gpu(make_case: Callable[..., Any], kind: dict[str, Any], dtype: torch.d
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("d", "block"), [(64, 128), (128, 64), (128, 128)])
+@pytest.mark.parametrize(("d", "block"), list(gluon.CONFIGS))
 def test_gpu_gluon(make_case: Callable[..., Any], kind: dict[str, Any], d: int, block: int) -> None:
     needs_hopper()
     dtype = torch.bfloat16 if d == block else torch.float16

@@ -7,8 +7,8 @@ Math: with `visited` pairs over all pairs, attention becomes at most 1 / visited
     What kernels of ours take for tiles that are cut or have holes, and for merged keys, is `sparse_rate`.
 Cost: nothing where there is a gain; elsewhere a few plans of the same grid, once.
 Source: Sliding Tile Attention, arXiv 2502.04507, table 1, and Generalized Neighborhood Attention, arXiv 2504.16922,
-    section 5: measured 0.65 of the tile bound for token-wise masks, 0.94 and more for whole tiles. Tiles of 64: ours on
-    an H100, 0.58 to 0.67 of FlashAttention 3 on random blocks, 0.76 on a band (kernels/bench/NOTES.md).
+    section 5: measured 0.65 of the tile bound for token-wise masks, 0.94 and more for whole tiles. Tiles of 64: the
+    least that ours ever had of FlashAttention 3 on an H100; 0.70 to 0.78 there now (kernels/bench/NOTES.md).
 Limits: an estimate of attention alone; what is measured on a machine goes before it.
 """
 
