@@ -5,16 +5,17 @@
 
 Each prompt is rendered 60 latent frames long, and the checker looks at stretches of 40 pixel frames, one after the
 other: motion wraps around the frame, so a prompt stays true for ever. Controls: no history at all (each chunk sees
-itself alone), of the history the first frame alone, windows as short as the room that merged keys have, and each method
-choosing by lot, as much as it would have chosen (`drawing_lots`). All clips of a way are one batch.
+itself alone), of the history the first frame alone, windows as short as the room that merged keys have, each method
+choosing by lot, as much as it would have chosen, and FlashBlock without history where it would reuse it
+(`causal_controls.py`). All clips of a way are one batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,14 @@ from samples.models import checker
 from samples.models.world import Scene
 from samples.train import fidelity
 from samples.train.budget import get_logger
+from samples.train.causal_controls import drawing_lots, dropping_history
 from samples.train.evaluate import located, mean, pipeline_of, rounded, score, unseen
 from samples.train.record import Record
 from samples.train.sheet import contact_sheet
 from vidaccel.errors import VidaccelError
 from vidaccel.pipelines.causal_wan import CausalWanPipeline
 from vidaccel.render.stream import StreamJob, is_causal, open_stream
-from vidaccel.reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, HybridMemory, TempCache, memory
-from vidaccel.reuse.selection import FrameRule, HashPlanes
-from vidaccel.reuse.tempcache import MergedKeys
+from vidaccel.reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, HybridMemory, TempCache
 from vidaccel.streaming import Rollout
 
 log = get_logger("evaluate")
@@ -48,12 +48,12 @@ class Way:
     Attributes:
         methods: For the stream.
         changes: Of the rollout.
-        lots: What is kept, merged or reused is drawn at random.
+        control: What the clips are made within, of `causal_controls`.
     """
 
     methods: tuple[Any, ...] = ()
     changes: dict[str, Any] = field(default_factory=dict)
-    lots: bool = False
+    control: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def ways(frames: int, chunk: int) -> dict[str, Way]:
@@ -69,7 +69,7 @@ def ways(frames: int, chunk: int) -> dict[str, Way]:
 
     def both(name: str, control: str, *methods: Any, **changes: Any) -> None:
         found[name] = Way(methods, changes)
-        found[f"{name}, {control}"] = Way(methods, changes, lots=True)
+        found[f"{name}, {control}"] = Way(methods, changes, control=drawing_lots)
 
     found = {"dense": Way(), "no history": Way(changes={"window": chunk})}
     for density in (0.5, 0.3):
@@ -78,10 +78,12 @@ def ways(frames: int, chunk: int) -> dict[str, Way]:
         # As many frames as the method has room for, of those just before the chunk.
         found[f"window {chunk + room}"] = Way(changes={"window": chunk + room})
         both(f"tempcache {room}", "random keys", TempCache(frames=room))
-    for threshold in (0.1, 0.3):
+    # Heads drawn by lot are as good where most of them reuse, so also where an eighth and a third do.
+    for threshold in (0.03, 0.05, 0.1, 0.3):
         both(f"flashblock {threshold}", "random heads", FlashBlock(threshold))
+        found[f"flashblock {threshold}, history dropped"] = Way((FlashBlock(threshold),), control=dropping_history)
     # The own chunk and a few tokens of its past go far here: 0.03 is 1 block of 36.
-    for density in (0.3, 0.1, 0.03):
+    for density in (0.3, 0.2, 0.15, 0.1, 0.06, 0.03):
         both(f"ann {density}", "random tokens", CausalAnn(density))
     # Half of the padded prompt has room for all of its words; a sixth has not.
     found["ann-cross 0.5"] = Way((AnnCross(0.5, block=8),))
@@ -148,48 +150,6 @@ def main(words: list[str] | None = None) -> None:
         longest = max(longest, time.monotonic() - begun)
 
 
-@contextmanager
-def drawing_lots(wanted: bool) -> Iterator[None]:
-    """Within this block, where wanted, all that the methods choose is drawn at random.
-
-    Blocks of history and codes of tokens: all as likely. Keys that are merged and heads that reuse: as many as the
-    method finds, others.
-    """
-    stock = FrameRule.choose, HashPlanes.codes, MergedKeys._correspondence, memory.late_error
-
-    def lots(device: torch.device) -> torch.Generator:
-        return generators.setdefault(device, torch.Generator(device).manual_seed(0))
-
-    def draw(rule: FrameRule, query: Tensor, key: Tensor, length: Tensor, empty: Tensor | None = None) -> Tensor:
-        score = torch.rand(*query.shape[:2], key.shape[1], device=query.device, generator=lots(query.device))
-        if empty is not None:
-            score[..., : rule.before] = score[..., : rule.before].masked_fill(empty[:, None], -1)
-        return score.topk(rule.kept, dim=-1).indices.sort(-1).values
-
-    def any_code(planes: HashPlanes, x: Tensor) -> Tensor:
-        size = (x.shape[2], x.shape[1])
-        return torch.randint(planes.affinity.shape[0], size, device=x.device, generator=lots(x.device))
-
-    def any_key(merged: MergedKeys, k: Tensor) -> tuple[Tensor, Tensor]:
-        joins, group = stock[2](merged, k)
-        return shuffled(joins), group
-
-    def any_head(now: Tensor, late: Tensor) -> Tensor:
-        return shuffled(stock[3](now, late))
-
-    def shuffled(x: Tensor) -> Tensor:
-        return x[:, torch.randperm(x.shape[1], device=x.device, generator=lots(x.device))]
-
-    generators: dict[torch.device, torch.Generator] = {}
-    if wanted:
-        FrameRule.choose, HashPlanes.codes = draw, any_code
-        MergedKeys._correspondence, memory.late_error = any_key, any_head
-    try:
-        yield
-    finally:
-        FrameRule.choose, HashPlanes.codes, MergedKeys._correspondence, memory.late_error = stock
-
-
 @torch.no_grad()
 def generate(
     pipe: CausalWanPipeline, scenes: Sequence[Scene], way: Way, settings: dict[str, Any], seed: int
@@ -204,7 +164,7 @@ def generate(
         prompts = [scene.caption() for scene in scenes]
         forced = {"methods": way.methods, "even_if_slower": True}
         stream = pipe.stream(prompts, generator=noise, output_type="pt", **forced, **settings)
-        with drawing_lots(way.lots):
+        with way.control():
             chunks = list(stream)
     finally:
         pipe.register_to_config(rollout=stock.to_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from safetensors.torch import save_file
 
 from samples.models import path
 from samples.train import causal, evaluate, evaluate_causal
+from samples.train.causal_controls import drawing_lots, dropping_history
+from vidaccel.kernels.attention import attention
 from vidaccel.pipelines.causal_attention import CausalTransformer
 from vidaccel.pipelines.causal_wan import CausalWanPipeline
+from vidaccel.reuse import FlashBlock, Methods
 from vidaccel.streaming import Rollout
 
 
@@ -104,12 +108,56 @@ def test_every_way_is_taken_by_the_stream() -> None:
     settings = {"height": 64, "width": 64, "num_frames": 33, "guidance_scale": 1.0, "max_sequence_length": 16}
     # One budget of each method and of each control: the second one runs the same code.
     kinds = {
-        (tuple(map(type, way.methods)), way.lots, bool(way.changes)): (name, way)
+        (tuple(map(type, way.methods)), way.control, bool(way.changes)): (name, way)
         for name, way in evaluate_causal.ways(9, causal.CHUNK).items()
     }
-    assert len(kinds) >= 16
+    assert len(kinds) >= 17
     for name, way in kinds.values():
         clips, result = evaluate_causal.generate(pipe, evaluate_causal.unseen(1), way, settings, 0)
         assert clips.shape == (1, 33, 64, 64, 3), name
         assert result["density"] > 0, name
     assert pipe.rollout == Rollout.of(causal.ROLLOUT | {"steps": (1000,)})
+
+
+@torch.no_grad()
+def late(control: AbstractContextManager[None]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[float]]:
+    """FlashBlock at a second step, where the queries of the last of three heads are others: what comes out, what
+    attention to all and to the own chunk would be, and how many heads reused of how many."""
+    transformer = causal.Denoiser(11, layers=1).transformer.eval()
+    model = CausalTransformer(transformer, Rollout(**causal.ROLLOUT), (2, 2), methods=Methods.of((FlashBlock(),), 1))
+    generator = torch.Generator().manual_seed(0)
+    past, now, other = (torch.randn(3, 1, causal.CHUNK * 4, 3, 64, generator=generator) for _ in range(3))
+    model.begin(causal.CHUNK)
+    model.flow(torch.zeros(1, 48, causal.CHUNK, 2, 2), torch.zeros(1), torch.zeros(1, 7, 64))
+    (memory,), turn = model.memories["cond"], model.turns["cond"]
+    memory.attend(*past)
+    model.commit()
+    model.begin(causal.CHUNK)
+    turn.calls = 0
+    memory.attend(*now)
+    turn.calls = 1
+    q, k, v = now.clone()
+    q[:, :, 2] = other[0, :, :, 2]
+    with control:
+        out = memory.attend(q, k, v)
+    whole = attention(q, torch.cat([past[1], k], 1), torch.cat([past[2], v], 1))[0]
+    return out, whole, attention(q, k, v)[0], turn.reused.tolist()
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> list[bool]:
+    """Which heads are not as expected."""
+    return ((found - expected).abs().amax((0, 1, 3)) > 1e-5).tolist()
+
+
+def test_controls_reuse_as_many_heads_and_go_without_what_the_method_rests_on() -> None:
+    out, whole, own, reused = late(nullcontext())
+    assert reused == [2, 3]
+    assert off(out, whole) == [False, False, False], "two heads have the queries they had, the third is computed anew"
+    out, whole, own, reused = late(dropping_history())
+    assert reused == [2, 3]
+    assert off(out, own) == [False, False, True]
+    assert off(out, whole) == [True, True, False]
+    out, whole, own, reused = late(drawing_lots())
+    assert reused == [2, 3]
+    assert off(out, whole) == [False, False, True], "the lot falls on another head to be computed anew"
+    assert off(late(nullcontext())[0], whole) == [False, False, False], "a control is over where its block ends"
