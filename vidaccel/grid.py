@@ -81,7 +81,6 @@ class TokenLayout:
         slot_of: (tokens,) int64, the slot of each model-order token: the inverse of `order`.
         text_first: the model holds [text | video] rather than [video | text].
         is_identity: kernel order is model order, nothing needs to move.
-        fill: tokens that most of the video blocks hold which are not whole, 0 where all are; a hint to kernels.
     """
 
     grid: VideoGrid
@@ -95,7 +94,6 @@ class TokenLayout:
     text_first: bool = False
     is_identity: bool = False
     fold: tuple[int, int, int] = (1, 1, 1)
-    fill: int = 0
 
     @classmethod
     def of(
@@ -137,8 +135,6 @@ class TokenLayout:
                 f"a fold of {fold} was asked for; on a {grid} grid it lies in 1..axis, and needs a tile, not {tile}"
             )
         order, lengths = orders.raster(grid, block) if tile is None else orders.tiled(grid, block, tile, fold)
-        short = lengths[lengths < block]
-        fill = int(short.mode().values) if len(short) else 0
         if text:
             holes = len(lengths) * block - len(order)
             text_order, text_lengths = orders.raster((1, 1, text), block)
@@ -151,7 +147,7 @@ class TokenLayout:
         slot_of = torch.empty(grid.tokens + text, dtype=torch.int64)
         slot_of[order[filled]] = slots[filled]
         identity = len(order) == len(slot_of) and bool((order == slots).all())
-        return cls(grid, text, block, tile, order, lengths, lengths, slot_of, text_first, identity, fold, fill)
+        return cls(grid, text, block, tile, order, lengths, lengths, slot_of, text_first, identity, fold)
 
     def tiled(
         self, tile: tuple[int, int, int] | None, block: int | None = None, fold: tuple[int, int, int] = (1, 1, 1)

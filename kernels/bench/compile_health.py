@@ -62,7 +62,7 @@ def tma_health(
 
 def gluon_health(d: int, block: int, dtype: torch.dtype, *, window: bool = False, bias: bool = False) -> dict[str, Any]:
     """The same of the Gluon kernel, for Hopper."""
-    chosen = (gluon.RULED if window or bias else gluon.CONFIGS)[d, block]
+    chosen = gluon.config(d, block, window=window, bias=bias)
     constants = {
         "D": d,
         "KEYS": block,
@@ -76,7 +76,7 @@ def gluon_health(d: int, block: int, dtype: torch.dtype, *, window: bool = False
     }
     element = gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
     tiles = {name: [1, 1, gluon.UNIT, d] for name in ("q_tma", "out_tma")}
-    tiles |= {name: [1, 1, 1, block, d] for name in ("k_tma", "v_tma", "filled_tma")}
+    tiles |= {name: [1, 1, 1, block, d] for name in ("k_tma", "v_tma")}
     maps = {}
     for name, box in tiles.items():
         maps[name] = f"tensordesc<{NAMES[dtype]}{box},{gl.NVMMASharedLayout.get_default_for(box, element)!r}>"

@@ -98,7 +98,7 @@ def attention(
     # Without a graph to be seen by, the op would only cost: the dispatcher takes longer than the launch.
     traced = torch.compiler.is_compiling() or type(q) is not torch.Tensor
     run: Callable[..., tuple[torch.Tensor, torch.Tensor]] = torch.ops.vidaccel.attention if traced else _attention
-    out, lse = run(q, k, v, *(rows or (None,) * 8 + (0, 0, 0, 0)), key_bias, scale, backend, counted)
+    out, lse = run(q, k, v, *(rows or (None,) * 8 + (0, 0, 0)), key_bias, scale, backend, counted)
     return out, lse
 
 
@@ -122,7 +122,6 @@ def _attention(
     guards: int,
     block: int,
     text: int,
-    fill: int,
     key_bias: torch.Tensor | None,
     scale: float,
     backend: str,
@@ -130,7 +129,7 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = None
     if ptr is not None and idx is not None and n_full is not None and q_len is not None and k_len is not None:
-        rows = Rows(ptr, idx, n_full, q_len, k_len, lo, hi, pos, guards, block, text, fill)
+        rows = Rows(ptr, idx, n_full, q_len, k_len, lo, hi, pos, guards, block, text)
     problem = Problem.of(q, k, rows, key_bias)
     name = choose(problem, backend)
     out, lse = _load(name).run(q, k, v, rows, scale, key_bias)
@@ -152,7 +151,7 @@ _op = torch.library.custom_op(
     mutates_args=(),
     # The guards are a SymInt: another window is no reason to compile anything again.
     schema="(Tensor q, Tensor k, Tensor v, Tensor? ptr, Tensor? idx, Tensor? n_full, Tensor? q_len, Tensor? k_len, "
-    "Tensor? lo, Tensor? hi, Tensor? pos, SymInt guards, int block, int text, int fill, Tensor? key_bias, float scale, "
+    "Tensor? lo, Tensor? hi, Tensor? pos, SymInt guards, int block, int text, Tensor? key_bias, float scale, "
     "str backend, bool counted=True) -> (Tensor, Tensor)",
 )
 

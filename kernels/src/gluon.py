@@ -4,8 +4,8 @@ Idea: a stream is one warp that fetches by TMA, and one or two warp groups that 
     of the next tile of keys are multiplied while the values of the last one are added. One stream of two warp groups,
     whose 128 queries share each tile, is fastest where multiplying a tile takes longer than its softmax. Elsewhere
     three streams of one warp group each hide what the others wait for, and none waits for another's keys. Rows of
-    text, which keep everything, are begun first. Behind the last key of a short tile values are zero: TMA fetches
-    zeros where the tile is as long as most short ones, and the warp that fetches clears the rest.
+    text, which keep everything, are begun first. Behind the last key of a short tile TMA fetches values of zero, for
+    its map of the values ends where the tile does. A bias of keys is what the tensor cores add products to.
 Math: that of `portable.py`.
 Cost: 4 d flops a kept pair; a stream reads each key that its row keeps once.
 Source: FlashAttention-3 (arXiv 2407.08608): warp specialisation, sections 3.1 and 3.2; FlashAttention-4's conditional
@@ -57,8 +57,15 @@ CONFIGS = {
     (128, 64): Config(3, streams=3, ahead=1, registers=160),
     (128, 128): Config(5),
 }
-# The same where windows or a bias need registers that three streams do not have.
-RULED = CONFIGS | {(64, 128): Config(8)}
+# The same where windows need registers that three streams do not have.
+WINDOWED = CONFIGS | {(64, 128): Config(8)}
+
+
+def config(d: int, block: int, *, window: bool = False, bias: bool = False) -> Config:
+    """The launch parameters of a call."""
+    chosen = (WINDOWED if window else CONFIGS)[d, block]
+    # A slot makes room for what is told of the others' keys.
+    return chosen._replace(slots=chosen.slots - 1) if (window or bias) and chosen.streams == 1 else chosen
 
 
 def can_run(problem: Problem) -> Verdict:
@@ -110,7 +117,7 @@ def run(
     if rows is None:
         rows = Rows.dense(lq, lk, WHOLE, q.device)
     block = rows.block
-    chosen = chosen or (CONFIGS if rows.lo is None and key_bias is None else RULED)[d, block]
+    chosen = chosen or config(d, block, window=rows.lo is not None, bias=key_bias is not None)
     units = 2 if chosen.streams == 1 else 1
     # Where one warp group has a row of the mask, whose queries are 128, to itself, it takes it in two parts.
     parts = block // (UNIT * units)
@@ -119,7 +126,9 @@ def run(
     if window is not None and lk < rows.k_blocks * block:
         # Words of keys are read in whole tiles.
         window = (*window[:2], torch.nn.functional.pad(window[2], (0, rows.k_blocks * block - lk)))
-    bias = None if key_bias is None else key_bias if key_bias.stride(-1) == 1 else key_bias.contiguous()
+    if key_bias is not None:
+        # In units of the product of queries and keys, to which the tensor cores add it, and in whole tiles.
+        key_bias = torch.nn.functional.pad(key_bias / scale, (0, rows.k_blocks * block - lk))
     none = rows.ptr
     # Kernels are launched on the current device, which need not be the tensors' own.
     with torch.cuda.device_of(q):
@@ -127,8 +136,7 @@ def run(
         values = (
             _tensor_map(q, UNIT),
             _blocks_map(k, block),
-            _blocks_map(v, block),
-            _blocks_map(v, block, rows.fill or block),
+            _ends_map(v, block),
             _tensor_map(out, UNIT),
             lse,
             torch.zeros(1, dtype=torch.int32, device=q.device),
@@ -139,7 +147,7 @@ def run(
             rows.k_len,
             *(window or (none, none, none)),
             rows.guards,
-            lse if bias is None else bias,
+            lse if key_bias is None else key_bias,
             scale * 1.4426950408889634,
             total,
             rows.q_blocks * parts,
@@ -148,11 +156,10 @@ def run(
             rows.q_blocks if rows.heads > 1 else 0,
             lq,
             lk,
-            rows.fill,
-            *((0, 0) if bias is None else (bias.stride(0) * (bias.shape[0] > 1), bias.stride(1) * (bias.shape[1] > 1))),
+            *((0, 0) if key_bias is None else (key_bias.stride(axis) * (key_bias.shape[axis] > 1) for axis in (0, 1))),
             rows.k_blocks if rows.k_len.ndim == 2 and rows.k_len.shape[0] > 1 else 0,
         )
-        constants = (d, block, units, *chosen, window is not None, bias is not None)
+        constants = (d, block, units, *chosen, window is not None, key_bias is not None)
         _launch(programs, values, constants, q.dtype, q.device.index)
     return out, lse
 
@@ -180,14 +187,38 @@ def _tensor_map(x: torch.Tensor, slots: int) -> Any:
     return _described(x, shape, strides, tile)
 
 
-def _blocks_map(x: torch.Tensor, block: int, fill: int = 0) -> Any:
-    """The same for blocks of keys, as (b, h, 1, l, d); with `fill` as (b, h, blocks, fill, d), zeros behind them."""
+def _blocks_map(x: torch.Tensor, block: int) -> Any:
+    """The same for blocks of keys, as (b, h, 1, l, d)."""
     x, (b, h, n, d), (sample, head, slot, _), tile = tensor_map(x, block)
-    blocks, n = (-(-n // block), fill) if fill else (1, n)
-    return _described(x, [b, h, blocks, n, d], [sample, head, slot * block, slot, 1], [1, *tile])
+    return _described(x, [b, h, 1, n, d], [sample, head, slot * n, slot, 1], [1, *tile])
 
 
-def _described(x: torch.Tensor, shape: list[int], strides: list[int], tile: list[int]) -> Any:
+def _ends_map(x: torch.Tensor, block: int) -> Any:
+    """The same for blocks of values that may end early, as (b, h, l + 1, block, d): zeros are fetched behind the end.
+
+    [.., end, i, :] is slot end - block + i, so that a block of n tokens that ends at `end` begins at i = block - n, and
+    what would follow it lies outside. Slots before the first one are never asked for.
+    """
+    x, (b, h, n, d), (sample, head, slot, _), tile = tensor_map(x, block)
+    before = _Before(x, block * slot * x.element_size())
+    return _described(before, [b, h, n + 1, block, d], [sample, head, slot, slot, 1], [1, *tile])
+
+
+class _Before(NamedTuple):
+    """What a tensor map asks of its tensor, some bytes before it."""
+
+    x: torch.Tensor
+    bytes: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    def data_ptr(self) -> int:
+        return self.x.data_ptr() - self.bytes
+
+
+def _described(x: torch.Tensor | _Before, shape: list[int], strides: list[int], tile: list[int]) -> Any:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     return TensorDescriptor(x, shape, strides, tile, _layout(tuple(tile), x.dtype))

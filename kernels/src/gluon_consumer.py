@@ -15,15 +15,18 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 from .gluon_parts import (
     FLOOR,
     ROWS,
-    entry_of,
     facts_of,
+    handed_back,
     interval,
+    length_of,
     no_mass,
     scores,
+    scores_begun,
     sent,
     shrunk,
     softmax,
     stay,
+    tokens_of,
     write,
 )  # fmt: skip
 
@@ -43,61 +46,54 @@ def consumer(
     UNIT: gl.constexpr,
 ):
     """Attend with 64 queries of each row."""
-    q_s, tiles_s, facts_s, entries_s, q_ready, q_free, ready, free, facts_ready, facts_free, _landed = stream
-    out_tma, LSE, Q_LEN, scale, total, rows, heads, lq = call
-    LO, HI, POS, guards, KEY_BIAS, bias_b, bias_h = rule
+    q_s, tiles_s, words_s, bias_s, facts_s, lengths_s, q_ready, q_free, ready, free, facts_ready, facts_free = stream
+    out_tma, LSE, scale, heads, lq = call
+    LO, HI, _POS, guards, _KEY_BIAS, _bias_b, _bias_h = rule
     DT: gl.constexpr = tiles_s.dtype
     S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     O_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     P_L: gl.constexpr = gl.DotOperandLayout(0, O_L, 2)
     R_L: gl.constexpr = gl.SliceLayout(1, S_L)
-    # With a bias the logits are spelled out; without one, the scale is folded into the exponent.
-    factor = 1.0 if BIAS else scale
     done = 0
     begin = 0
-    row, n, full = facts_of(facts_s, facts_ready, done, AHEAD)
-    while row < total:
+    n = length_of(facts_s, facts_ready, done, AHEAD)
+    while n >= 0:
         at = done % AHEAD
+        sample, head, start, tokens, full = facts_of(facts_s, at, UNIT)
         mbarrier.arrive(facts_free.index(at), count=1)
-        line = row // rows
-        i = row % rows
-        sample = line // heads
-        head = line % heads
-        start = (i * UNITS + UNIT) * ROWS
         lo, hi = interval(LO, HI, start + gl.arange(0, ROWS, R_L), lq, WINDOW)
-        bias = KEY_BIAS + sample.to(gl.int64) * bias_b + head.to(gl.int64) * bias_h
         q = q_s.index(at * UNITS + UNIT).reshape([ROWS, D])
         m = gl.full([ROWS], FLOOR, gl.float32, R_L)
         mass = no_mass(KEYS, S_L)
         acc = gl.zeros([ROWS, D], gl.float32, O_L)
-        if done > 0:
-            sent()
-            mbarrier.arrive(q_free.index((done - 1) % AHEAD * UNITS + UNIT), count=1)
+        if AHEAD == 2:
+            handed_back(q_free, done, AHEAD, UNITS, UNIT)
         mbarrier.wait(q_ready.index(at * UNITS + UNIT), done // AHEAD & 1)
         if n > 0:
             slot = begin % SLOTS
-            block, length = entry_of(entries_s, ready, begin, SLOTS)
+            length = tokens_of(lengths_s, ready, begin, SLOTS)
             k = tiles_s.index(slot).reshape([KEYS, D]).permute((1, 0))
-            running = warpgroup_mma(q, k, gl.zeros([ROWS, KEYS], gl.float32, S_L), use_acc=False, is_async=True)
+            running = scores_begun(q, k, bias_s.index(slot), KEYS, S_L, BIAS)
             s = warpgroup_mma_wait(0, deps=(running,))
-            mbarrier.arrive(free.index(slot), count=1)
-            s = scores(s, block, length, full <= 0, lo, hi, POS, guards, bias, scale, KEYS, WINDOW, BIAS)
-            p, m, mass, shrink = softmax(s, m, mass, factor, D)
+            words = words_s.index(slot)
+            s = scores(s, free.index(slot), length, full <= 0, lo, hi, words, guards, KEYS, WINDOW)
+            p, m, mass, shrink = softmax(s, m, mass, scale, D)
             weights = gl.convert_layout(p.to(DT), P_L)
             place = 1
             while place < n:
                 number = begin + 2 * place
                 slot = (number - 1) % SLOTS
-                block, length = entry_of(entries_s, ready, number - 1, SLOTS)
+                length = tokens_of(lengths_s, ready, number - 1, SLOTS)
                 k = tiles_s.index(slot).reshape([KEYS, D]).permute((1, 0))
-                running = warpgroup_mma(q, k, gl.zeros([ROWS, KEYS], gl.float32, S_L), use_acc=False, is_async=True)
+                running = scores_begun(q, k, bias_s.index(slot), KEYS, S_L, BIAS)
                 last = number % SLOTS
                 mbarrier.wait(ready.index(last), number // SLOTS & 1)
                 adding = warpgroup_mma(weights, tiles_s.index(last).reshape([KEYS, D]), acc, is_async=True)
                 s = warpgroup_mma_wait(1, deps=(running,))
-                mbarrier.arrive(free.index(slot), count=1)
-                s = scores(s, block, length, place >= full, lo, hi, POS, guards, bias, scale, KEYS, WINDOW, BIAS)
-                p, m, mass, shrink = softmax(s, m, mass, factor, D)
+                s = scores(
+                    s, free.index(slot), length, place >= full, lo, hi, words_s.index(slot), guards, KEYS, WINDOW
+                )
+                p, m, mass, shrink = softmax(s, m, mass, scale, D)
                 # The multiplication that runs still reads the last ones.
                 behind = gl.convert_layout(p.to(DT), P_L)
                 mass = stay(mass)
@@ -113,8 +109,9 @@ def consumer(
             acc = warpgroup_mma_wait(0, deps=(adding,))
             mbarrier.arrive(free.index(last), count=1)
             begin += 2 * n
-        tokens = gl.load(Q_LEN + start // KEYS) - start % KEYS
         write(out_tma, LSE, acc, m, mass, q_s.index(at * UNITS + UNIT), sample, head, heads, start, tokens, lq, D, DT)
         done += 1
-        row, n, full = facts_of(facts_s, facts_ready, done, AHEAD)
+        if AHEAD == 1:
+            handed_back(q_free, done, AHEAD, UNITS, UNIT)
+        n = length_of(facts_s, facts_ready, done, AHEAD)
     sent()

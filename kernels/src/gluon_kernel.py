@@ -14,28 +14,37 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from .gluon_consumer import consumer
-from .gluon_parts import ENTRIES, FACTS, ROWS
+from .gluon_parts import FACTS, ROWS
 from .gluon_producer import producer
 
 
 @gluon.jit
 def _stream(
-    q_tma, k_tma, KEYS: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr, AHEAD: gl.constexpr, UNITS: gl.constexpr
+    q_tma,
+    k_tma,
+    KEYS: gl.constexpr,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+    AHEAD: gl.constexpr,
+    UNITS: gl.constexpr,
+    WINDOW: gl.constexpr,
+    BIAS: gl.constexpr,
 ):
     """Shared memory of one stream. Barriers come in pairs: `ready`, what is awaited is there; `free`, it was read."""
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
     PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     q_s = gl.allocate_shared_memory(q_tma.dtype, [AHEAD * UNITS, 1, 1, ROWS, D], q_tma.layout)
     tiles_s = gl.allocate_shared_memory(k_tma.dtype, [SLOTS, 1, 1, 1, KEYS, D], k_tma.layout)
+    words_s = gl.allocate_shared_memory(gl.int32, [SLOTS, KEYS if WINDOW else 1], PLAIN)
+    bias_s = gl.allocate_shared_memory(gl.float32, [SLOTS, KEYS if BIAS else 1], PLAIN)
     facts_s = gl.allocate_shared_memory(gl.int32, [AHEAD * FACTS, 1], PLAIN)
-    entries_s = gl.allocate_shared_memory(gl.int32, [SLOTS * ENTRIES, 1], PLAIN)
+    lengths_s = gl.allocate_shared_memory(gl.int32, [SLOTS, 1], PLAIN)
     q_ready = gl.allocate_shared_memory(gl.int64, [AHEAD * UNITS, 1], BARRIER)
     q_free = gl.allocate_shared_memory(gl.int64, [AHEAD * UNITS, 1], BARRIER)
     ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], BARRIER)
     free = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], BARRIER)
     facts_ready = gl.allocate_shared_memory(gl.int64, [AHEAD, 1], BARRIER)
     facts_free = gl.allocate_shared_memory(gl.int64, [AHEAD, 1], BARRIER)
-    landed = gl.allocate_shared_memory(gl.int64, [1, 1], BARRIER)
     for n in gl.static_range(AHEAD * UNITS):
         mbarrier.init(q_ready.index(n), count=1)
         mbarrier.init(q_free.index(n), count=1)
@@ -46,14 +55,13 @@ def _stream(
     for n in gl.static_range(AHEAD):
         mbarrier.init(facts_ready.index(n), count=1)
         mbarrier.init(facts_free.index(n), count=UNITS)
-    mbarrier.init(landed.index(0), count=1)
-    return q_s, tiles_s, facts_s, entries_s, q_ready, q_free, ready, free, facts_ready, facts_free, landed
+    return q_s, tiles_s, words_s, bias_s, facts_s, lengths_s, q_ready, q_free, ready, free, facts_ready, facts_free
 
 
 # Nothing is compiled for a value of an argument: `gluon.py` looks programs up by the constants alone.
 @gluon.jit(
     do_not_specialize=[
-        "guards", "total", "rows", "text_rows", "heads", "row_stride", "lq", "lk", "fill", "bias_b", "bias_h",
+        "guards", "total", "rows", "text_rows", "heads", "row_stride", "lq", "lk", "bias_b", "bias_h",
         "k_len_stride",
     ],
     do_not_specialize_on_alignment=[
@@ -64,7 +72,6 @@ def block_sparse(
     q_tma,
     k_tma,
     v_tma,
-    filled_tma,
     out_tma,
     LSE,
     TICKET,
@@ -86,7 +93,6 @@ def block_sparse(
     row_stride,
     lq,
     lk,
-    fill,
     bias_b,
     bias_h,
     k_len_stride,
@@ -101,39 +107,39 @@ def block_sparse(
     BIAS: gl.constexpr,
 ):
     """See `gluon.py`."""
-    maps = (q_tma, k_tma, v_tma, filled_tma)
-    lists = (PTR, IDX, N_FULL, K_LEN, row_stride, k_len_stride)
-    sizes = (total, rows, text_rows, heads, lk, fill)
+    maps = (q_tma, k_tma, v_tma)
+    lists = (PTR, IDX, N_FULL, Q_LEN, K_LEN, row_stride, k_len_stride)
+    sizes = (total, rows, text_rows, heads, lk)
     rule = (LO, HI, POS, guards, KEY_BIAS, bias_b, bias_h)
-    call = (out_tma, LSE, Q_LEN, scale, total, rows, heads, lq)
-    a = _stream(q_tma, k_tma, KEYS, D, SLOTS, AHEAD, UNITS)
+    call = (out_tma, LSE, scale, heads, lq)
+    W: gl.constexpr = WINDOW
+    a = _stream(q_tma, k_tma, KEYS, D, SLOTS, AHEAD, UNITS, W, BIAS)
     R: gl.constexpr = REGISTERS
     # What is left of the 65,536 registers of a processor, less a few that no group of warps may have.
     PRODUCER: gl.constexpr = 504 - 2 * R if STREAMS == 1 else 512 - 3 * R
-    W: gl.constexpr = WINDOW
     if STREAMS == 1:
         fence_async_shared()
         gl.warp_specialize(
             [
                 (consumer, (a, call, rule, D, KEYS, SLOTS, AHEAD, UNITS, W, BIAS, 0)),
                 (consumer, (a, call, rule, D, KEYS, SLOTS, AHEAD, UNITS, W, BIAS, 1)),
-                (producer, (a, maps, lists, sizes, TICKET, D, KEYS, SLOTS, AHEAD, UNITS, STREAMS, 0)),
+                (producer, (a, maps, lists, sizes, rule, TICKET, D, KEYS, SLOTS, AHEAD, UNITS, STREAMS, W, BIAS, 0)),
             ],
             [4, 1],
             [R, PRODUCER],
         )
     else:
-        b = _stream(q_tma, k_tma, KEYS, D, SLOTS, AHEAD, UNITS)
-        c = _stream(q_tma, k_tma, KEYS, D, SLOTS, AHEAD, UNITS)
+        b = _stream(q_tma, k_tma, KEYS, D, SLOTS, AHEAD, UNITS, W, BIAS)
+        c = _stream(q_tma, k_tma, KEYS, D, SLOTS, AHEAD, UNITS, W, BIAS)
         fence_async_shared()
         gl.warp_specialize(
             [
                 (consumer, (a, call, rule, D, KEYS, SLOTS, AHEAD, UNITS, W, BIAS, 0)),
                 (consumer, (b, call, rule, D, KEYS, SLOTS, AHEAD, UNITS, W, BIAS, 0)),
                 (consumer, (c, call, rule, D, KEYS, SLOTS, AHEAD, UNITS, W, BIAS, 0)),
-                (producer, (a, maps, lists, sizes, TICKET, D, KEYS, SLOTS, AHEAD, UNITS, STREAMS, 0)),
-                (producer, (b, maps, lists, sizes, TICKET, D, KEYS, SLOTS, AHEAD, UNITS, STREAMS, 1)),
-                (producer, (c, maps, lists, sizes, TICKET, D, KEYS, SLOTS, AHEAD, UNITS, STREAMS, 2)),
+                (producer, (a, maps, lists, sizes, rule, TICKET, D, KEYS, SLOTS, AHEAD, UNITS, STREAMS, W, BIAS, 0)),
+                (producer, (b, maps, lists, sizes, rule, TICKET, D, KEYS, SLOTS, AHEAD, UNITS, STREAMS, W, BIAS, 1)),
+                (producer, (c, maps, lists, sizes, rule, TICKET, D, KEYS, SLOTS, AHEAD, UNITS, STREAMS, W, BIAS, 2)),
             ],
             [4, 4, 1, 1, 1],
             [R, R, PRODUCER, PRODUCER, PRODUCER],

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
 
 # Triton 3.9 gave it its other name.
 _send = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
@@ -19,12 +19,10 @@ _send = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_share
 ROWS = gl.constexpr(64)
 # A finite floor in place of -inf: rows and tiles without any key need no care, exp2(-inf - floor) is 0.
 FLOOR = gl.constexpr(-1.0e30)
-LOG2E = gl.constexpr(1.4426950408889634)
-# What the producer tells of a row: its number, how long its list is, how many of its blocks are full.
-FACTS = gl.constexpr(3)
-ROW, COUNT, FULL = (gl.constexpr(n) for n in range(3))
-# What it tells of a tile of keys: its number, and how many tokens it holds.
-ENTRIES = gl.constexpr(2)
+# What the producer tells of a row: whose it is, its first query, how many tokens follow there before a hole, how long
+# its list is (-1: there are no more rows), how many of its blocks are full.
+FACTS = gl.constexpr(6)
+SAMPLE, HEAD, START, TOKENS, COUNT, FULL = (gl.constexpr(n) for n in range(6))
 
 
 @gluon.jit
@@ -35,20 +33,37 @@ def _fact(facts_s, at):
 
 
 @gluon.jit
-def facts_of(facts_s, facts_ready, done, AHEAD: gl.constexpr):
-    """Wait for the facts of the row that is number `done` of this stream, and read them."""
+def length_of(facts_s, facts_ready, done, AHEAD: gl.constexpr):
+    """Wait for the facts of the row that is number `done` of this stream, and read how long its list is."""
     at = done % AHEAD
     mbarrier.wait(facts_ready.index(at), done // AHEAD & 1)
-    at = at * FACTS
-    return _fact(facts_s, at + ROW), _fact(facts_s, at + COUNT), _fact(facts_s, at + FULL)
+    return _fact(facts_s, at * FACTS + COUNT)
 
 
 @gluon.jit
-def entry_of(entries_s, ready, number, SLOTS: gl.constexpr):
-    """Wait for tile `number` of this stream, which holds keys, and read what it is."""
+def facts_of(facts_s, at, UNIT: gl.constexpr):
+    """The other facts, of the queries of one consumer."""
+    facts = at * FACTS
+    start = _fact(facts_s, facts + START) + UNIT * ROWS
+    tokens = _fact(facts_s, facts + TOKENS) - UNIT * ROWS
+    return _fact(facts_s, facts + SAMPLE), _fact(facts_s, facts + HEAD), start, tokens, _fact(facts_s, facts + FULL)
+
+
+@gluon.jit
+def tokens_of(lengths_s, ready, number, SLOTS: gl.constexpr):
+    """Wait for tile `number` of this stream, which holds keys, and read how many."""
     slot = number % SLOTS
     mbarrier.wait(ready.index(slot), number // SLOTS & 1)
-    return _fact(entries_s, slot * ENTRIES), _fact(entries_s, slot * ENTRIES + 1)
+    return _fact(lengths_s, slot)
+
+
+@gluon.jit
+def scores_begun(q, k, bias, KEYS: gl.constexpr, S_L: gl.constexpr, BIAS: gl.constexpr):
+    """Begin to multiply queries and keys; a bias, in units of their product, is what the tensor cores add to."""
+    start = gl.zeros([ROWS, KEYS], gl.float32, S_L)
+    if BIAS:
+        start, _ = gl.broadcast(gl.expand_dims(bias.load(gl.SliceLayout(0, S_L)), 0), start)
+    return warpgroup_mma(q, k, start, use_acc=BIAS, is_async=True)
 
 
 @gluon.jit
@@ -81,27 +96,19 @@ ENDING_64, ENDING_128 = (gl.constexpr(_ending(keys // 2)) for keys in (64, 128))
 @gluon.jit
 def scores(
     s,
-    block,
+    free,
     length,
     cut,
     lo,
     hi,
-    POS,
+    words,
     guards,
-    bias,
-    scale,
     KEYS: gl.constexpr,
     WINDOW: gl.constexpr,
-    BIAS: gl.constexpr,
 ):
-    """Scores of a tile of keys, with its bias; -inf for keys behind its end and pairs beyond the window."""
-    if BIAS:
-        key = gl.arange(0, KEYS, gl.SliceLayout(0, s.type.layout))
-        if length < KEYS:
-            more = gl.load(bias + block * KEYS + key, mask=key < length, other=0.0)
-        else:
-            more = gl.load(bias + block * KEYS + key)
-        s = s * scale + gl.expand_dims(more * LOG2E, 0)
+    """Scores of a tile of keys; -inf for keys behind its end and pairs beyond the window. Hands the tile back."""
+    if not WINDOW:
+        mbarrier.arrive(free, count=1)
     if length < KEYS:
         if KEYS == 128:
             s = gl.inline_asm_elementwise(ENDING_128[0], ENDING_128[1], [s, length], gl.float32, True, 64)
@@ -109,10 +116,10 @@ def scores(
             s = gl.inline_asm_elementwise(ENDING_64[0], ENDING_64[1], [s, length], gl.float32, True, 32)
     if WINDOW:
         if cut:
-            there = gl.arange(0, KEYS, gl.SliceLayout(0, s.type.layout))
-            pos = gl.expand_dims(gl.load(POS + block * KEYS + there), 0)
+            pos = gl.expand_dims(words.load(gl.SliceLayout(0, s.type.layout)), 0)
             beyond = ~((pos - gl.expand_dims(lo, 1)) & (gl.expand_dims(hi, 1) - pos)) & guards
             s = gl.where(beyond == 0, s, float("-inf"))
+        mbarrier.arrive(free, count=1)
     return s
 
 
@@ -215,6 +222,14 @@ def write(out_tma, LSE, acc, m, mass, q, sample, head, heads, start, tokens, lq,
     lse = gl.where(nothing, float("-inf"), (m + gl.log2(gl.where(nothing, 1.0, mass))) * 0.6931471805599453)
     line = (sample * heads + head).to(gl.int64) * lq + start
     gl.store(LSE + line + query, lse, mask=start + query < lq)
+
+
+@gluon.jit
+def handed_back(q_free, done, AHEAD: gl.constexpr, UNITS: gl.constexpr, UNIT: gl.constexpr):
+    """Hand back the slot that the row before number `done` was written from."""
+    if done > 0:
+        sent()
+        mbarrier.arrive(q_free.index((done - 1) % AHEAD * UNITS + UNIT), count=1)
 
 
 @gluon.jit

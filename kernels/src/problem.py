@@ -94,7 +94,6 @@ class Rows(NamedTuple):
         guards: what decides these words, see `window.inside`; 0 where there are none.
         block: slots in a block.
         text: how many query blocks, the last ones, are text: they keep far more than others, so they are begun first.
-        fill: tokens that most short key blocks hold; speed may depend on it, no result does. 0 where none is known.
     """
 
     ptr: torch.Tensor
@@ -108,7 +107,6 @@ class Rows(NamedTuple):
     guards: int
     block: int
     text: int = 0
-    fill: int = 0
 
     @classmethod
     def of(cls, mask: BlockMask) -> Rows:
@@ -117,7 +115,7 @@ class Rows(NamedTuple):
         lo, hi, pos, guards = (None, None, None, 0) if window is None else window
         return cls(
             mask.ptr, mask.idx, mask.n_full, layout.q_len, mask.lengths, lo, hi, pos, guards, layout.block,
-            layout.text_blocks, layout.fill,
+            layout.text_blocks,
         )  # fmt: skip
 
     @classmethod
