@@ -10,8 +10,8 @@ Math: that of `portable.py`.
 Cost: 4 d flops a kept pair; a stream reads each key that its row keeps once.
 Source: FlashAttention-3 (arXiv 2407.08608): warp specialisation, sections 3.1 and 3.2; FlashAttention-4's conditional
     rescaling.
-Limits: fp16, bf16; head dim 128 with blocks of 64 and 128, head dim 64 with blocks of 128; sm_90; Triton 3.6 to 3.9, on
-    whose Gluon these few calls agree (run with 3.6, compiled with 3.9).
+Limits: fp16, bf16; head dims 64 and 128, blocks of 64 and 128; sm_90; Triton 3.6 to 3.9, on whose Gluon these few calls
+    agree (run with 3.6, compiled with 3.9).
 Reads strided tensors as they are (through tensor maps), if their strides are multiples of 16 bytes; else it copies.
 """
 
@@ -53,6 +53,7 @@ class Config(NamedTuple):
 
 # (head dim, block) -> config
 CONFIGS = {
+    (64, 64): Config(6, streams=3, registers=160),
     (64, 128): Config(3, streams=3, registers=160),
     (128, 64): Config(3, streams=3, ahead=1, registers=160),
     (128, 128): Config(5),
