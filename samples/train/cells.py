@@ -77,8 +77,12 @@ FORMS: dict[str, tuple[CachePolicy, str, tuple[float, ...]]] = {
         "max_error",
         (0.6, 0.8),
     ),
+    # Between the thresholds of the curve; and the step that the last one costs spent where the latent still moves.
+    "easycache, between": (EasyCache(), "threshold", (0.22, 0.21, 0.23)),
+    "cg-taylor, the last step forecast": (CGTaylor(last=0), "threshold", (0.1,)),
+    "easycache, the last step forecast": (EasyCache(last=0), "threshold", (0.2, 0.18, 0.21)),
 }
-"""Other forms of cg-taylor, which come after all curves."""
+"""Other forms of cg-taylor and EasyCache, which come after all curves."""
 PLACED: dict[str, tuple[dict[str, Any], float, tuple[int, ...]]] = {
     "placed steps": ({}, 0.88, (6, 7, 5, 8, 4, 9)),
     "placed steps, order 0": ({"order": 0}, 0.9, (6, 5, 8, 4)),
@@ -89,6 +93,7 @@ PLACED: dict[str, tuple[dict[str, Any], float, tuple[int, ...]]] = {
     "placed steps, reach 0.5": ({"reach": 0.5}, 0.9, (7, 6, 8)),
     "placed steps, reach 0.25": ({"reach": 0.25}, 0.9, (7,)),
     "placed steps, reach 1": ({"reach": 1.0}, 0.9, (7,)),
+    "placed steps, as easycache reuses": ({"order": 0, "base": "latent"}, 0.9, (7, 6)),
     "placed steps, reach 0.5, of the output": ({"reach": 0.5, "site": "output"}, 0.9, (7,)),
 }
 """Other ways to place a quarter of the steps: settings of the forecast, where the last computed step stands (a share of

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -651,6 +652,19 @@ def test_recorded_steps_replay_to_the_same_video(wan: Any, render: Any) -> None:
         render(wan, steps=2)
     with pytest.raises(RecipeError, match="no cached call"):
         recorded(run.trace.calls)
+
+
+def test_recorded_steps_of_easycache_replay_to_the_same_video(wan: Any, render: Any) -> None:
+    with vidaccel.accelerate(wan, cache=EasyCache(threshold=0.5, warmup=2)) as run:
+        expected = render(wan)
+    schedule = recorded(run.trace.calls, order=0, base="latent")
+    assert len(schedule.computed) < STEPS
+    with vidaccel.accelerate(wan, recipe=vidaccel.Recipe.from_text(vidaccel.Recipe(cache=schedule).to_yaml())):
+        assert torch.equal(render(wan), expected)
+    with vidaccel.accelerate(wan, cache=replace(schedule, base="nothing")):
+        assert not torch.equal(render(wan), expected)
+    with pytest.raises(RecipeError, match="base 'input' is unknown; possible: nothing, latent"):
+        Replay(computed=(0,), base="input")  # type: ignore[arg-type]
 
 
 def test_placed_is_a_schedule_that_fits_the_number_of_steps(wan: Any, render: Any) -> None:

@@ -26,6 +26,8 @@ class Replay(CachePolicy):
         form: its form.
         axis: forecast along the step's index, or along sigma.
         site: what is forecast, the last layer's output or the transformer's, which takes far less memory.
+        base: what the forecast is added to: "nothing", or "latent", as EasyCache does; then what is forecast is what
+            the transformer adds to its latent, and the site is its output.
         reach: how far a forecast goes on, in gaps between the last two computed steps, before it stays what it is;
             None is without end.
     """
@@ -38,12 +40,15 @@ class Replay(CachePolicy):
     form: Form = "newton"
     axis: Literal["step", "sigma"] = "step"
     site: Site = "layer"
+    base: Literal["nothing", "latent"] = "nothing"
     reach: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.computed or not all(isinstance(step, int) and step >= 0 for step in self.computed):
             raise RecipeError(f"cache replay: computed is {self.computed}; it lists step numbers, such as [0, 1, 4]")
+        if self.base not in ("nothing", "latent"):
+            raise RecipeError(f"cache replay: base {self.base!r} is unknown; possible: nothing, latent")
 
     def parts(self, model: str, trait: str) -> Parts:
         """See `CachePolicy.parts`."""
@@ -51,10 +56,10 @@ class Replay(CachePolicy):
             Recorded(self.computed, self.total),
             self.limits(0),
             None,
-            "nothing",
+            self.base,
             lambda: Ladder(self.order, self.form, STORAGE[self.storage], self.reach),
             self.axis,
-            site=self.site,
+            site="output" if self.base == "latent" else self.site,
         )
 
 
@@ -63,7 +68,7 @@ def recorded(calls: Sequence[CallRecord], **settings: object) -> Replay:
 
     Args:
         calls: `run.trace.calls`.
-        settings: other parameters of `Replay`.
+        settings: other parameters of `Replay`; for a run of EasyCache, base="latent" and order=0 repeat its video.
 
     Raises:
         RecipeError: nothing was cached in this run.
