@@ -124,9 +124,13 @@ def producer(
                 slot = number % SLOTS
                 mbarrier.wait(free.index(slot), (number // SLOTS & 1) ^ 1)
                 mbarrier.expect(ready.index(slot), v_tma.block_type.nbytes)
-                # This map's rows end where the tile does, and TMA fetches zeros from behind an end.
-                end = last_block * KEYS + last_length
-                _fetch(v_tma, [sample, head, end, KEYS - last_length, 0], ready.index(slot), tiles_s.index(slot))
+                if last_length > 0:
+                    # This map's rows end where the tile does, and TMA fetches zeros from behind an end.
+                    end = last_block * KEYS + last_length
+                    _fetch(v_tma, [sample, head, end, KEYS - last_length, 0], ready.index(slot), tiles_s.index(slot))
+                else:
+                    # Wholly outside, TMA asks for where the map begins, and nobody knows what is before the values.
+                    _fetch(k_tma, [sample, head, 1, 0, 0], ready.index(slot), tiles_s.index(slot))
                 mbarrier.arrive(ready.index(slot), count=1)
             last_block = block
             last_length = length

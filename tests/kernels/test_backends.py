@@ -11,7 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vidaccel.blocks import BlockMask
+from vidaccel.grid import TokenLayout
 from vidaccel.kernels import attention, gluon
+from vidaccel.kernels.canary import error_budget, largest_error
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -132,6 +135,27 @@ def test_gpu_gluon(make_case: Callable[..., Any], kind: dict[str, Any], d: int, 
     dtype = torch.bfloat16 if d == block else torch.float16
     case = make_case(**larger(kind, block), d=d, dtype=dtype, device="cuda")
     case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("gluon")))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("d", "block"), list(gluon.CONFIGS))
+def test_gpu_gluon_blocks_that_hold_nothing(d: int, block: int) -> None:
+    """Lists may name them. Nothing lies before the values, where their tensor map begins."""
+    needs_hopper()
+    generator = torch.Generator("cuda").manual_seed(0)
+    layout = TokenLayout.of((4, 16, 16), 2 * block, block).with_valid_text(torch.tensor([0]))
+    mask = BlockMask.of(torch.ones(1, layout.blocks, layout.blocks, dtype=torch.bool), layout).to("cuda")
+    shape = (1, layout.slots, 2, d)
+    q, k = (torch.randn(shape, device="cuda", generator=generator).bfloat16() for _ in range(2))
+    # An allocation of its own.
+    v = torch.randn(64 << 20, device="cuda", generator=generator).bfloat16()[: q.numel()].view(shape)
+    v[:, layout.grid.tokens :] = torch.nan
+    out, lse = attention(q, k, v, mask, backend="gluon")
+    there = slice(layout.grid.tokens)
+    true, true_lse = attention(q.double(), k[:, there].double(), v[:, there].double(), backend="reference")
+    near, _ = attention(q, k[:, there], v[:, there], backend="reference")
+    assert largest_error(out.double(), true) <= error_budget(true, near, torch.bfloat16)
+    assert (lse - true_lse).abs().max() < 1e-3
 
 
 @pytest.mark.gpu
