@@ -78,6 +78,9 @@ class OverVideo(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Catch `scaled_dot_product_attention`, let everything else pass."""
         kwargs = kwargs or {}
+        if func is torch.Tensor.unflatten:
+            # Its Python half asks `super()`, which torch.compile cannot follow below a mode.
+            return torch.unflatten(*args, **kwargs)
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
         query, key, value = args[:3] if len(args) >= 3 else (kwargs[name] for name in ("query", "key", "value"))

@@ -218,9 +218,10 @@ def test_flash3_is_one_call_of_a_compiled_graph() -> None:
         return torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), v).contiguous()
 
     def attend(x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(x, x.sin(), x.cos()) + 1
+        heads = x.unflatten(2, (2, -1)).transpose(1, 2)  # As models do.
+        return torch.nn.functional.scaled_dot_product_attention(heads, heads.sin(), heads.cos()) + 1
 
-    x = torch.randn(1, 2, 64, 16)
+    x = torch.randn(1, 64, 32)
     expected = attend(x)
     with torch.no_grad(), FlashAttention3(flash, 64, False):
         found = torch.compile(attend, backend="aot_eager", fullgraph=True)(x)
