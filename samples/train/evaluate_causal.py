@@ -78,7 +78,7 @@ def ways(frames: int, chunk: int) -> dict[str, Way]:
         # As many frames as the method has room for, of those just before the chunk.
         found[f"window {chunk + room}"] = Way(changes={"window": chunk + room})
         both(f"tempcache {room}", "random keys", TempCache(frames=room))
-    # Heads drawn by lot are as good where most of them reuse, so also where an eighth and a third do.
+    # Heads drawn by lot are as good where most of them reuse, so also where a sixth and a third do.
     for threshold in (0.03, 0.05, 0.1, 0.3):
         both(f"flashblock {threshold}", "random heads", FlashBlock(threshold))
         found[f"flashblock {threshold}, history dropped"] = Way((FlashBlock(threshold),), control=dropping_history)
