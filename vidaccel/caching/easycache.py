@@ -18,7 +18,7 @@ class EasyCache(CachePolicy):
     Attributes:
         threshold: sum of the foreseen changes. Wan 0.05, HunyuanVideo 0.025.
         warmup: first steps that are computed.
-        last: last steps that are computed; 0 saves one, at no loss on the sample hunyuan-tiny.
+        last: last steps that are computed; 0 saves one: on hunyuan-tiny no clip is lost, and 0.5 dB (its card).
     """
 
     name: ClassVar[str] = "easycache"

@@ -82,7 +82,7 @@ def placed(steps: int, computed: int | None = None, *, first: int | None = None,
 
     With `order=0` and the default, 12 of 50 steps, wan-tiny had 122 clips right where it has 123 without a cache, and
     on other prompts 120 as without; every gate lost five or more there. hunyuan-tiny had 101 of 110 and cogvideox-tiny
-    114 of 118, where the best gates had 106 and 117 (their cards).
+    114 of 118, where the best gates have 110 and 117 (their cards).
 
     Args:
         steps: denoising steps of a video.
