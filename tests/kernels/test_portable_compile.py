@@ -14,9 +14,6 @@ import pytest
 from vidaccel.kernels import gluon
 
 ROOT = Path(__file__).parents[2]
-# Bytes that this Triton puts on the stack, for (head dim, block) of the Gluon kernel: mostly addresses that
-# its producer needs where it clears a short tile. Triton 3.6 has none.
-GLUON_STACK = {("3.9", 64, 128): 88, ("3.9", 128, 64): 120, ("3.9", 128, 128): 216}
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +55,7 @@ def test_triton(rows: list[dict[str, Any]], kernel: str) -> None:
 def test_gluon(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["kernel"] == "gluon":
-            version = ".".join(row["triton"].split(".")[:2])
-            assert row["stack"] <= GLUON_STACK.get((version, row["d"], row["block"]), 0), row
+            assert row["stack"] == 0, row
             assert row["HGMMA"] > 0, row
             assert row["UTMALDG"] > 0, row
             # Scores and values of a tile, and of the first and the last: more would mean that they wait in turn.

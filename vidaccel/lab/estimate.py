@@ -58,9 +58,9 @@ class Gpu:
 
 # Fitted to one layer of Wan2.1-14B at 720p on one H100 and one H200 (284 and 275 ms with FlashAttention 3; attention by
 # subtraction, about 173 and 171); the sparse rate is radial attention's there. Head dim 64: one layer of CogVideoX-5b
-# on an H200 (38 ms; attention 14, norms and RoPE 9.7; radial 4.8 for 0.25 of the pairs). Masks: HunyuanVideo 1.5 at
+# on an H200 (37 ms; attention 14, norms and RoPE 9.9; radial 4.4 for 0.25 of the pairs). Masks: HunyuanVideo 1.5 at
 # 720p on an H200, whose stock processor makes two of 12.5 GB and takes 127 ms beside attention.
-_ATTENTION, _SPARSE = {128: 675e12, 64: 560e12}, {128: 0.88, 64: 0.72}
+_ATTENTION, _SPARSE = {128: 675e12, 64: 560e12}, {128: 0.88, 64: 0.8}
 # Seconds between the small operations of a choice, which leave a GPU waiting: SVG's on CogVideoX-5b.
 _LAUNCH = 12e-6
 GPUS: dict[str, Gpu] = {
@@ -247,7 +247,7 @@ def estimate(
             "rule": plan.rule,
             "notes": [*plan.notes, *([useless] if useless else [])],
             "selection_ms": selection,
-            "sparse_ms": parts.sparse(visited, sparse_rate(plan, parts.rate, model.head_dim), selection),
+            "sparse_ms": parts.sparse(visited, sparse_rate(plan, parts.rate), selection),
             "bound": parts.call / parts.bound(visited),
             "sparse_share": sum(shares) / steps,
             "schedule_bound": parts.call / (parts.call - (parts.call - parts.bound(visited)) * sum(shares) / steps),

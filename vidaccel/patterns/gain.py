@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any, cast
 
-import torch
-
 from ..errors import PatternError
 from ..grid import BLOCK_SIZES, Site, TokenLayout
 from ..order import choose_tile
@@ -34,11 +32,8 @@ _SMALL_RATE = 0.6
 # Ours on an H200, over the time of a whole tile: what `estimate` counts with. Whether dense runs instead is decided by
 # `rate`, which is what kernels made for windows reach: it takes part in what a model computes, on every device.
 CUT_TIMES = 1.4
-# Merged keys carry a bias, which is looked up for each tile.
-BIASED_TIMES = 1.45
-# Holes cost nothing where a tile is multiplied long enough: at head dim 128, but not at 64.
-NARROW, HOLED_TIMES = 64, 1.17
-_USUAL_HEAD_DIM = 128
+# Merged keys carry a bias, which comes with each tile. Holes cost what they are of a tile, no more.
+BIASED_TIMES = 1.2
 
 
 def break_even(block: int) -> float:
@@ -56,25 +51,19 @@ def rate(plan: Plan) -> float:
     return whole * best + (1 - whole) * min(best, PARTIAL_RATE)
 
 
-def sparse_rate(plan: Plan, best: float | None = None, head_dim: int = _USUAL_HEAD_DIM) -> float:
+def sparse_rate(plan: Plan, best: float | None = None) -> float:
     """What a sparse kernel reaches of a dense one's rate on the tiles of a plan: times of tiles add up.
 
     Args:
         plan: what is kept.
-        best: the rate on whole tiles without holes; None for the usual one.
-        head_dim: channels of a head.
+        best: the rate on whole tiles; None for the usual one.
     """
-    block = plan.layout.block
-    best = break_even(block) if best is None else best
-    holes = HOLED_TIMES - 1 if head_dim <= NARROW else 0.0
-    if plan.mask is None:  # Any of its tiles may be chosen.
-        holed = (plan.layout.q_len[: plan.layout.video_blocks] < block).double().mean()
-        biased = plan.select is not None and plan.select.biased
-        return best / (1 + holes * float(holed)) / (BIASED_TIMES if biased else 1)
+    best = break_even(plan.layout.block) if best is None else best
+    if plan.mask is None:
+        return best / (BIASED_TIMES if plan.select is not None and plan.select.biased else 1)
     kinds = plan.mask.video_map()
-    times = 1 + holes * (plan.mask.video_lengths() < block).double().expand_as(kinds)
-    times = torch.where(kinds == 1, CUT_TIMES * times, times)
-    return best / float(times[kinds > 0].mean())
+    cut = float((kinds == 1).sum() / (kinds > 0).sum())
+    return best / (1 + (CUT_TIMES - 1) * cut)
 
 
 def expected_gain(plan: Plan) -> float:

@@ -59,7 +59,7 @@ def test_agrees_with_measured_calls(gpu: str, row: dict[str, Any]) -> None:
         if found["visited"] != pytest.approx(row["visited"], rel=0.02):
             # Orders of tokens have become better since: pairs as they were visited then.
             plan = planned(model, grid, pattern, float(density))
-            rate, selection = sparse_rate(plan, parts.rate, model.head_dim), choosing_ms(plan, model, GPUS[key])
+            rate, selection = sparse_rate(plan, parts.rate), choosing_ms(plan, model, GPUS[key])
             call = parts.sparse(min(1.0, row["visited_pairs"]), rate, selection)
         assert call == pytest.approx(row["call_ms"], rel=0.15)
     if row.get("whole_ms") is not None:

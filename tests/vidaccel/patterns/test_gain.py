@@ -67,22 +67,21 @@ def test_rate_goes_by_the_share_of_whole_tiles():
     assert sparse_rate(plans[1]) == pytest.approx(WHOLE_RATE)
 
 
-def test_holes_cost_where_heads_are_narrow():
-    """Keys are hidden one by one, whatever their channels."""
+def test_holes_cost_nothing_beyond_themselves():
+    """Measured on cogvideox-5b: sliding-window takes 5.44 ms for 0.311 of the pairs, radial 4.37 for 0.252."""
     whole, holed = (Radial().plan(TokenLayout.of((9, *sides)), 0.3, SITE) for sides in ((16, 16), (16, 15)))
     tiled = SlidingWindow().plan(TokenLayout.of((13, 30, 45)), 0.25, SITE)
     assert int((tiled.layout.q_len[: tiled.layout.video_blocks] < 128).sum()) == tiled.layout.video_blocks
     assert sparse_rate(whole) == pytest.approx(WHOLE_RATE)
     assert sparse_rate(holed) == sparse_rate(tiled) == pytest.approx(WHOLE_RATE)
-    assert sparse_rate(whole) > sparse_rate(holed, head_dim=64) >= sparse_rate(tiled, head_dim=64)
 
 
 @pytest.mark.parametrize(
-    ("grid", "head_dim", "best", "measured"),
-    [((21, 30, 52), 128, 0.88, 30.81 / 17.34), ((13, 30, 45), 64, 0.72, 13.80 / 10.72)],
+    ("grid", "best", "measured"),
+    [((21, 30, 52), 0.88, 30.81 / 17.34), ((13, 30, 45), 0.8, 14.13 / 10.21)],
     ids=["wan2.1-14b at 480p", "cogvideox-5b"],
 )
-def test_windows_that_cut_most_tiles_take_as_long_as_measured(grid, head_dim, best, measured):
+def test_windows_that_cut_most_tiles_take_as_long_as_measured(grid, best, measured):
     """Attention of a layer on an H200, in ms: dense over neighborhood (pipelines/bench/results)."""
     plan = Neighborhood().plan(TokenLayout.of(grid), 0.25, SITE)
-    assert sparse_rate(plan, best, head_dim) / plan.visited == pytest.approx(measured, rel=0.15)
+    assert sparse_rate(plan, best) / plan.visited == pytest.approx(measured, rel=0.15)
