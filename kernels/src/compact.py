@@ -38,7 +38,7 @@ def best_blocks(scores: torch.Tensor, forced: torch.Tensor, kept: int, layout: T
     heads, video, _ = scores.shape
     ptr, n_full = bounds(torch.full((heads, video), kept, device=scores.device), layout)
     length = _length(heads, kept, layout)
-    idx = keep_best(scores.float().contiguous(), forced, ptr, None, None, kept, layout.blocks, length)
+    idx = keep_best(scores.float().contiguous(), forced, ptr, None, None, length)
     return BlockMask(ptr, idx, n_full, layout)
 
 
@@ -52,7 +52,7 @@ def likeliest_blocks(likely: torch.Tensor, forced: torch.Tensor, kept: int, layo
     before = at.flatten().cumsum(0).view_as(at) - at
     ties = torch.minimum((cut[1] - before).clamp(min=0), at).int()
     ptr, n_full = bounds((above + ties).long(), layout)
-    idx = keep_best(likely, forced, ptr, cut, ties, kept, layout.blocks, _length(heads, kept, layout))
+    idx = keep_best(likely, forced, ptr, cut, ties, _length(heads, kept, layout))
     return BlockMask(ptr, idx, n_full, layout)
 
 
@@ -107,40 +107,36 @@ def _(x: torch.Tensor, q_len: torch.Tensor, block: int) -> torch.Tensor:
 @torch.library.custom_op("vidaccel::keep_best", mutates_args=())
 def keep_best(
     scores: torch.Tensor,
-    forced: torch.Tensor,
+    forced: torch.Tensor | None,
     ptr: torch.Tensor,
     cut: torch.Tensor | None,
     ties: torch.Tensor | None,
-    kept: int,
-    blocks: int,
     length: int,
 ) -> torch.Tensor:
     """The block numbers of a mask whose rows are as long as `ptr` says.
 
     Args:
-        scores: (h, n, n) fp32, contiguous.
-        forced: (n, n) bool, kept whatever their score.
-        ptr: (h * blocks + 1,) int32, where rows start.
+        scores: (h, rows, n) fp32, contiguous.
+        forced: (rows, n) bool, kept whatever their score; None for none.
+        ptr: (h * blocks + 1,) int32, where rows start. Blocks beyond `rows` are text, kept by all, and keep all.
         cut: (2,) int32 of `common_cut`; None where each row keeps its own best.
-        ties: (h, n) int32, how many of each row are kept of those at the cut.
-        kept: video blocks in a row; not looked at where there is a cut.
-        blocks: video and text blocks; text is kept by all, and keeps all.
-        length: of the result, the last of `ptr`.
+        ties: (h, rows) int32, how many of each row are kept of those at the cut.
+        length: of the result, at least the last of `ptr`.
 
     Returns:
         (length,) int32.
     """
-    heads, n, _ = scores.shape
+    heads, rows, n = scores.shape
     idx = ptr.new_empty(length)
     with torch.cuda.device_of(scores):
-        _kernels().keep_best[blocks, heads](
+        _kernels().keep_best[ptr.shape[0] // heads, heads](
             scores,
-            forced.view(torch.uint8),
+            None if forced is None else forced.view(torch.uint8),
             ptr,
             ptr if cut is None else cut,
             ptr if ties is None else ties,
             idx,
-            kept,
+            rows,
             n,
             SEARCH=cut is None,
             **_row(n),
@@ -151,12 +147,10 @@ def keep_best(
 @keep_best.register_fake
 def _(
     scores: torch.Tensor,
-    forced: torch.Tensor,
+    forced: torch.Tensor | None,
     ptr: torch.Tensor,
     cut: torch.Tensor | None,
     ties: torch.Tensor | None,
-    kept: int,
-    blocks: int,
     length: int,
 ) -> torch.Tensor:
     return ptr.new_empty(length)

@@ -30,8 +30,10 @@ def mean_of_block(
 def _ranks(SCORES, FORCED, row, query, column, n):
     """uint32 that rise with the scores of one row: -0 as 0, NaN above all, forced ones as +inf, 0 past the end."""
     score = tl.load(SCORES + row * n + column, mask=column < n, other=0.0)
-    forced = tl.load(FORCED + query * n + column, mask=column < n, other=0)
-    score = tl.where(forced != 0, float("inf"), tl.where(score == 0.0, 0.0, score))
+    score = tl.where(score == 0.0, 0.0, score)
+    if FORCED is not None:
+        forced = tl.load(FORCED + query * n + column, mask=column < n, other=0)
+        score = tl.where(forced != 0, float("inf"), score)
     bits = score.to(tl.int32, bitcast=True)
     rank = tl.where(bits < 0, ~bits, bits ^ -2147483648).to(tl.uint32, bitcast=True)
     rank = tl.where(score != score, 0xFFFFFFFF, rank)
@@ -39,23 +41,25 @@ def _ranks(SCORES, FORCED, row, query, column, n):
 
 
 @triton.jit
-def keep_best(SCORES, FORCED, PTR, CUT, TIES, IDX, kept, n, SEARCH: tl.constexpr, PAD: tl.constexpr):
+def keep_best(SCORES, FORCED, PTR, CUT, TIES, IDX, rows, n, SEARCH: tl.constexpr, PAD: tl.constexpr):
     """The kept key blocks of one row, ascending. Program (query block, head); text rows keep everything.
 
     What ranks above a limit is kept, and of what ranks equal to it the first few. With SEARCH these are the rank of the
-    row's own `kept`-th best, found bit by bit, and what is missing to `kept`; without, CUT[0] and the row's TIES.
+    last one for which PTR leaves room, found bit by bit, and what is missing then; without, CUT[0] and the row's TIES.
     """
     i, h = tl.program_id(0), tl.program_id(1)
     blocks = tl.num_programs(0)
+    text = blocks - rows
     column = tl.arange(0, PAD)
     start = tl.load(PTR + h * blocks + i)
-    if i >= n:
-        for first in tl.range(0, blocks, PAD):
-            tl.store(IDX + start + first + column, first + column, mask=first + column < blocks)
+    if i >= rows:
+        for first in tl.range(0, n + text, PAD):
+            tl.store(IDX + start + first + column, first + column, mask=first + column < n + text)
     else:
-        row = h.to(tl.int64) * n + i
+        row = h.to(tl.int64) * rows + i
         rank = _ranks(SCORES, FORCED, row, i, column, n)
         if SEARCH:
+            kept = tl.load(PTR + h * blocks + i + 1) - start - text
             limit = tl.full([], 0, tl.uint32)
             bit = tl.full([], 0x80000000, tl.uint32)
             for _ in tl.range(0, 32):
@@ -72,8 +76,8 @@ def keep_best(SCORES, FORCED, PTR, CUT, TIES, IDX, kept, n, SEARCH: tl.constexpr
         tl.store(IDX + start + place - 1, column, mask=chosen)
         # Text blocks stand behind the video blocks of each row.
         end = start + tl.sum(chosen.to(tl.int32), 0)
-        for first in tl.range(n, blocks, PAD):
-            tl.store(IDX + end + first - n + column, first + column, mask=first + column < blocks)
+        for first in tl.range(0, text, PAD):
+            tl.store(IDX + end + first + column, n + first + column, mask=first + column < text)
 
 
 @triton.jit

@@ -22,16 +22,16 @@ def drawing_lots() -> Iterator[None]:
     Blocks of history and codes of tokens: all as likely. Keys that are merged and heads that reuse: as many as the
     method finds, others.
     """
-    stock = FrameRule.choose, HashPlanes.codes, MergedKeys._correspondence, memory.late_error
+    stock = FrameRule.scores, HashPlanes.codes, MergedKeys._correspondence, memory.late_error
 
     def lots(device: torch.device) -> torch.Generator:
         return generators.setdefault(device, torch.Generator(device).manual_seed(0))
 
-    def draw(rule: FrameRule, query: Tensor, key: Tensor, length: Tensor, empty: Tensor | None = None) -> Tensor:
+    def draw(rule: FrameRule, query: Tensor, key: Tensor, frame: Tensor, empty: Tensor | None = None) -> Tensor:
         score = torch.rand(*query.shape[:2], key.shape[1], device=query.device, generator=lots(query.device))
         if empty is not None:
             score[..., : rule.before] = score[..., : rule.before].masked_fill(empty[:, None], -1)
-        return score.topk(rule.kept, dim=-1).indices.sort(-1).values
+        return score
 
     def any_code(planes: HashPlanes, x: Tensor) -> Tensor:
         size = (x.shape[2], x.shape[1])
@@ -48,12 +48,12 @@ def drawing_lots() -> Iterator[None]:
         return x[:, torch.randperm(x.shape[1], device=x.device, generator=lots(x.device))]
 
     generators: dict[torch.device, torch.Generator] = {}
-    FrameRule.choose, HashPlanes.codes = draw, any_code
+    FrameRule.scores, HashPlanes.codes = draw, any_code
     MergedKeys._correspondence, memory.late_error = any_key, any_head
     try:
         yield
     finally:
-        FrameRule.choose, HashPlanes.codes, MergedKeys._correspondence, memory.late_error = stock
+        FrameRule.scores, HashPlanes.codes, MergedKeys._correspondence, memory.late_error = stock
 
 
 @contextmanager

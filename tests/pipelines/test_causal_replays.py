@@ -141,6 +141,28 @@ def test_what_is_played_back_is_what_would_be_computed(transformer: Any, methods
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0, msg=lambda m, n=number: f"forward {n}: {m}")
 
 
+@pytest.mark.parametrize("others", [(), (FlashBlock(0.05),)], ids=["alone", "flashblock"])
+def test_chunks_of_falling_density_are_played_back_too(transformer: Any, others: Any) -> None:
+    light = CausalLightForcing(density=0.5, base_density=0.1, keep_frames=3, frames=40, block=16)
+    replays = Replays(tape)
+    model = build(transformer, (light, *others), replays)
+    found = run(model, 3)  # the window is full from the next one on
+    kept, densities = [], []
+    for chunk in range(5):
+        before = replays.played
+        found += run(model, 1)
+        kept.append(int(model.chunk.plan.rule.kept))
+        densities.append(model.chunk.density)
+        # The first is computed, the second recorded.
+        assert replays.played == before + (4 if chunk else 0)
+    assert len(set(kept)) >= 3, kept
+    assert densities == sorted(densities, reverse=True)
+    plain = build(transformer, (light, *others), None)
+    expected = run(plain, 3) + [out for _ in range(5) for out in run(plain, 1)]
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0, msg=lambda m, n=number: f"forward {n}: {m}")
+
+
 def test_a_forward_that_reads_elsewhere_is_computed() -> None:
     replays, kept = Replays(tape), torch.ones(2)
     held = [kept]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .output import Format, FormatOption, Screen
+
+if TYPE_CHECKING:
+    from ..lab.causal_cases import Rival
 
 
 def causal(
@@ -18,7 +20,8 @@ def causal(
     window: Annotated[int, typer.Option(min=3, help="Latent frames that a chunk sees.")] = 12,
     sink: Annotated[int, typer.Option(min=0, help="First frames that stay visible.")] = 3,
     only: Annotated[
-        str | None, typer.Option(help="Only the rival of this name, or those with this in their name, and dense.")
+        list[str] | None,
+        typer.Option(help="Dense, and the rival of this name, or those with this in theirs; again for more."),
     ] = None,
     layers: Annotated[int, typer.Option(min=1, help="Layers of the model; 30 is Wan 2.1 1.3B.")] = 30,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
@@ -27,7 +30,7 @@ def causal(
         str | None, typer.Option("--dense-backend", help="diffusers' name of one; else the fastest that runs here.")
     ] = None,
     budget: Annotated[
-        float, typer.Option("--budget-seconds", min=1, help="Rows finished by then are written.")
+        float, typer.Option("--budget-seconds", min=1, help="Videos are cut short then, and no further rival begins.")
     ] = float("inf"),
     alone: Annotated[
         bool, typer.Option("--alone", help="Rivals run alone, after dense; else dense takes turns with each.")
@@ -36,7 +39,9 @@ def causal(
     tiny: Annotated[bool, typer.Option("--tiny", help="A model of nothing, to see that all of it runs.")] = False,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16 on GPUs, float32 on CPUs.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON record to this file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON record; rows in it are not measured again.")
+    ] = None,
     format: FormatOption = Format.human,
 ) -> None:
     """Time the chunks of a long video, dense and with each method in turn, on Wan 2.1 1.3B with random weights."""
@@ -45,6 +50,7 @@ def causal(
     from ..errors import UsageError
     from ..kernels import bench
     from ..lab import causal_bench, causal_cases
+    from ..lab.rows import Rows
     from ..render.dense import check_name
     from ..render.job import DTYPES, check_device
     from ..streaming import Rollout
@@ -67,11 +73,11 @@ def causal(
     backends = (dense,) if dense is not None else causal_cases.DENSE
     end = time.monotonic() + budget
     dense_one, *others = causal_cases.rivals(frames)
-    named = [rival for rival in others if rival.name == only]
-    chosen = [dense_one, *(named or [rival for rival in others if only is None or only in rival.name])]
+    wanted = {rival.name for text in only or [""] for rival in _named(others, text)}
+    chosen = [dense_one, *(rival for rival in others if rival.name in wanted)]
     rollout = Rollout(window=window, sink=sink)
     prepare(screen)
-    record: dict[str, Any] = {"what": "causal", "device": where, "dtype": kind, **bench.about(), "rows": []}
+    rows = Rows(bench.about() | {"dtype": kind}, output, "causal")
     for name in sizes:
         height, width = causal_cases.SIZES[name]
         shape: dict[str, Any] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": layers, "text_dim": 4096}
@@ -85,16 +91,20 @@ def causal(
         )
         screen.say(f"{name}: {len(case.chunks())} chunks, {len(chosen)} rivals")
         left = end - time.monotonic()
-        rows = causal_bench.run(case, chosen, torch.device(where), DTYPES[kind], seconds=left, say=screen.say)
-        for row in rows:
-            record["rows"].append(row)
+        placed = torch.device(where)
+        for row in causal_bench.run(case, chosen, placed, DTYPES[kind], seconds=left, say=screen.say, find=rows.find):
+            rows.add(row)
             screen.say(_line(row))
-            if output is not None:
-                output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if not screen.json(record) and not screen.names(row["rival"] for row in record["rows"] if row["ok"]):
-        screen.table([_cells(row) for row in record["rows"]], title="autoregressive video")
-    if not all(row["ok"] for row in record["rows"]):
+    if not screen.json(rows.data()) and not screen.names(row["rival"] for row in rows.rows if row["ok"]):
+        screen.table([_cells(row) for row in rows.rows], title="autoregressive video")
+    if not all(row["ok"] for row in rows.rows):
         raise typer.Exit(1)
+
+
+def _named(rivals: list[Rival], text: str) -> list[Rival]:
+    """The one of this name, or else those with it in theirs."""
+    whole = [rival for rival in rivals if rival.name == text]
+    return whole or [rival for rival in rivals if text in rival.name]
 
 
 def _line(row: dict[str, Any]) -> str:

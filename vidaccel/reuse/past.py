@@ -8,7 +8,7 @@ from ..blocks import BlockMask
 from .in_place import in_place
 from .methods import CausalAnn, CausalLightForcing
 from .plan import ChunkPlan
-from .selection import HashPlanes, block_means, rectangle, row_layout
+from .selection import HashPlanes, best_of, block_means, row_layout
 
 
 class HashedPast:
@@ -61,9 +61,8 @@ class HashedPast:
         q_code = planes.codes(q)
         q_order = q_code.argsort(dim=1, stable=True)
         scores = planes.counts(q_code.gather(1, q_order), block) @ planes.affinity @ k_count.transpose(1, 2)
-        chosen = scores.topk(kept, dim=-1, sorted=False).indices.sort(-1).values
-        mask = rectangle(chosen, row_layout(q.shape[1], block, q.device), _lengths(k.shape[1], block, q.device))
-        return mask, q_order, k_order
+        layout = row_layout(q.shape[1], block, q.device)
+        return best_of(scores, kept, kept, layout, _lengths(k.shape[1], block, q.device)), q_order, k_order
 
 
 class PooledPast:
@@ -75,6 +74,7 @@ class PooledPast:
 
     def __init__(self, settings: CausalLightForcing) -> None:
         self._settings = settings
+        # Means of the past's blocks, and of its frames.
         self._means: tuple[torch.Tensor, ...] | None = None
         self._is_stale = True
 
@@ -96,7 +96,7 @@ class PooledPast:
         """
         assert plan.rule is not None
         assert plan.k_len is not None
-        block = self._settings.block
+        rule, block = plan.rule, self._settings.block
         past = plan.k_len.shape[0] - plan.layout.blocks
         if self._is_stale or self._means is None:
             start = past * block
@@ -104,18 +104,20 @@ class PooledPast:
             if sizes is not None:
                 ones = torch.ones(k.shape[2], start - sizes.shape[1], device=k.device)
                 weight = torch.cat([sizes, ones], 1)
-            self._means = in_place(self._means, block_means(k[:, :start], plan.k_len[:past], block, weight))
+            means = block_means(k[:, :start], plan.k_len[:past], block, weight)
+            self._means = in_place(self._means, means, rule.frame_means(means, plan.k_len))
             self._is_stale = False
-        key, length, rule = self._means[0], plan.k_len[:past], plan.rule
+        key, frame = self._means
+        length, kept, most = plan.k_len[:past], rule.kept, rule.most
         if own:
             key = torch.cat([key, block_means(k[:, past * block :], plan.layout.q_len, block)], 1)
             length = plan.k_len
         else:
-            eligible = past if rule.keep_frames is None else rule.before + rule.keep_frames * rule.per_frame
-            rule = rule._replace(kept=min(rule.kept, eligible))
+            most -= plan.layout.blocks
+            kept = kept.clamp(max=most)
         empty = None if sizes is None else sizes.unflatten(1, (-1, block)).amax(-1) == 0
-        chosen = rule.choose(block_means(q, plan.layout.q_len, block), key, length, empty)
-        return rectangle(chosen, plan.layout, length)
+        scores = rule.scores(block_means(q, plan.layout.q_len, block), key, frame, empty)
+        return best_of(scores, kept, most, plan.layout, length)
 
 
 def _lengths(tokens: int, block: int, device: torch.device) -> torch.Tensor:

@@ -94,6 +94,7 @@ class ChunkPlanner:
         # Tensors of plans, by frames (and merged keys); always the same ones, for CUDA graphs.
         self._holes: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self._always: dict[int, torch.Tensor] = {}
+        self._kept = torch.zeros((), dtype=torch.int32, device=device)
         self._parts: dict[tuple[int, int, int], Parts] = {}
         block = methods.block
         self._frame = None if block is None else frame_layout(1, *grid, block)
@@ -185,7 +186,8 @@ class ChunkPlanner:
         always = [frame < select.sink or frame in latest for frame in history]
         seen = self._always.setdefault(len(always), torch.empty(len(always), dtype=torch.bool, device=self._device))
         seen.copy_(torch.tensor(always, dtype=torch.bool))
-        return kept, FrameRule(kept, keep_frames, seen, before, per_frame), ""
+        self._kept.fill_(kept)
+        return kept, FrameRule(self._kept, eligible, keep_frames, seen, before, per_frame), ""
 
     def _ann_loses(self, select: CausalAnn, own: int, past: int) -> str:
         """Why dense attention is as fast for so many own and past slots; empty where it is not."""

@@ -6,7 +6,8 @@ Light Forcing (hierarchical selection), for query block i with mean q_i, key blo
     chunk. The own chunk may be chosen, it need not be.
 Nearest neighbours: queries and keys of history are sorted by the signs of a few projections, in Gray order; a query
     block keeps the key blocks with which it shares most codes, codes r bits apart counting 16^-r. So no row is empty.
-Both keep equally many blocks in every row, known before the call: shapes are fixed and nothing is read back.
+Both keep equally many blocks in every row. Shapes are fixed and nothing is read back; how many Light Forcing keeps
+    stands in a tensor, so that a recorded forward serves chunks of every density.
 Source: Light Forcing, arXiv 2602.04789, section 3.3; AnnSA of FAST-AR, arXiv 2602.01801, section 4.2.
 Limits: blocks never cross frames: whatever its size, a frame is cut into nearly equal ones, so that none is a runt.
 """
@@ -66,19 +67,45 @@ def rectangle(chosen: torch.Tensor, layout: TokenLayout, k_len: torch.Tensor) ->
     return BlockMask(ptr, chosen.flatten().int(), n_full, layout, k_len=k_len)
 
 
+def best_of(
+    scores: torch.Tensor, kept: int | torch.Tensor, most: int, layout: TokenLayout, k_len: torch.Tensor
+) -> BlockMask:
+    """The mask of each row's best key blocks; of equal scores the first ones.
+
+    Args:
+        scores: (h, query blocks, key blocks) fp32.
+        kept: blocks in a row, () int32 where that is known to the device alone.
+        most: what it never passes.
+        layout: of the queries.
+        k_len: (key blocks,) int32, filled slots of each.
+    """
+    heads, rows, blocks = scores.shape
+    ptr = (torch.arange(heads * rows + 1, device=scores.device) * kept).int()
+    places = heads * rows * most
+    if compact.can_run(scores, blocks):
+        idx = compact.keep_best(scores.contiguous(), None, ptr, None, None, places)
+        return BlockMask(ptr, idx, ptr.diff(), layout, k_len=k_len)
+    ranked = scores.sort(dim=-1, descending=True, stable=True).indices[..., :most]
+    within = torch.arange(most, device=scores.device)
+    # What is not kept sorts behind all blocks, and is written past the end, where nothing is read.
+    ranked = torch.where(within < kept, ranked, blocks).sort(-1).values.flatten(0, 1)
+    place = torch.where(within < kept, ptr[:-1, None] + within, places)
+    idx = ptr.new_zeros(places + 1).scatter(0, place.flatten(), ranked.flatten().int())
+    return BlockMask(ptr, idx, ptr.diff(), layout, k_len=k_len)
+
+
 def only_heads(mask: BlockMask, wanted: torch.Tensor) -> BlockMask:
-    """A mask of equally long rows, whose rows are empty where a head (h,) bool is not wanted."""
+    """A mask of whole blocks whose rows are empty where a head (h,) bool is not wanted."""
     heads, rows = wanted.shape[0], mask.layout.blocks
-    kept = mask.idx.shape[0] // mask.n_full.shape[0]
-    chosen = mask.idx.view(-1, rows, kept).expand(heads, -1, -1).flatten(0, 1)
     row_wanted = wanted.repeat_interleave(rows)
-    count = row_wanted.int() * kept
+    first = mask.ptr[:-1].view(-1, rows).expand(heads, -1).flatten()
+    count = torch.where(row_wanted, mask.n_full.view(-1, rows).expand(heads, -1).flatten(), 0)
     ptr = torch.nn.functional.pad(count.cumsum(0), (1, 0)).int()
-    # Rows that are not wanted are written past the end, where nothing is read.
-    start = torch.where(row_wanted, ptr[:-1].long(), heads * rows * kept)
-    place = start[:, None] + torch.where(row_wanted[:, None], torch.arange(kept, device=wanted.device), 0)
-    idx = chosen.new_zeros(heads * rows * kept + 1).scatter(0, place.flatten(), chosen.flatten())
-    return BlockMask(ptr, idx, count.int(), mask.layout, k_len=mask.k_len)
+    place = torch.arange(mask.idx.shape[0] * (heads // mask.heads), device=wanted.device)
+    # What lies past the last row is read by nothing, and may be anything.
+    row = torch.searchsorted(ptr[1:].long(), place, right=True).clamp(max=heads * rows - 1)
+    found = (first[row] + place - ptr[row]).clamp(0, mask.idx.shape[0] - 1)
+    return BlockMask(ptr, mask.idx[found], count.int(), mask.layout, k_len=mask.k_len)
 
 
 def block_means(x: torch.Tensor, length: torch.Tensor, block: int, weight: torch.Tensor | None = None) -> torch.Tensor:
@@ -109,48 +136,57 @@ class FrameRule(NamedTuple):
     """Light Forcing's choice for one chunk.
 
     Attributes:
-        kept: blocks in a row.
+        kept: () int32, blocks in a row; it stays where it is from chunk to chunk.
+        most: blocks that a row may look at.
         keep_frames: frames of history in a row; None lets it look at all.
         always: (history frames,) bool, those that every row may look at.
         before: key blocks in front of the history frames, which every row may look at too.
         per_frame: blocks of a frame.
     """
 
-    kept: int
+    kept: torch.Tensor
+    most: int
     keep_frames: int | None
     always: torch.Tensor
     before: int
     per_frame: int
 
-    def choose(
-        self, query: torch.Tensor, key: torch.Tensor, length: torch.Tensor, empty: torch.Tensor | None = None
+    def frame_means(self, key: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """(h, history frames, d), from means (h, key blocks, d) of blocks with so many tokens (key blocks,)."""
+        frames = self.always.shape[0]
+        share = length[self._history].float().view(frames, -1, 1)
+        means: torch.Tensor = (key[:, self._history].unflatten(1, (frames, -1)) * share).sum(2) / share.sum(1)
+        return means
+
+    def scores(
+        self, query: torch.Tensor, key: torch.Tensor, frame: torch.Tensor, empty: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Choose blocks of keys.
+        """What each block of keys is worth to each block of queries.
 
         Args:
             query: (h, query blocks, d), means.
             key: (h, key blocks, d), means.
-            length: (key blocks,), tokens of each.
+            frame: (h, history frames, d), means.
             empty: (h, before) bool, blocks in front of the history that hold nothing yet.
 
         Returns:
-            (h, query blocks, kept) int64, ascending.
+            (h, query blocks, key blocks); -inf in frames that a row does not look at.
         """
         scores = query @ key.transpose(1, 2)
         if empty is not None:
-            front = scores[..., : self.before]
-            scores[..., : self.before] = front.masked_fill(empty[:, None], -torch.inf)
+            scores[..., : self.before].masked_fill_(empty[:, None], -torch.inf)
         if self.keep_frames is not None:
-            frames = self.always.shape[0]
-            span = slice(self.before, self.before + frames * self.per_frame)
-            share = length[span].float().view(frames, -1, 1)
-            frame_key = (key[:, span].unflatten(1, (frames, -1)) * share).sum(2) / share.sum(1)
-            affinity = (query @ frame_key.transpose(1, 2)).masked_fill(self.always, torch.inf)
+            affinity = (query @ frame.transpose(1, 2)).masked_fill(self.always, torch.inf)
             looked = affinity.topk(self.keep_frames, dim=-1, sorted=False).indices
             open_frames = torch.zeros_like(affinity, dtype=torch.bool).scatter(-1, looked, True)
             closed = ~open_frames.repeat_interleave(self.per_frame, dim=-1)
-            scores[..., span] = scores[..., span].masked_fill(closed, -torch.inf)
-        return scores.topk(self.kept, dim=-1, sorted=False).indices.sort(-1).values
+            scores[..., self._history].masked_fill_(closed, -torch.inf)
+        return scores
+
+    @property
+    def _history(self) -> slice:
+        """Its blocks among those of keys."""
+        return slice(self.before, self.before + self.always.shape[0] * self.per_frame)
 
 
 class HashPlanes(NamedTuple):

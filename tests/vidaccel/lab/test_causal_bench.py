@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from vidaccel.kernels import bench
 from vidaccel.lab import causal_bench, causal_cases
 from vidaccel.lab.causal_bound import chunk_flops
 from vidaccel.reuse import FlashBlock, Methods
@@ -112,7 +113,7 @@ def test_a_set_rate_is_spread_over_heads_and_layers() -> None:
 
 def test_a_rival_that_fails_is_a_row_and_the_others_go_on() -> None:
     chosen = [causal_cases.Rival("dense"), causal_cases.Rival("broken", (FlashBlock(),), 0.5)]
-    bench = causal_bench.run(case(8), chosen, torch.device("cpu"), torch.float32)
+    running = causal_bench.run(case(8), chosen, torch.device("cpu"), torch.float32)
     original = causal_bench.Contestant.chunk
 
     def fails(self: causal_bench.Contestant, frames: int, embeds: torch.Tensor) -> torch.Tensor:
@@ -122,7 +123,7 @@ def test_a_rival_that_fails_is_a_row_and_the_others_go_on() -> None:
 
     causal_bench.Contestant.chunk = fails  # type: ignore[method-assign]
     try:
-        rows = list(bench)
+        rows = list(running)
     finally:
         causal_bench.Contestant.chunk = original  # type: ignore[method-assign]
     assert [row["ok"] for row in rows] == [True, False]
@@ -142,6 +143,7 @@ def test_the_command_writes_its_record(tmp_path: Path) -> None:
         "--only",
         "flashblock, probed",
         "--no-vae",
+        "--alone",
         "--device",
         "cpu",
     ]
@@ -149,5 +151,13 @@ def test_the_command_writes_its_record(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     record = json.loads(out.read_text())
     assert [row["rival"] for row in record["rows"]] == ["dense", "flashblock, probed"]
-    assert {"commit", "versions"} <= set(record)
+    assert {row["commit"] for row in record["rows"]} == {bench.about()["commit"]}
+    assert {"dtype", "versions"} <= set(record)
+    # What is there is not measured again, and more can be added to it.
+    more = CliRunner().invoke(app, [*words, "--only", "ann 0.3", "-o", str(out), "--format", "quiet"])
+    assert more.exit_code == 0, more.output
+    grown = json.loads(out.read_text())
+    assert grown["rows"][:2] == record["rows"]
+    assert [row["rival"] for row in grown["rows"][2:]] == ["ann 0.3"]
+    assert grown["rows"][2]["speedup"] == pytest.approx(record["rows"][0]["chunk_ms"] / grown["rows"][2]["chunk_ms"])
     assert CliRunner().invoke(app, ["bench", "causal", "--size", "8k"]).exit_code != 0

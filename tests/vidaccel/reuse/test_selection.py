@@ -10,7 +10,16 @@ import torch
 from vidaccel.kernels.attention import attention
 from vidaccel.reuse import CausalAnn, CausalLightForcing, FlashBlock, Methods
 from vidaccel.reuse.plan import ChunkPlanner
-from vidaccel.reuse.selection import FrameRule, HashPlanes, block_means, frame_layout, only_heads, rectangle, row_layout
+from vidaccel.reuse.selection import (
+    FrameRule,
+    HashPlanes,
+    best_of,
+    block_means,
+    frame_layout,
+    only_heads,
+    rectangle,
+    row_layout,
+)
 from vidaccel.streaming import Rollout
 
 
@@ -42,7 +51,10 @@ def test_light_forcing_is_what_brute_force_finds(frame: tuple[int, int], keep: i
     always = torch.zeros(history, dtype=torch.bool)
     always[[0, 7]] = True  # as in a ring: the latest frame may stand anywhere
     kept = int(0.15 * all_frames.blocks)
-    chosen = FrameRule(kept, keep, always, 0, per_frame).choose(query, key, all_frames.q_len)
+    rule = FrameRule(torch.tensor(kept), (keep + own) * per_frame, keep, always, 0, per_frame)
+    scores = rule.scores(query, key, rule.frame_means(key, all_frames.q_len))
+    mask = best_of(scores, rule.kept, rule.most, one, all_frames.q_len)
+    chosen = mask.idx[: 2 * one.blocks * kept].view(2, one.blocks, kept)
     length = all_frames.q_len.double().view(history + own, per_frame)
     for head in range(2):
         means = key[head].double().view(history + own, per_frame, 8)
