@@ -25,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vidaccel.kernels import compact, elementwise, forecast
+from vidaccel.kernels import compact, elementwise, forecast, pool
 from vidaccel.kernels.bench_around import SHAPES
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -52,6 +52,7 @@ class Launch:
         names = self.kernel.arg_names
         given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k not in OPTIONS}
         constants = {p.name for p in self.kernel.params if p.is_constexpr}
+        constants |= {name for name in names if given[name] is None}
         types = {name: "constexpr" if name in constants else _type(given[name]) for name in names}
         key = str((types, {name: given[name] for name in constants}, kwargs.get("num_warps")))
         if key in self.seen:
@@ -90,7 +91,7 @@ def table(capability: int) -> Iterator[dict[str, Any]]:
     def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
 
-    for module in (compact, elementwise, forecast):
+    for module in (compact, elementwise, forecast, pool):
         real = module._kernels()
         named = {n: Launch(x, capability, found) for n, x in inspect.getmembers(real) if hasattr(x, "arg_names")}
         module._kernels = lambda named=named: SimpleNamespace(**named)
@@ -113,6 +114,10 @@ def table(capability: int) -> Iterator[dict[str, Any]]:
         scores, forced = empty(shape.heads, n, n, dtype=torch.float32), torch.zeros(n, n, dtype=torch.bool)
         compact.best_blocks(scores, forced, n // 4, layout)
         compact.likeliest_blocks(scores, forced, n // 4, layout)
+        pool.means_behind(q, layout.q_len, layout.block, n)
+        few = empty(shape.heads, 75, n, dtype=torch.float32)
+        starts = torch.zeros(shape.heads * 75 + 1, dtype=torch.int32)
+        compact.keep_best(few, None, starts, None, None, few.numel())
         yield from ({"shape": shape.name} | row for row in found)
         found.clear()
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from vidaccel.blocks import BlockMask
+from vidaccel.checked import checked
 from vidaccel.grid import TokenLayout
-from vidaccel.kernels import compact, select
+from vidaccel.kernels import compact, pool, select
+from vidaccel.reuse.selection import best_of, row_layout
 
 pytest.importorskip("triton")
 
@@ -87,6 +89,25 @@ def test_best_blocks(layout: TokenLayout, device: str) -> None:
         assert_same(found, select.best_blocks(scores, own, kept, layout))
 
 
+@pytest.mark.parametrize("keys", [5, 37, pytest.param(1500, marks=pytest.mark.gpu)])
+def test_rows_of_other_keys_keep_what_a_tensor_says(keys: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of a stream: more or fewer blocks of keys than of queries, and how many are kept is no plain number."""
+    queries = row_layout(9 * 16 - 3, 16)
+    scores, k_len = troubled(max(9, keys))[:, :9, :keys], torch.full((keys,), 16, dtype=torch.int32)
+    for kept in {1, keys // 2, keys - 1}:
+        given = (scores.to(device), torch.tensor(kept, device=device), keys, queries.to(device), k_len.to(device))
+        found = best_of(*given)
+        with monkeypatch.context() as patch:
+            patch.setattr(compact, "can_run", lambda *_: False)
+            expected = best_of(scores, torch.tensor(kept), keys, queries, k_len)
+        assert torch.equal(found.ptr.cpu(), expected.ptr)
+        assert torch.equal(found.n_full.cpu(), expected.n_full)
+        end = int(expected.ptr[-1])
+        assert end == 2 * 9 * kept
+        assert torch.equal(found.idx[:end].cpu(), expected.idx[:end])
+        checked(expected)
+
+
 def test_likeliest_blocks(layout: TokenLayout, device: str) -> None:
     n = layout.video_blocks
     own, scores = torch.eye(n, dtype=torch.bool), 3 * noise(2, n, n)
@@ -146,6 +167,22 @@ def test_nothing_waits_for_the_gpu() -> None:
         assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_means_behind_keys(layout: TokenLayout, dtype: torch.dtype, device: str) -> None:
+    """Bit for bit what torch makes level by level; the interpreter rounds bf16 otherwise."""
+    for d, packed in ((48, True), (128, False)):
+        x = noise(1, layout.slots, 2, d).to(dtype)
+        x[:, ~layout.filled] = torch.nan
+        given = torch.cat([x, x], -1).to(device)[..., :d] if packed else x.to(device)
+        sizes = (layout.q_len, layout.block, layout.video_blocks)
+        expected = pool.with_means(x, *sizes)
+        found = pool.means_behind(given, sizes[0].to(device), *sizes[1:]).cpu()
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, expected, atol=0, rtol=0 if device == "cuda" else 2**-7)
+        start = layout.blocks * layout.block
+        assert torch.equal(found[:, :start][:, : layout.slots][:, layout.filled], x[:, layout.filled])
+
+
 def test_shapes_without_running(device: str) -> None:
     layout = TokenLayout.of((1, 5, 7), 20, 16).to(device)
     n = layout.video_blocks
@@ -153,9 +190,8 @@ def test_shapes_without_running(device: str) -> None:
     checks = ("test_schema", "test_faketensor")
     x = noise(1, layout.slots, 2, 16).to(device)
     torch.library.opcheck(compact.block_means, (x, layout.q_len[:n], 16), test_utils=checks)
+    torch.library.opcheck(pool.means_behind, (x, layout.q_len, 16, n), test_utils=checks)
     torch.library.opcheck(compact.common_cut, (scores, own, 7), test_utils=checks)
     ptr, _ = compact.bounds(torch.full((2, n), 1, device=device), layout)
     length = int(ptr[-1])
-    torch.library.opcheck(
-        compact.keep_best, (scores, own, ptr, None, None, 1, layout.blocks, length), test_utils=checks
-    )
+    torch.library.opcheck(compact.keep_best, (scores, own, ptr, None, None, length), test_utils=checks)

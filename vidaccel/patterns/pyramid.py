@@ -27,6 +27,7 @@ from torch.nn.functional import pad
 from ..blocks import BlockMask
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
+from ..kernels.pool import with_means
 from ..kernels.select import block_scores
 from ..order import described
 from .dynamic import EqualRows, always_kept, check_dynamic, check_reselect, tile_layout
@@ -91,7 +92,6 @@ class CoarseToFine(EqualRows):
         counts: blocks of each level in a row.
         count: (means,) fp32, tokens in each mean of the levels 2, 4 and 8, one level after another.
         length: (blocks of means + 1,) int32, means in each block; the last block is empty.
-        holes: (n,) int64, slots of the layout's blocks without a token.
     """
 
     moves: ClassVar[bool] = True
@@ -100,35 +100,20 @@ class CoarseToFine(EqualRows):
     counts: Counts
     count: torch.Tensor
     length: torch.Tensor
-    holes: torch.Tensor
 
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
-        layout, (eight, *finer) = self.layout, self.counts.open
-        video, groups = layout.video_blocks, -(-layout.video_blocks // 8)
-        scores = block_scores(q, k, layout).masked_fill(self.forced, torch.inf)
-        tiles = pad(scores, (0, 8 * groups - video), value=-torch.inf)
-        best = {level: tiles.unflatten(2, (-1, level)).amax(3) for level in LEVELS[1:]}
-        rank = best[8].topk(eight + self.counts.coarse, dim=-1).indices
-        opened, kept = rank[..., :eight], [rank[..., eight:]]
-        for level, many in zip((4, 2), finer, strict=True):
-            parts = (2 * opened[..., None] + torch.arange(2, device=q.device)).flatten(2)
-            rank = parts.gather(2, best[level].gather(2, parts).argsort(dim=-1, descending=True, stable=True))
-            opened, kept = rank[..., :many], [rank[..., many:], *kept]
-        fine = (2 * opened[..., None] + torch.arange(2, device=q.device)).flatten(2)
-        starts = [layout.blocks + sum(8 * groups // finer for finer in LEVELS[1:level]) for level in (1, 2, 3)]
-        empty = layout.blocks + len(self.length) - 1
-        found = [torch.where(fine < video, fine, empty)]
-        found += [part + start for part, start in zip(kept, starts, strict=True)]
-        return Choice(self._mask(torch.cat(found, 2)))
+        layout, (opened, coarse) = self.layout, self.counts
+        scores = block_scores(q, k, layout)
+        chosen = coarse_to_fine(scores, self.forced, opened, coarse, layout.blocks, len(self.length) - 1)
+        return Choice(self._mask(chosen))
 
-    def _mask(self, chosen: torch.Tensor) -> BlockMask:
-        """The mask of (h, video blocks, kept) key blocks. Text sees all tokens, and no mean; all see text."""
-        layout, (heads, video, _) = self.layout, chosen.shape
-        text = torch.arange(video, layout.blocks, device=chosen.device)
-        seen = torch.cat([chosen, text.expand(heads, video, -1)], 2).sort(dim=2).values
-        every = torch.arange(layout.blocks, device=chosen.device).repeat(len(text)).expand(heads, -1)
-        count = torch.full((layout.blocks,), seen.shape[2], device=chosen.device)
+    def _mask(self, seen: torch.Tensor) -> BlockMask:
+        """The mask of (h, video blocks, kept) key blocks. Text sees all tokens, and no mean."""
+        layout, (heads, video, kept) = self.layout, seen.shape
+        text = layout.blocks - video
+        every = torch.arange(layout.blocks, device=seen.device).repeat(text).expand(heads, -1)
+        count = torch.full((layout.blocks,), kept, device=seen.device)
         count[video:] = layout.blocks
         count = count.repeat(heads)
         ptr = pad(count.cumsum(0), (1, 0)).int()
@@ -140,25 +125,54 @@ class CoarseToFine(EqualRows):
         """See `patterns.plan.Select`."""
         given = self.layout.blocks * self.layout.block
         bias = pad(self.count.log(), (given, self.layout.block))[None, None]
-        return Selection(choice.mask, self._with_means(k), self._with_means(v), bias)
+        k, v = (with_means(x, self.layout.q_len, self.layout.block, self.layout.video_blocks) for x in (k, v))
+        return Selection(choice.mask, k, v, bias)
 
-    def _with_means(self, x: torch.Tensor) -> torch.Tensor:
-        """(1, slots, h, d) -> what was given, its means and an empty block."""
-        layout = self.layout
-        start, tiles = layout.blocks * layout.block, 8 * -(-layout.video_blocks // 8)
-        out = x.new_empty(start + len(self.count) + layout.block, *x.shape[2:])
-        out[: x.shape[1]] = x[0]
-        out.index_fill_(0, self.holes, 0)
-        sums = out[: layout.video_blocks * layout.block]
-        for level in LEVELS[1:]:
-            sums = sums.unflatten(0, (-1, 2)).sum(1, dtype=torch.float32)
-            if level == 2:
-                sums = pad(sums, (0, 0, 0, 0, 0, tiles * layout.block // 2 - len(sums)))
-            many = self.count[start - layout.blocks * layout.block :][: len(sums)].clamp(min=1)
-            out[start : start + len(sums)] = sums / many[:, None, None]
-            start += len(sums)
-        out[start:] = 0
-        return out[None]
+
+@torch.library.custom_op("vidaccel::coarse_to_fine", mutates_args=())
+def coarse_to_fine(
+    scores: torch.Tensor, forced: torch.Tensor, opened: Sequence[int], coarse: int, blocks: int, means: int
+) -> torch.Tensor:
+    """The key blocks of each row, of all levels. An op, since sorts of a few hundred take torch.compile minutes.
+
+    Args:
+        scores: (h, video blocks, video blocks) fp32.
+        forced: (video blocks, video blocks) bool, seen token by token.
+        opened: groups of 8, of 4 and of 2 tiles that a row opens.
+        coarse: groups of 8 that it sees at level 8.
+        blocks: of the layout. Text follows the video's, and is seen by all; blocks of means follow it, level by level.
+        means: blocks of means. One more block, which is empty, stands for tiles that do not exist.
+
+    Returns:
+        (h, video blocks, kept) int64, ascending.
+    """
+    video, device = scores.shape[-1], scores.device
+    eight, *finer = opened
+    groups = -(-video // 8)
+    tiles = pad(scores.masked_fill(forced, torch.inf), (0, 8 * groups - video), value=-torch.inf)
+    best = {level: tiles.unflatten(2, (-1, level)).amax(3) for level in LEVELS[1:]}
+    rank = best[8].topk(eight + coarse, dim=-1).indices
+    inside, kept = rank[..., :eight], [rank[..., eight:]]
+    halves = torch.arange(2, device=device)
+    for level, many in zip((4, 2), finer, strict=True):
+        parts = (2 * inside[..., None] + halves).flatten(2)
+        rank = parts.gather(2, best[level].gather(2, parts).argsort(dim=-1, descending=True, stable=True))
+        inside, kept = rank[..., :many], [rank[..., many:], *kept]
+    fine = (2 * inside[..., None] + halves).flatten(2)
+    starts = [blocks + sum(8 * groups // below for below in LEVELS[1:level]) for level in (1, 2, 3)]
+    text = torch.arange(video, blocks, device=device).expand(*scores.shape[:2], -1)
+    found = [torch.where(fine < video, fine, blocks + means), text]
+    found += [part + start for part, start in zip(kept, starts, strict=True)]
+    return torch.cat(found, 2).sort(dim=2).values
+
+
+@coarse_to_fine.register_fake
+def _(
+    scores: torch.Tensor, forced: torch.Tensor, opened: Sequence[int], coarse: int, blocks: int, means: int
+) -> torch.Tensor:
+    eight, four, two = opened
+    kept = 2 * two + 2 * four - two + 2 * eight - four + coarse + blocks - scores.shape[-1]
+    return scores.new_empty(*scores.shape[:2], kept, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -228,9 +242,8 @@ class Pyramid:
         place = torch.arange(1, self.block + 1)
         ends = [((count > 0).view(-1, self.block) * place).amax(1) for count in means]
         length = pad(torch.cat(ends), (0, 1)).int()
-        holes = (~pad(tiled.filled, (0, tiled.blocks * self.block - tiled.slots))).nonzero()[:, 0]
         count = torch.cat([each.flatten() for each in means]).float()
-        select = CoarseToFine(tiled, forced, kept, counts, count, length, holes)
+        select = CoarseToFine(tiled, forced, kept, counts, count, length)
         # What a block of each level holds on average: tokens, then means.
         held = [tokens / tiles] + [
             float((count > 0).sum()) / -(-tiles // level) for count, level in zip(means, LEVELS[1:], strict=True)
