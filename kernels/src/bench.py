@@ -90,10 +90,11 @@ def run(
         repeats: how often each kernel runs, at most; slow ones run less often, at least three times.
 
     Yields:
-        One row for each kernel of each case: the case's fields, `tokens`, `visited` (the share of pairs in blocks that
-        are touched), `kernel`, and `ok`, `error`, `budget` and `reason` of its check. Where that is green also `ms`
-        (median), `ms_best`, `tflops` (of those pairs), `ratio` (times faster than the fastest dense kernel of the case)
-        and `of_dense` (its TFLOP/s over that dense kernel's).
+        One row for each kernel of each case: the case's fields, `tokens`, `visited` (blocks touched x their area, over
+        all pairs: holes count), `touched` (the share of pairs of tokens in them), `kernel`, and `ok`, `error`, `budget`
+        and `reason` of its check. Where that is green also `ms` (median), `ms_best`, `tflops` (of pairs of tokens),
+        `ratio` (times faster than the fastest dense kernel of the case), `of_dense` (its TFLOP/s over that dense
+        kernel's) and `of_dense_visited` (the same where holes count).
     """
     for case, given in chosen:
         q, k, v, mask = case.tensors(device, given)
@@ -103,15 +104,18 @@ def run(
         times = _times(sound, repeats, device)
         median = {name: sorted(taken)[len(taken) // 2] for name, taken in times.items()}
         dense = min((median[rival.name] for rival in sound if rival.is_dense), default=None)
-        visited, every = _pairs(mask, case.heads), case.heads * mask.layout.tokens**2
+        area, pairs_touched = _pairs(mask, case.heads)
+        every = case.heads * mask.layout.tokens**2
         for rival in found:
-            row = {**asdict(case), "tokens": mask.layout.tokens, "visited": visited / every, "kernel": rival.name}
+            row = {**asdict(case), "tokens": mask.layout.tokens}
+            row |= {"visited": area / every, "touched": pairs_touched / every, "kernel": rival.name}
             row |= checks[rival.name]
             if rival.name in median:
-                ms, pairs = median[rival.name], every if rival.is_dense else visited
+                ms, pairs = median[rival.name], every if rival.is_dense else pairs_touched
                 row |= {"ms": ms, "ms_best": min(times[rival.name]), "tflops": 4 * case.d * pairs / ms / 1e9}
                 if dense is not None:
                     row |= {"ratio": dense / ms, "of_dense": pairs / every * dense / ms}
+                    row["of_dense_visited"] = (1 if rival.is_dense else area / every) * dense / ms
             yield row
 
 
@@ -123,11 +127,12 @@ def about() -> dict[str, Any]:
     return {**environment(), "commit": done.stdout.strip() or None}
 
 
-def _pairs(mask: BlockMask, heads: int) -> float:
-    """Pairs of tokens in the blocks that are touched, over all heads."""
+def _pairs(mask: BlockMask, heads: int) -> tuple[float, float]:
+    """Area of the blocks that are touched, and pairs of tokens in them, over all heads."""
     touched = (mask.block_map() > 0).double()
     pairs = touched @ mask.lengths.double() @ mask.layout.q_len.double()
-    return float(pairs.sum()) * heads / mask.heads
+    each = heads / mask.heads
+    return float(touched.sum()) * mask.layout.block**2 * each, float(pairs.sum()) * each
 
 
 def _check(rival: Rival) -> dict[str, Any]:

@@ -84,6 +84,7 @@ KINDS: Mapping[str, tuple[Mapping[str, tuple[object, ...]], Columns]] = {
             "density": lambda row: row["density"],
             "blocks of": lambda row: row["block"],
             "ours": _number("gluon"),
+            "ours, holes counted": _number("visited of dense"),
             "FlashAttention 4": _number("fa4"),
             "FastVideo": _number("fastvideo"),
             "FlashInfer": _number("flashinfer"),
@@ -252,7 +253,10 @@ def _by_case(rows: Sequence[Row]) -> Sequence[Row]:
     cases: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         key = tuple(row[name] for name in ("name", "pattern", "block", "density"))
-        cases.setdefault(key, {**row, "ok": True})[row["kernel"]] = row.get("of_dense")
+        case = cases.setdefault(key, {**row, "ok": True})
+        case[row["kernel"]] = row.get("of_dense")
+        if row["kernel"] == "gluon":
+            case["visited of dense"] = row.get("of_dense_visited")
     return [cases[key] for key in sorted(cases, key=lambda key: (key[0], -key[2], key[1], -key[3]))]
 
 
