@@ -92,7 +92,7 @@ def draw(masses: list[Tensor], kept: Tensor, out: Path) -> None:
     for mass in masses:
         pictures = [*(mass / mass.amax((1, 2), keepdim=True)).sqrt(), kept.float()]
         rows.append(np.concatenate([_tile(picture) for picture in pictures], axis=1))
-    Image.fromarray(np.concatenate(rows, axis=0)).save(out, optimize=True)
+    Image.fromarray(np.concatenate(rows, axis=0)).quantize(32).save(out, optimize=True)
 
 
 def _tile(picture: Tensor) -> np.ndarray:
