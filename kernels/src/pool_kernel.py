@@ -16,7 +16,9 @@ def _mean_of_pairs(sums, OUT, start, i, first, length, out_l, BLOCK, LEVEL, COUN
     many = tl.minimum(tl.maximum(length - first - mean * LEVEL, 1), LEVEL).to(tl.float32)
     place = start + i.to(tl.int64) * (BLOCK // LEVEL) + first // LEVEL + mean
     at = OUT + place[:, None] * out_l + channel[None, :]
-    tl.store(at, (sums / many[:, None]).to(OUT.dtype.element_ty), mask=(channel < D)[None, :])
+    # Rounded as torch does; a plain division is not.
+    mean_of_pairs = tl.div_rn(sums, tl.broadcast_to(many[:, None], [COUNT, PAD]))
+    tl.store(at, mean_of_pairs.to(OUT.dtype.element_ty), mask=(channel < D)[None, :])
     return sums
 
 

@@ -16,7 +16,7 @@ import torch
 
 from ..blocks import BlockMask
 from ..grid import TokenLayout
-from . import compact
+from . import compact, fused, pool
 
 
 def block_means(x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
@@ -41,6 +41,38 @@ def block_means(x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
     if whole < blocks:
         sums = torch.cat([sums, x[0, whole * block :].sum(0, dtype=torch.float32, keepdim=True)])
     return (sums / layout.q_len[:blocks, None, None]).transpose(0, 1)
+
+
+def with_means(x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+    """What was given, the means of its neighbours and an empty block.
+
+    Args:
+        x: (1, slots, h, d) in kernel order. Holes may hold anything.
+        layout: that order, in blocks of a multiple of 16.
+
+    Returns:
+        (1, slots, h, d) of whole blocks, zeros in their holes; then for level 2, 4 and 8 block / level means for each
+        video block, and for as many more as fill groups of 8, whose means are 0; then an empty block. Sums and their
+        division by the tokens of each mean are fp32.
+    """
+    length, block, video = layout.q_len, layout.block, layout.video_blocks
+    if fused.can_run(x):
+        made: torch.Tensor = pool.means_behind(x, length, block, video)
+        return made
+    slots, start, tiles = x.shape[1], layout.blocks * block, 8 * -(-video // 8)
+    out = pool.empty(x, length, block, video)
+    filled = torch.arange(block, device=x.device) < length[:, None]
+    out[0, :slots] = x[0]
+    out[0, :start].masked_fill_(~filled.flatten()[:, None, None], 0)
+    sums, count = out[0, : video * block], filled[:video].float()
+    for level in pool.LEVELS:
+        sums = sums.unflatten(0, (-1, 2)).sum(1, dtype=torch.float32)
+        count = count.unflatten(1, (-1, 2)).sum(2)
+        out[0, start : start + len(sums)] = sums / count.flatten().clamp(min=1)[:, None, None]
+        out[0, start + len(sums) : start + tiles * block // level] = 0
+        start += tiles * block // level
+    out[0, start:] = 0
+    return out
 
 
 def block_scores(q: torch.Tensor, k: torch.Tensor, layout: TokenLayout) -> torch.Tensor:

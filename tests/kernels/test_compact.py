@@ -174,9 +174,8 @@ def test_means_behind_keys(layout: TokenLayout, dtype: torch.dtype, device: str)
         x = noise(1, layout.slots, 2, d).to(dtype)
         x[:, ~layout.filled] = torch.nan
         given = torch.cat([x, x], -1).to(device)[..., :d] if packed else x.to(device)
-        sizes = (layout.q_len, layout.block, layout.video_blocks)
-        expected = pool.with_means(x, *sizes)
-        found = pool.means_behind(given, sizes[0].to(device), *sizes[1:]).cpu()
+        expected = select.with_means(x, layout)
+        found = pool.means_behind(given, layout.q_len.to(device), layout.block, layout.video_blocks).cpu()
         assert found.dtype == dtype
         torch.testing.assert_close(found, expected, atol=0, rtol=0 if device == "cuda" else 2**-7)
         start = layout.blocks * layout.block

@@ -27,8 +27,7 @@ from torch.nn.functional import pad
 from ..blocks import BlockMask
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
-from ..kernels.pool import with_means
-from ..kernels.select import block_scores
+from ..kernels.select import block_scores, with_means
 from ..order import described
 from .dynamic import EqualRows, always_kept, check_dynamic, check_reselect, tile_layout
 from .parameters import check_knob, check_sink
@@ -125,8 +124,7 @@ class CoarseToFine(EqualRows):
         """See `patterns.plan.Select`."""
         given = self.layout.blocks * self.layout.block
         bias = pad(self.count.log(), (given, self.layout.block))[None, None]
-        k, v = (with_means(x, self.layout.q_len, self.layout.block, self.layout.video_blocks) for x in (k, v))
-        return Selection(choice.mask, k, v, bias)
+        return Selection(choice.mask, with_means(k, self.layout), with_means(v, self.layout), bias)
 
 
 @torch.library.custom_op("vidaccel::coarse_to_fine", mutates_args=())
