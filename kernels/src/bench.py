@@ -57,6 +57,11 @@ class Case:
     dtype: str
     pattern: str = "random"
 
+    @property
+    def title(self) -> str:
+        """What sets it apart: shape, pattern, density and blocks."""
+        return f"{self.name}, {self.pattern} {self.density:g}, blocks of {self.block}"
+
     def tensors(
         self, device: str, mask: BlockMask | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, BlockMask]:
@@ -90,11 +95,11 @@ def run(
         repeats: how often each kernel runs, at most; slow ones run less often, at least three times.
 
     Yields:
-        One row for each kernel of each case: the case's fields, `tokens`, `visited` (blocks touched x their area, over
-        all pairs: holes count), `touched` (the share of pairs of tokens in them), `kernel`, and `ok`, `error`, `budget`
-        and `reason` of its check. Where that is green also `ms` (median), `ms_best`, `tflops` (of pairs of tokens),
-        `ratio` (times faster than the fastest dense kernel of the case), `of_dense` (its TFLOP/s over that dense
-        kernel's) and `of_dense_visited` (the same where holes count).
+        One row for each kernel of each case: `key`, `case` (its title) and the case's fields, `tokens`, `visited`
+        (blocks touched x their area, over all pairs: holes count), `touched` (the share of pairs of tokens in them),
+        `kernel`, and `ok`, `error`, `budget` and `reason` of its check. Where that is green also `ms` (median),
+        `ms_best`, `tflops` (of pairs of tokens), `ratio` (times faster than the fastest dense kernel of the case),
+        `of_dense` (its TFLOP/s over that dense kernel's) and `of_dense_visited` (the same where holes count).
     """
     for case, given in chosen:
         q, k, v, mask = case.tensors(device, given)
@@ -107,8 +112,13 @@ def run(
         area, pairs_touched = _pairs(mask, case.heads)
         every = case.heads * mask.layout.tokens**2
         for rival in found:
-            row = {**asdict(case), "tokens": mask.layout.tokens}
-            row |= {"visited": area / every, "touched": pairs_touched / every, "kernel": rival.name}
+            row = {"key": f"{case.title}, {rival.name}", "case": case.title, **asdict(case)}
+            row |= {
+                "tokens": mask.layout.tokens,
+                "visited": area / every,
+                "touched": pairs_touched / every,
+                "kernel": rival.name,
+            }
             row |= checks[rival.name]
             if rival.name in median:
                 ms, pairs = median[rival.name], every if rival.is_dense else pairs_touched

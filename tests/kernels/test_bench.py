@@ -86,8 +86,20 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.exit_code == 0, done.output
     record: dict[str, Any] = json.loads(path.read_text())
     assert record == json.loads(done.stdout)
-    assert {"versions", "device", "commit", "rows"} <= set(record)
+    assert {"versions", "device", "absent", "rows"} <= set(record)
     assert [row["kernel"] for row in record["rows"]] == ["dense", "cpu"]
+    # What is there is not measured again, and more can be added to it.
+    other = dataclasses.replace(SMALL, density=0.25)
+    monkeypatch.setattr(kernel_cases, "cases", lambda device: [SMALL, other])
+    more = CliRunner().invoke(app, ["kernels", "--repeats", "1", "-o", str(path)])
+    assert more.exit_code == 0, more.output
+    grown = json.loads(path.read_text())["rows"]
+    assert grown[:2] == record["rows"]
+    assert [row["case"] for row in grown] == 2 * [SMALL.title] + 2 * [other.title]
+    one = CliRunner().invoke(app, ["kernels", "--repeats", "1", "--only", "random 0.25", "--format", "json"])
+    assert {row["case"] for row in json.loads(one.stdout)["rows"]} == {other.title}
+    none = CliRunner().invoke(app, ["kernels", "--only", "Wan 8k"])
+    assert none.exit_code != 0
     human = CliRunner().invoke(app, ["kernels", "--repeats", "1"])
     assert "x dense" in human.stdout
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import enum
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import UsageError
-from ..files import replacing
 from .bench_causal import causal
 from .bench_model import model
 from .bench_parallel import parallel
@@ -46,8 +44,13 @@ def root() -> None:
 def kernels(
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each kernel; the median counts.")] = 9,
-    only: Annotated[str | None, typer.Option(help="Only this shape, such as 'Wan 720p'.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON record to this file.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only cases with this in their name, such as 'Wan 720p' or 'radial 0.25'; again for more."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON record; cases in it are not measured again.")
+    ] = None,
     format: FormatOption = Format.human,
 ) -> None:
     """Time sparse attention against dense attention and other projects' kernels. What is wrong gets no figure."""
@@ -55,29 +58,28 @@ def kernels(
 
     from ..kernels import bench, bench_rivals
     from ..lab.kernel_cases import cases, problems
+    from ..lab.rows import Rows
 
     if device is Device.cuda and not torch.cuda.is_available():
         raise UsageError("--device cuda was asked for, but torch sees no CUDA GPU here; use --device cpu")
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"-o {output}: there is no folder {output.parent}; make it first")
-    chosen = [case for case in cases(device.value) if only in (None, case.name)]
+    every = cases(device.value)
+    chosen = [case for case in every if any(text in case.title for text in only or [""])]
     if not chosen:
-        names = ", ".join(dict.fromkeys(case.name for case in cases(device.value)))
-        raise UsageError(f"--only {only!r} was asked for; there are {names}")
+        titles = "; ".join(case.title for case in every)
+        raise UsageError(f"--only {' --only '.join(map(repr, only or []))} was asked for; there are {titles}")
     screen = Screen(format)
-    record: dict[str, Any] = {"what": "kernels", "device": device.value, **bench.about(), "rows": []}
-    if device is Device.cuda:
-        record["absent"] = bench_rivals.absent()
-        for name, reason in record["absent"].items():
-            screen.say(f"{name}: {reason}")
-    rows: list[dict[str, Any]] = record["rows"]
-    for row in bench.run(device.value, problems(chosen), repeats):
+    absent = bench_rivals.absent() if device is Device.cuda else {}
+    for name, reason in absent.items():
+        screen.say(f"{name}: {reason}")
+    record = Rows(bench.about() | {"absent": absent}, output, "kernels")
+    measured = {row["case"] for row in record.rows}
+    for row in bench.run(device.value, problems([case for case in chosen if case.title not in measured]), repeats):
         screen.say(_line(row))
-        rows.append(row)
-        if output is not None:
-            with replacing(output) as temporary:
-                temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if not screen.json(record) and not screen.names(row["kernel"] for row in rows if row["ok"]):
+        record.add(row)
+    rows = record.rows
+    if not screen.json(record.data()) and not screen.names(row["kernel"] for row in rows if row["ok"]):
         screen.table([_cells(row) for row in rows], title="attention kernels")
     if not all(row["ok"] for row in rows if row["kernel"] in bench_rivals.OURS):
         raise typer.Exit(1)
@@ -85,7 +87,7 @@ def kernels(
 
 def _line(row: dict[str, Any]) -> str:
     result = f"{row['ms']:.1f} ms" if row["ok"] else f"no figure: {row['reason']}"
-    return f"{row['name']}, {row['pattern']} {row['density']}, blocks of {row['block']}, {row['kernel']}: {result}"
+    return f"{row['case']}, {row['kernel']}: {result}"
 
 
 def _cells(row: dict[str, Any]) -> dict[str, object]:
