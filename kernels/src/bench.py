@@ -95,11 +95,11 @@ def run(
         repeats: how often each kernel runs, at most; slow ones run less often, at least three times.
 
     Yields:
-        One row for each kernel of each case: `key`, `case` (its title) and the case's fields, `tokens`, `visited`
+        One row for each kernel of each case: `key` (title, kernel), the case's fields, `tokens`, `visited`
         (blocks touched x their area, over all pairs: holes count), `touched` (the share of pairs of tokens in them),
         `kernel`, and `ok`, `error`, `budget` and `reason` of its check. Where that is green also `ms` (median),
-        `ms_best`, `tflops` (of pairs of tokens), `ratio` (times faster than the fastest dense kernel of the case),
-        `of_dense` (its TFLOP/s over that dense kernel's) and `of_dense_visited` (the same where holes count).
+        `ms_best`, `tflops` (of pairs of tokens), `ratio` (times faster than the fastest dense kernel of the case)
+        and `of_dense` (its TFLOP/s over that dense kernel's).
     """
     for case, given in chosen:
         q, k, v, mask = case.tensors(device, given)
@@ -112,20 +112,14 @@ def run(
         area, pairs_touched = _pairs(mask, case.heads)
         every = case.heads * mask.layout.tokens**2
         for rival in found:
-            row = {"key": f"{case.title}, {rival.name}", "case": case.title, **asdict(case)}
-            row |= {
-                "tokens": mask.layout.tokens,
-                "visited": area / every,
-                "touched": pairs_touched / every,
-                "kernel": rival.name,
-            }
+            row = {"key": f"{case.title}, {rival.name}", **asdict(case), "tokens": mask.layout.tokens}
+            row |= {"visited": area / every, "touched": pairs_touched / every, "kernel": rival.name}
             row |= checks[rival.name]
             if rival.name in median:
                 ms, pairs = median[rival.name], every if rival.is_dense else pairs_touched
                 row |= {"ms": ms, "ms_best": min(times[rival.name]), "tflops": 4 * case.d * pairs / ms / 1e9}
                 if dense is not None:
                     row |= {"ratio": dense / ms, "of_dense": pairs / every * dense / ms}
-                    row["of_dense_visited"] = (1 if rival.is_dense else area / every) * dense / ms
             yield row
 
 

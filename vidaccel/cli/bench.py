@@ -74,7 +74,7 @@ def kernels(
     for name, reason in absent.items():
         screen.say(f"{name}: {reason}")
     record = Rows(bench.about() | {"absent": absent}, output, "kernels")
-    measured = {row["case"] for row in record.rows}
+    measured = {row["key"].removesuffix(f", {row['kernel']}") for row in record.rows}
     for row in bench.run(device.value, problems([case for case in chosen if case.title not in measured]), repeats):
         screen.say(_line(row))
         record.add(row)
@@ -87,7 +87,7 @@ def kernels(
 
 def _line(row: dict[str, Any]) -> str:
     result = f"{row['ms']:.1f} ms" if row["ok"] else f"no figure: {row['reason']}"
-    return f"{row['case']}, {row['kernel']}: {result}"
+    return f"{row['key']}: {result}"
 
 
 def _cells(row: dict[str, Any]) -> dict[str, object]:

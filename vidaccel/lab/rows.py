@@ -49,8 +49,8 @@ class Rows:
         return next((row for row in self.rows if row["key"] == key), None)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row and write the file."""
-        self.rows.append(row | {"commit": self._about.get("commit")})
+        """Append a row, its numbers to six digits, and write the file."""
+        self.rows.append(_rounded(row) | {"commit": self._about.get("commit")})
         if self._path is None:
             return
         # A row a line: a difference shows which rows are new.
@@ -66,3 +66,12 @@ class Rows:
     def _head(self) -> dict[str, Any]:
         about = {key: value for key, value in self._about.items() if key != "commit"}
         return {"schema": SCHEMA, **about}
+
+
+def _rounded(value: Any) -> Any:
+    """What was measured is not known to more digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value

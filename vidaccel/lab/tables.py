@@ -255,8 +255,8 @@ def _by_case(rows: Sequence[Row]) -> Sequence[Row]:
         key = tuple(row[name] for name in ("name", "pattern", "block", "density"))
         case = cases.setdefault(key, {**row, "ok": True})
         case[row["kernel"]] = row.get("of_dense")
-        if row["kernel"] == "gluon":
-            case["visited of dense"] = row.get("of_dense_visited")
+        if row["kernel"] == "gluon" and {"of_dense", "visited"} <= set(row):
+            case["visited of dense"] = row["of_dense"] * row["visited"] / row["touched"]
     return [cases[key] for key in sorted(cases, key=lambda key: (key[0], -key[2], key[1], -key[3]))]
 
 
