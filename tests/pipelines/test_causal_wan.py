@@ -13,7 +13,7 @@ import torch
 from vidaccel.errors import StreamError, UsageError
 from vidaccel.pipelines.causal_calibration import calibrated
 from vidaccel.pipelines.causal_wan import CausalWanPipeline
-from vidaccel.pipelines.streaming_vae import StreamingDecoder, encode, to_vae
+from vidaccel.pipelines.streaming_vae import StreamingDecoder, channels_last, encode, to_vae
 from vidaccel.streaming import Rollout
 
 ROLLOUT = Rollout(chunk=2, window=6, sink=2, steps=(1000, 500))
@@ -96,6 +96,29 @@ def test_streamed_decoding_has_no_seams(patch: int | None) -> None:
         assert torch.equal(stream(z[:, :, :2]), again)
     assert [part.shape[2] for part in parts] == [1, 8, 12]
     assert torch.equal(torch.cat(parts, 2), whole)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_decoder_laid_out_for_gpus_or_compiled_makes_the_same(device: str) -> None:
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1).eval()
+    parts = torch.randn(1, 16, 5, 4, 6).split([2, 2, 1], 2)
+
+    def decoded() -> torch.Tensor:
+        stream = StreamingDecoder(vae)
+        return torch.cat([stream(part.to(vae.device)) for part in parts], 2).cpu()
+
+    with torch.no_grad():
+        plain = decoded()
+        vae.to(device)
+        channels_last(vae.decoder)
+        weight = vae.decoder.conv_in.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+        torch.testing.assert_close(decoded(), plain, atol=1e-4, rtol=0)
+        vae.decoder.compile(fullgraph=True, dynamic=False, backend="eager")
+        torch.testing.assert_close(decoded(), plain, atol=1e-4, rtol=0)
 
 
 def test_guidance_has_two_caches_and_none_changes_nothing(pipe: CausalWanPipeline) -> None:

@@ -24,7 +24,9 @@ def causal(
         typer.Option(help="Dense, and the rival of this name, or those with this in theirs; again for more."),
     ] = None,
     layers: Annotated[int, typer.Option(min=1, help="Layers of the model; 30 is Wan 2.1 1.3B.")] = 30,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the transformer's blocks and the decoder.")
+    ] = False,
     graphs: Annotated[bool, typer.Option("--graphs", help="Play repeated forwards back as CUDA graphs.")] = False,
     dense: Annotated[
         str | None, typer.Option("--dense-backend", help="diffusers' name of one; else the fastest that runs here.")

@@ -73,7 +73,7 @@ class Case:
         transformer: settings of `WanTransformer3DModel`; default Wan 2.1 1.3B.
         text: prompt tokens.
         vae: settings of `AutoencoderKLWan`, for the time of decoding; None leaves it out.
-        compiled: compile the transformer's blocks.
+        compiled: compile the transformer's blocks and the decoder.
         graphs: play forwards back that come again, as CUDA graphs.
         dense: diffusers' names of backends for dense self-attention; None is its default. The fastest is taken.
         alone: rivals run alone, beside nothing, and are compared with dense as it ran before them.

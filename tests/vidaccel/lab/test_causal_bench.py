@@ -159,5 +159,7 @@ def test_the_command_writes_its_record(tmp_path: Path) -> None:
     grown = json.loads(out.read_text())
     assert grown["rows"][:2] == record["rows"]
     assert [row["rival"] for row in grown["rows"][2:]] == ["ann 0.3"]
-    assert grown["rows"][2]["speedup"] == pytest.approx(record["rows"][0]["chunk_ms"] / grown["rows"][2]["chunk_ms"])
+    assert grown["rows"][2]["speedup"] == pytest.approx(
+        record["rows"][0]["chunk_ms"] / grown["rows"][2]["chunk_ms"], rel=1e-5
+    )
     assert CliRunner().invoke(app, ["bench", "causal", "--size", "8k"]).exit_code != 0
