@@ -7,6 +7,7 @@ Limits: d of any size; what `fused.can_run` allows. `select.with_means` defines 
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -42,7 +43,8 @@ def means_behind(x: torch.Tensor, length: torch.Tensor, block: int, video: int) 
             tiles,
             D=d,
             BLOCK=block,
-            TOKENS=16,
+            # Groups of 8 tokens that are read together: what divides all of a block's.
+            GROUPS=math.gcd(block // 8, 8),
             PAD=1 << (d - 1).bit_length(),
             num_warps=4 if d > 64 else 2,
         )

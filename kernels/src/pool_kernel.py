@@ -9,17 +9,23 @@ import triton.language as tl
 
 
 @triton.jit
-def _mean_of_pairs(sums, OUT, start, i, first, length, out_l, BLOCK, LEVEL, COUNT: tl.constexpr, PAD: tl.constexpr, D):
-    """Sums of the next level from those of the one before; its means are written."""
-    sums = tl.sum(tl.reshape(sums, [COUNT, 2, PAD]), 1)
-    mean, channel = tl.arange(0, COUNT), tl.arange(0, PAD)
-    many = tl.minimum(tl.maximum(length - first - mean * LEVEL, 1), LEVEL).to(tl.float32)
-    place = start + i.to(tl.int64) * (BLOCK // LEVEL) + first // LEVEL + mean
-    at = OUT + place[:, None] * out_l + channel[None, :]
-    # Rounded as torch does; a plain division is not.
-    mean_of_pairs = tl.div_rn(sums, tl.broadcast_to(many[:, None], [COUNT, PAD]))
-    tl.store(at, mean_of_pairs.to(OUT.dtype.element_ty), mask=(channel < D)[None, :])
-    return sums
+def _token(X, OUT, token, own, channel, length, written, counted, x_l, out_l, D: tl.constexpr):
+    """Tokens of one block, zeros from `length` on; `written` of them go behind `own`, `counted` of them are given."""
+    within = channel[None, :] < D
+    at = X + token.to(tl.int64)[:, None] * x_l + channel[None, :]
+    x = tl.load(at, mask=within & (token < length)[:, None], other=0.0)
+    to = OUT + (own + token)[:, None] * out_l + channel[None, :]
+    tl.store(to, x, mask=within & (token < written)[:, None])
+    return tl.where((token < counted)[:, None], x.to(tl.float32), 0.0)
+
+
+@triton.jit
+def _mean(total, OUT, mean, start, channel, counted, written, out_l, LEVEL: tl.constexpr, D: tl.constexpr):
+    """Means of LEVEL tokens from their sums, behind `start`. Rounded as torch does, which a plain division is not."""
+    many = tl.minimum(tl.maximum(counted - mean * LEVEL, 1), LEVEL).to(tl.float32)
+    means = tl.div_rn(total, tl.broadcast_to(many[:, None], total.shape))
+    to = OUT + (start + mean)[:, None] * out_l + channel[None, :]
+    tl.store(to, means.to(OUT.dtype.element_ty), mask=(channel[None, :] < D) & (mean * LEVEL < written)[:, None])
 
 
 @triton.jit
@@ -35,33 +41,41 @@ def with_means(
     tiles,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
-    TOKENS: tl.constexpr,
+    GROUPS: tl.constexpr,
     PAD: tl.constexpr,
 ):
     """A block of one head with zeros in its holes, and its means where it is a tile. Program (block, head).
 
     Programs beyond the blocks have no tokens; the last one writes the empty block.
     """
-    i, h = tl.program_id(0), tl.program_id(1)
-    token, channel = tl.arange(0, TOKENS), tl.arange(0, PAD)
+    i, h = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    group, channel = tl.arange(0, GROUPS), tl.arange(0, PAD)
     length = tl.load(LENGTH + i, mask=i < blocks, other=0)
+    is_last = i == tl.num_programs(0) - 1
+    # Slots that are written, tokens that are in means, slots whose means are written.
+    written = tl.where((i < blocks) | is_last, BLOCK, 0)
+    counted = tl.where(i < video, length, 0)
+    averaged = tl.where(i < tiles, BLOCK, 0)
+    # Where the means of each level begin; the last program's block lies behind them all.
     two = blocks.to(tl.int64) * BLOCK
     four = two + tiles * (BLOCK // 2)
     eight = four + tiles * (BLOCK // 4)
+    own = tl.where(is_last, eight + tiles * (BLOCK // 8), i * BLOCK)
+    X += h * x_h + i * BLOCK * x_l
     OUT += h * D
-    # Where this block lies; the last program's is the empty one behind all means.
-    is_last = i == tl.num_programs(0) - 1
-    own = tl.where(is_last, eight + tiles * (BLOCK // 8), i.to(tl.int64) * BLOCK)
-    for first in tl.static_range(0, BLOCK, TOKENS):
-        within = (first + token < length)[:, None] & (channel < D)[None, :]
-        at = (i.to(tl.int64) * BLOCK + first + token)[:, None] * x_l + channel[None, :]
-        x = tl.load(X + h.to(tl.int64) * x_h + at, mask=within, other=0.0)
-        if (i < blocks) | is_last:
-            to = OUT + (own + first + token)[:, None] * out_l + channel[None, :]
-            tl.store(to, x, mask=(channel < D)[None, :])
-        if i < tiles:
-            kept = tl.where(i < video, length, 0)
-            sums = tl.where(i < video, x.to(tl.float32), 0.0)
-            sums = _mean_of_pairs(sums, OUT, two, i, first, kept, out_l, BLOCK, 2, TOKENS // 2, PAD, D)
-            sums = _mean_of_pairs(sums, OUT, four, i, first, kept, out_l, BLOCK, 4, TOKENS // 4, PAD, D)
-            _mean_of_pairs(sums, OUT, eight, i, first, kept, out_l, BLOCK, 8, TOKENS // 8, PAD, D)
+    for first in tl.static_range(0, BLOCK // 8, GROUPS):
+        all_eight = tl.zeros([GROUPS, PAD], tl.float32)
+        for half in tl.static_range(2):
+            all_four = tl.zeros([GROUPS, PAD], tl.float32)
+            for pair in tl.static_range(2):
+                both = tl.zeros([GROUPS, PAD], tl.float32)
+                for one in tl.static_range(2):
+                    token = (first + group) * 8 + half * 4 + pair * 2 + one
+                    both += _token(X, OUT, token, own, channel, length, written, counted, x_l, out_l, D)
+                mean = (first + group) * 4 + half * 2 + pair
+                _mean(both, OUT, mean, two + i * (BLOCK // 2), channel, counted, averaged, out_l, 2, D)
+                all_four += both
+            mean = (first + group) * 2 + half
+            _mean(all_four, OUT, mean, four + i * (BLOCK // 4), channel, counted, averaged, out_l, 4, D)
+            all_eight += all_four
+        _mean(all_eight, OUT, first + group, eight + i * (BLOCK // 8), channel, counted, averaged, out_l, 8, D)
