@@ -24,8 +24,6 @@ from vidaccel.patterns import Radial, TopK
 from vidaccel.pipelines.zoo import RealModel, build
 
 RADIAL = Radial(block=16)
-# Records keep six digits.
-DIGITS = 1e-5
 
 
 @pytest.fixture
@@ -50,16 +48,16 @@ def test_every_model_has_figures_that_add_up(any_model: RealModel, job: Any) -> 
     layers = any_model.layers
     for row in (dense, sparse):
         rest = sum((count - 1) * row["layer_ms"][name] for name, count in layers.items())
-        assert row["call_ms"] == pytest.approx(row["base_ms"] + rest, rel=DIGITS)
+        assert row["call_ms"] == pytest.approx(row["base_ms"] + rest, rel=1e-5)
         assert row["whole_ms"] > 0
         for name in layers:
-            assert sum(row["split"][name].values()) == pytest.approx(row["watched_layer_ms"][name], rel=DIGITS)
+            assert sum(row["split"][name].values()) == pytest.approx(row["watched_layer_ms"][name], rel=1e-5)
             assert row["split"][name]["attention"] > 0
         assert row["commit"] == "abc"
     assert sparse["kernels"] == ["cpu"]
-    assert sparse["speedup"] == pytest.approx(sparse["against_ms"] / sparse["call_ms"], rel=DIGITS)
+    assert sparse["speedup"] == pytest.approx(sparse["against_ms"] / sparse["call_ms"], rel=1e-5)
     assert sparse["bound_ms"] == pytest.approx(
-        sparse["against_ms"] - (1 - sparse["visited_pairs"]) * sparse["dense_attention_ms"], rel=DIGITS
+        sparse["against_ms"] - (1 - sparse["visited_pairs"]) * sparse["dense_attention_ms"], rel=1e-5
     )
     assert sparse["delivered"] == pytest.approx(0.4, rel=0.1)
     assert cached["skipped_share"] > 0
@@ -137,7 +135,7 @@ def test_a_trajectory_computes_what_it_should(wan_model: RealModel, job: Any) ->
     for row in (sparse, alone):
         assert row["ok"], row["reason"]
         assert (row["computed_steps"], row["calls"]) == (7, 20)
-        assert row["dense_seconds"] == pytest.approx(20 * dense["call_ms"] / 1e3, rel=DIGITS)
+        assert row["dense_seconds"] == pytest.approx(20 * dense["call_ms"] / 1e3, rel=1e-5)
         assert row["cache_bytes"] == 2 * 2 * term
     assert dense["whole_ms"] is None
 
@@ -150,7 +148,7 @@ def test_a_trajectory_without_guidance_calls_once_a_step(wan_model: RealModel, j
     dense, alone = rows.rows
     assert alone["variant"] == "7 of 10 steps, without guidance"
     assert (alone["computed_steps"], alone["calls"]) == (7, 10)
-    assert alone["dense_seconds"] == pytest.approx(10 * dense["whole_ms"] / 1e3, rel=DIGITS)
+    assert alone["dense_seconds"] == pytest.approx(10 * dense["whole_ms"] / 1e3, rel=1e-5)
 
 
 def test_twins_share_weights_and_leave_the_model_alone(wan_model: RealModel, size_of: Any) -> None:
