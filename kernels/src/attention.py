@@ -203,7 +203,8 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_bias: torch.Te
         raise BackendError(f"q, k, v of {q.dtype}, {k.dtype}, {v.dtype} were given; give one float dtype for all three")
     if not q.device == k.device == v.device:
         raise BackendError(f"q, k, v are on {q.device}, {k.device}, {v.device}; move them to one device")
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    given = (q, k, v) if key_bias is None else (q, k, v, key_bias)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
         raise BackendError("gradients were asked for, but these kernels only infer; call them under torch.no_grad()")
     if key_bias is not None:
         shape, wanted = tuple(key_bias.shape), (q.shape[0], q.shape[2], k.shape[1])
@@ -216,12 +217,16 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_bias: torch.Te
 
 
 def _check_rows(q: torch.Tensor, k: torch.Tensor, rows: Rows) -> None:
-    if rows.ptr.device != q.device:
-        raise MaskError(f"the mask is on {rows.ptr.device}, q on {q.device}; move the mask with mask.to(q.device)")
-    if not rows.ptr.dtype == rows.idx.dtype == rows.n_full.dtype == torch.int32:
+    for name, each in zip(rows._fields[:8], rows[:8], strict=True):
+        if each is not None and (each.device != q.device or each.dtype != torch.int32):
+            raise MaskError(
+                f"the mask's {name} is {each.dtype} on {each.device}, q is on {q.device}; make it torch.int32, and "
+                "move the mask with mask.to(q.device). vidaccel.checked.checked(mask) looks at all that a kernel trusts"
+            )
+    if rows.ptr.ndim != 1 or rows.n_full.ndim != 1 or rows.ptr.shape[0] != rows.n_full.shape[0] + 1:
         raise MaskError(
-            f"the mask's ptr, idx and n_full are {rows.ptr.dtype}, {rows.idx.dtype} and {rows.n_full.dtype}; "
-            "make them torch.int32. vidaccel.checked.checked(mask) looks at all that a kernel trusts"
+            f"{tuple(rows.ptr.shape)} starts of rows (ptr) were given for {tuple(rows.n_full.shape)} rows (n_full); "
+            "give one for each row of each head, and one more, where the last one ends"
         )
     if rows.heads not in (1, q.shape[2]):
         raise MaskError(f"a mask of {rows.heads} heads was given for {q.shape[2]} heads; give 1 or as many")
@@ -244,8 +249,8 @@ def _check_rows(q: torch.Tensor, k: torch.Tensor, rows: Rows) -> None:
                 "build it from layout.positions, in kernel order"
             )
         for name, words in (("lo", rows.lo), ("hi", rows.hi), ("pos", rows.pos)):
-            if words.ndim != 1 or words.dtype != torch.int32:
+            if words.ndim != 1:
                 raise MaskError(
-                    f"a window's {name} {tuple(words.shape)} of {words.dtype} was given; it must be one torch.int32 a "
-                    "slot, as Window.of() packs them"
+                    f"a window's {name} {tuple(words.shape)} was given; it must be one torch.int32 a slot, as "
+                    "Window.of() packs them"
                 )

@@ -9,10 +9,10 @@ from __future__ import annotations
 import random
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -98,15 +98,15 @@ def run(
         One row for each kernel of each case: `key` (title, kernel), the case's fields, `tokens`, `visited`
         (blocks touched x their area, over all pairs: holes count), `touched` (the share of pairs of tokens in them),
         `kernel`, and `ok`, `error`, `budget` and `reason` of its check. Where that is green also `ms` (median),
-        `ms_best`, `tflops` (of pairs of tokens), `ratio` (times faster than the fastest dense kernel of the case)
-        and `of_dense` (its TFLOP/s over that dense kernel's).
+        `ms_best`, `repeats`, `tflops` (of pairs of tokens), `ratio` (times faster than the fastest dense kernel of the
+        case) and `of_dense` (its TFLOP/s over that dense kernel's).
     """
     for case, given in chosen:
         q, k, v, mask = case.tensors(device, given)
         found = rivals(q, k, v, mask)
         checks = {rival.name: _check(rival) for rival in found}
         sound = [rival for rival in found if checks[rival.name]["ok"]]
-        times = _times(sound, repeats, device)
+        times = interleaved(sound, repeats, device)
         median = {name: sorted(taken)[len(taken) // 2] for name, taken in times.items()}
         dense = min((median[rival.name] for rival in sound if rival.is_dense), default=None)
         area, pairs_touched = _pairs(mask, case.heads)
@@ -117,7 +117,8 @@ def run(
             row |= checks[rival.name]
             if rival.name in median:
                 ms, pairs = median[rival.name], every if rival.is_dense else pairs_touched
-                row |= {"ms": ms, "ms_best": min(times[rival.name]), "tflops": 4 * case.d * pairs / ms / 1e9}
+                row |= {"ms": ms, "ms_best": min(times[rival.name]), "repeats": len(times[rival.name])}
+                row |= {"tflops": 4 * case.d * pairs / ms / 1e9}
                 if dense is not None:
                     row |= {"ratio": dense / ms, "of_dense": pairs / every * dense / ms}
             yield row
@@ -125,9 +126,8 @@ def run(
 
 def about() -> dict[str, Any]:
     """Hardware, versions and commit, to stand beside the rows."""
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).resolve().parent, capture_output=True, text=True, check=False
-    )
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    done = subprocess.run(command, cwd=Path(__file__).resolve().parent, capture_output=True, text=True, check=False)
     return {**environment(), "commit": done.stdout.strip() or None}
 
 
@@ -157,34 +157,46 @@ def _check(rival: Rival) -> dict[str, Any]:
     return {"ok": ok, "error": worst.error, "budget": worst.budget, "reason": reason}
 
 
-def _times(rivals: list[Rival], repeats: int, device: str) -> dict[str, list[float]]:
-    """Milliseconds of each repeat. Every kernel has run once already, in its check."""
-    times: dict[str, list[float]] = {rival.name: [] for rival in rivals}
+class Timed(Protocol):
+    """Something to time."""
+
+    @property
+    def name(self) -> str:
+        """As printed."""
+
+    @property
+    def call(self) -> Callable[[], object]:
+        """Does it."""
+
+
+def interleaved(things: Sequence[Timed], repeats: int, device: str) -> dict[str, list[float]]:
+    """Milliseconds of each repeat, by name. Everything has run once already, in its check."""
+    times: dict[str, list[float]] = {thing.name: [] for thing in things}
     spent = dict.fromkeys(times, 0.0)
     # What ran just before decides how hot a GPU is, so the order changes.
     order = random.Random(0)
     for turn in range(repeats):
-        for rival in order.sample(rivals, len(rivals)):
-            if turn >= 3 and spent[rival.name] > ENOUGH_S:
+        for thing in order.sample(things, len(things)):
+            if turn >= 3 and spent[thing.name] > ENOUGH_S:
                 continue
             start = time.perf_counter()
             if device == "cuda":
-                last = times[rival.name][-1:]
-                times[rival.name].append(_gpu_ms(rival, max(1, round(TURN_MS / last[0])) if last else 1))
+                last = times[thing.name][-1:]
+                times[thing.name].append(_gpu_ms(thing, max(1, round(TURN_MS / last[0])) if last else 1))
             else:
-                rival.call()
-                times[rival.name].append(1e3 * (time.perf_counter() - start))
-            spent[rival.name] += time.perf_counter() - start
+                thing.call()
+                times[thing.name].append(1e3 * (time.perf_counter() - start))
+            spent[thing.name] += time.perf_counter() - start
     return times
 
 
-def _gpu_ms(rival: Rival, calls: int) -> float:
+def _gpu_ms(thing: Timed, calls: int) -> float:
     """Mean of `calls` calls that follow one another and one more, which fills the queue."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    rival.call()
+    thing.call()
     begin.record()
     for _ in range(calls):
-        rival.call()
+        thing.call()
     end.record()
     end.synchronize()
     return float(begin.elapsed_time(end)) / calls

@@ -6,7 +6,6 @@ a Wan layer, against the sparse attention that it serves.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from ..blocks import BlockMask
 from ..grid import TokenLayout, choose_tile
 from . import canary, compact, elementwise, forecast
 from .attention import attention
+from .bench import interleaved
 from .elementwise import Heads, Norm, Stream, Tables
 from .portable import interpreted
 
@@ -116,9 +116,9 @@ def run(
         attention_ms: time of the sparse attention at density 0.25; None measures it in this run.
 
     Yields:
-        A row for each thing and shape: the shape's fields, `work`, and `ok` and `error` (share of what is allowed) of
-        its check. Where that is green also `ms` (median), `gb_s` (bytes that must move, over time), `copy_gb_s` and
-        `ratio` (to a copy in the same run), `attention_ms` and `share` of it.
+        A row for each thing and shape: `key`, the shape's fields, `work`, and `ok` and `error` (share of what is
+        allowed) of its check. Where that is green also `ms` (median), `gb_s` (bytes that must move, over time),
+        `copy_gb_s` and `ratio` (to a copy in the same run), `attention_ms` and `share` of it.
     """
     if device == "cpu" and not interpreted():
         return
@@ -132,17 +132,17 @@ def run(
         video, text, (angle, _) = shape.streams(noise)
         rope = (angle.cos(), angle.sin())
         heads = elementwise.to_kernel(layout, video, text, rope)
-        things = [*_selection(layout, heads), *_reorder(layout, video, text, rope, heads)]
-        things += _forecasts(video.q) if shape is shapes[0] else []
+        things = [*_selection(layout, heads), *_reorder(layout, video, text, rope, heads), *_forecasts(video.q)]
         checks = {thing.name: thing.check(thing.call()) for thing in things}
         sound = [thing for thing in things if checks[thing.name] <= 1]
         mask = _best(layout, heads) if attention_ms is None else None
         sound += _scale(video.q, heads, mask)
-        median = _times(sound, repeats, device)
+        median = {name: sorted(taken)[len(taken) // 2] for name, taken in interleaved(sound, repeats, device).items()}
         copy = 2 * video.q.nbytes / median["copy"] / 1e6
         whole = median.get("attention", attention_ms)
         for thing in things:
-            row = {**asdict(shape), "work": thing.name, "ok": checks[thing.name] <= 1, "error": checks[thing.name]}
+            row = {"key": f"{shape.name}, {thing.name}", **asdict(shape), "work": thing.name}
+            row |= {"ok": checks[thing.name] <= 1, "error": checks[thing.name]}
             if thing.name in median:
                 ms = median[thing.name]
                 speed = thing.moved / ms / 1e6
@@ -280,23 +280,3 @@ def _forecasts(x: torch.Tensor) -> list[Work]:
         Work("error of order 3", lambda: forecast.error_sums(terms, weights, actual, None), 5 * x.nbytes,
              sums_error, shared=False),
     ]  # fmt: skip
-
-
-def _times(things: list[Work], repeats: int, device: str) -> dict[str, float]:
-    """Median milliseconds of interleaved repeats, so that whatever else the GPU does falls on all of them alike."""
-    times: dict[str, list[float]] = {thing.name: [] for thing in things}
-    for _ in range(repeats):
-        for thing in things:
-            if device == "cpu":
-                start = time.perf_counter()
-                thing.call()
-                times[thing.name].append(1e3 * (time.perf_counter() - start))
-                continue
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            begin.record()
-            thing.call()
-            end.record()
-            end.synchronize()
-            times[thing.name].append(begin.elapsed_time(end))
-    return {name: sorted(taken)[len(taken) // 2] for name, taken in times.items()}

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.nn import functional
@@ -31,6 +31,9 @@ PACKAGES = {
     "flashinfer": "flashinfer-python",
     "fastvideo": "fastvideo-kernel",
 }
+
+# What a wheel for another torch or CUDA raises when its library is loaded.
+LOADING = (ImportError, OSError, RuntimeError)
 
 Call = Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -62,6 +65,11 @@ def absent() -> dict[str, str]:
             version(package)
         except PackageNotFoundError:
             found[name] = f"{package} is not installed; pip install {package}"
+    if "dense flash3" not in found:
+        try:
+            _flash3()
+        except LOADING as problem:
+            found["dense flash3"] = f"{PACKAGES['dense flash3']} does not load here: {problem}"
     return found
 
 
@@ -84,8 +92,8 @@ def rivals(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask) -
         Rival("dense flash2", _torch_dense(tokens, SDPBackend.FLASH_ATTENTION), whole),
         *(ours(name) for name in OURS if verdicts[name].ok),
     ]
-    if flash := _flash3(tokens):
-        found.insert(0, Rival("dense flash3", flash, whole))
+    with contextlib.suppress(*LOADING):
+        found.insert(0, Rival("dense flash3", _dense(_flash3(), tokens), whole))
     # As holes hold numbers, nobody copies to fill them; what comes out for queries in holes is looked at nowhere.
     filled = rows._replace(q_len=torch.full_like(rows.q_len, rows.block))
     found.append(Rival("flex", _prepared(lambda: _flex(q, k, v, rows)), (q, k, v, filled)))
@@ -158,14 +166,13 @@ def _torch_dense(tokens: list[torch.Tensor], backend: SDPBackend | None) -> Call
     return call
 
 
-def _flash3(tokens: list[torch.Tensor]) -> Callable[[], tuple[torch.Tensor, None]] | None:
-    # A wheel for another torch or CUDA fails when its library is loaded.
-    with contextlib.suppress(ImportError, OSError, RuntimeError):
-        flash = importlib.import_module("fa3_fwd_interface").flash_attn_func
+def _flash3() -> Callable[..., Any]:
+    return cast(Callable[..., Any], importlib.import_module("fa3_fwd_interface").flash_attn_func)
 
-        def call() -> tuple[torch.Tensor, None]:
-            out = flash(*tokens)
-            return out[0] if isinstance(out, tuple) else out, None
 
-        return call
-    return None
+def _dense(flash: Callable[..., Any], tokens: list[torch.Tensor]) -> Callable[[], tuple[torch.Tensor, None]]:
+    def call() -> tuple[torch.Tensor, None]:
+        out = flash(*tokens)
+        return out[0] if isinstance(out, tuple) else out, None
+
+    return call

@@ -36,6 +36,7 @@ def can_run(x: torch.Tensor, blocks: int) -> bool:
 def best_blocks(scores: torch.Tensor, forced: torch.Tensor, kept: int, layout: TokenLayout) -> BlockMask:
     """See `select.best_blocks`."""
     heads, video, _ = scores.shape
+    kept = min(kept, video)
     ptr, n_full = bounds(torch.full((heads, video), kept, device=scores.device), layout)
     length = _length(heads, kept, layout)
     idx = keep_best(scores.float().contiguous(), forced, ptr, None, None, length)

@@ -37,6 +37,9 @@ def run(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `vidaccel.kernels.attention` for shapes."""
     b, lq, h, _ = q.shape
+    if not q.numel() or not k.shape[1]:
+        # torch's own kernel divides by these sizes.
+        return q.new_zeros(q.shape), torch.full((b, h, lq), -torch.inf)
     if rows is None:
         out, lse = _attend(q, k, v, scale, None if key_bias is None else key_bias[:, :, None])
         return out.contiguous(), lse.contiguous()

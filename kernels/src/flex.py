@@ -19,6 +19,8 @@ from torch.nn.attention import flex_attention as flex
 from ..window import inside
 from .problem import Problem, Rows, Verdict
 
+MOST_GRAPHS = 256
+
 
 def can_run(problem: Problem) -> Verdict:
     """CUDA, in blocks that its templates can tile."""
@@ -82,7 +84,9 @@ def compiled() -> Any:
             q, k, v, score_mod=score_mod, block_mask=block_mask, scale=scale, return_lse=True, kernel_options=options
         )
 
-    # With fullgraph torch raises where it would otherwise give up compiling, and compute every pair in eager mode.
+    # With fullgraph torch raises where it would otherwise give up compiling, and compute every pair in eager mode. Each
+    # shape and window is a graph of its own.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
     return torch.compile(call, dynamic=False, fullgraph=True)
 
 

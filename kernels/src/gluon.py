@@ -128,8 +128,8 @@ def run(
         # Words of keys are read in whole tiles.
         window = (*window[:2], torch.nn.functional.pad(window[2], (0, rows.k_blocks * block - lk)))
     if key_bias is not None:
-        # In units of the product of queries and keys, to which the tensor cores add it, and in whole tiles.
-        key_bias = torch.nn.functional.pad(key_bias / scale, (0, rows.k_blocks * block - lk))
+        # In units of the product of queries and keys, to which the tensor cores add it, and in whole tiles, key by key.
+        key_bias = torch.nn.functional.pad((key_bias / scale).contiguous(), (0, rows.k_blocks * block - lk))
     none = rows.ptr
     # Kernels are launched on the current device, which need not be the tensors' own.
     with torch.cuda.device_of(q):

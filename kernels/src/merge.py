@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..errors import BackendError
 from . import fused
 
 _ROWS = 16
@@ -27,10 +28,24 @@ def merge(
     Each side is an out (b, l, h, d) of any float dtype, and an lse (b, h, l), the natural logarithm of its sum of
     exponents; where that is -inf the side kept nothing, and its out is ignored.
 
+    Raises:
+        BackendError: the two sides do not fit each other.
+
     Returns:
         out (b, l, h, d) in the dtype of `out_a`, and lse (b, h, l) in fp32, or fp64 if given so. Where neither side
         kept anything, 0 and -inf.
     """
+    b, length, heads, _ = out_a.shape
+    if out_a.shape != out_b.shape or not lse_a.shape == lse_b.shape == (b, heads, length):
+        raise BackendError(
+            f"outs {tuple(out_a.shape)} and {tuple(out_b.shape)} with lses {tuple(lse_a.shape)} and "
+            f"{tuple(lse_b.shape)} were given; merge takes (b, l, h, d) twice and (b, h, l) twice"
+        )
+    if not out_a.device == out_b.device == lse_a.device == lse_b.device:
+        raise BackendError(
+            f"outs on {out_a.device} and {out_b.device}, lses on {lse_a.device} and {lse_b.device} were given; move "
+            "all to one device"
+        )
     if fused.can_run(out_a, out_b) and lse_a.dtype == lse_b.dtype == torch.float32:
         both: tuple[torch.Tensor, torch.Tensor] = fused_merge(out_a, lse_a, out_b, lse_b)
         return both

@@ -101,7 +101,8 @@ def block_sparse(
     UPCAST: tl.constexpr,
 ):
     """Program (query block, head, sample). See `portable.py`."""
-    i = tl.program_id(0)
+    # The last blocks first: they may be text, which keeps the most.
+    i = tl.num_programs(0) - 1 - tl.program_id(0)
     h = tl.program_id(1)
     b = tl.program_id(2)
     TILES: tl.constexpr = BLOCK // KEYS

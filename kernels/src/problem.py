@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -110,18 +109,31 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, mask: BlockMask) -> Rows:
-        """Take a mask apart."""
+        """Take a mask apart. Kernels read all of it as contiguous."""
         layout, window = mask.layout, mask.window
-        lo, hi, pos, guards = (None, None, None, 0) if window is None else window
-        return cls(
-            mask.ptr, mask.idx, mask.n_full, layout.q_len, mask.lengths, lo, hi, pos, guards, layout.block,
-            layout.text_blocks,
-        )  # fmt: skip
+        lists = (mask.ptr, mask.idx, mask.n_full, layout.q_len, mask.lengths)
+        ptr, idx, n_full, q_len, k_len = (x.contiguous() for x in lists)
+        lo = hi = pos = None
+        guards = 0
+        if window is not None:
+            lo, hi, pos = (x.contiguous() for x in (window.lo, window.hi, window.pos))
+            guards = window.guards
+        return cls(ptr, idx, n_full, q_len, k_len, lo, hi, pos, guards, layout.block, layout.text_blocks)
 
     @classmethod
     def dense(cls, lq: int, lk: int, block: int, device: torch.device) -> Rows:
-        """Every key block in every row, shared by all heads."""
-        return _dense_rows(lq, lk, block, device)
+        """Every key block in every row, shared by all heads.
+
+        Kept for good: CUDA graphs hold its addresses.
+        """
+        key = (lq, lk, block, device)
+        rows = _dense.get(key)
+        if rows is None:
+            rows = _dense_rows(*key)
+            # What is made while a graph is recorded has no values before it is played, and belongs to it.
+            if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+                _dense[key] = rows
+        return rows
 
     @property
     def heads(self) -> int:
@@ -151,7 +163,9 @@ class Rows(NamedTuple):
         return kinds[..., :-1]
 
 
-@lru_cache(maxsize=16)
+_dense: dict[tuple[int, int, int, torch.device], Rows] = {}
+
+
 def _dense_rows(lq: int, lk: int, block: int, device: torch.device) -> Rows:
     n, m = -(-lq // block), -(-lk // block)
 

@@ -83,19 +83,21 @@ def fastest(candidates: Sequence[C], key: Key, milliseconds: Callable[[Sequence[
     Returns:
         One of the candidates; the first where none can run.
     """
-    if key not in _known:
-        _known[key] = stored().get(key, ())
-    # What an earlier version of this package stored may be no candidate any more.
-    if _known[key] not in candidates:
-        times = milliseconds(candidates)
-        best = min(times)
-        if best == math.inf:
-            return candidates[0]
-        _known[key] = candidates[times.index(best)]
-        logger.info("%s: %s takes %.3g ms, the best of %s", key, _known[key], best, times)
-        _known[key] = _agreed(key, _known[key])
-        _store(key, _known[key])
-    return candidates[[tuple(candidate) for candidate in candidates].index(_known[key])]
+    plain = [tuple(candidate) for candidate in candidates]
+    if _known.get(key) not in plain:
+        before = chosen = stored().get(key, ())
+        # What an earlier version of this package stored may be no candidate any more.
+        if chosen not in plain:
+            times = milliseconds(candidates)
+            best = min(times)
+            if best == math.inf:
+                return candidates[0]
+            chosen = plain[times.index(best)]
+            logger.info("%s: %s takes %.3g ms, the best of %s", key, chosen, best, times)
+        _known[key] = _agreed(key, chosen)
+        if _known[key] != before:
+            _store(key, _known[key])
+    return candidates[plain.index(_known[key])]
 
 
 def file() -> Path:

@@ -42,6 +42,7 @@ for part in "$@"; do
       vidaccel bench kernels --device cuda --only "Wan 720p" -o "$kernels/wan-720p-$gpu.json"
       vidaccel bench kernels --device cuda --only HunyuanVideo -o "$kernels/hunyuan-720p-$gpu.json"
       vidaccel bench kernels --device cuda --only CogVideoX -o "$kernels/cogvideox-$gpu.json"
+      vidaccel bench around -o "$kernels/around-$gpu.json"
       ;;
     models) for each in $models; do model "$each"; done ;;
     compiled) for each in $models; do model "$each" --compile; done ;;

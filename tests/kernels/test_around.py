@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 pytest.importorskip("triton")
 
+from vidaccel.cli.bench import app
 from vidaccel.kernels import bench_around, elementwise
 from vidaccel.kernels.bench_around import Shape
 
@@ -84,3 +86,21 @@ def test_no_figure_for_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not rows["norm, RoPE, to kernel order"]["ok"]
     assert "ms" not in rows["norm, RoPE, to kernel order"]
     assert rows["to model order"]["ok"]
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU it says so; what is measured is written, and not measured again."""
+    if torch.cuda.is_available():
+        pytest.skip("here it would measure")
+    path = tmp_path / "around.json"
+    refused = CliRunner().invoke(app, ["around", "-o", str(path)])
+    assert refused.exit_code != 0
+    monkeypatch.setattr("vidaccel.cli.bench._place", lambda *_: "cpu")
+    monkeypatch.setattr(bench_around, "SHAPES", TINY)
+    done = CliRunner().invoke(app, ["around", "-o", str(path)])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(path.read_text())["rows"]
+    assert_all_right([row | {"ratio": row["ratio"] or 1} for row in rows])
+    monkeypatch.setattr(bench_around, "run", lambda place, shapes: iter(()) if not shapes else pytest.fail("again"))
+    again = CliRunner().invoke(app, ["around", "-o", str(path), "--format", "json"])
+    assert json.loads(again.stdout)["rows"] == rows

@@ -17,8 +17,9 @@ from vidaccel import kernels
 from vidaccel.blocks import BlockMask, Window
 from vidaccel.errors import BackendError, MaskError
 from vidaccel.grid import TokenLayout, VideoGrid
-from vidaccel.kernels import Problem, attention, backends, canary
+from vidaccel.kernels import Problem, attention, backends, canary, gluon
 from vidaccel.kernels.attention import BACKENDS, choose
+from vidaccel.kernels.problem import Rows
 from vidaccel.trace import CallRecord, Trace
 
 
@@ -94,12 +95,17 @@ def test_refusals(make_case: Callable[..., Any]) -> None:
         (BackendError, "key_bias", (q, k, v), {"key_bias": torch.zeros(3, 1, slots)}),
         (BackendError, "key_bias", (q, k, v), {"key_bias": torch.zeros(slots)}),
         (BackendError, r"torch\.float32", (q, k, v), {"key_bias": torch.zeros(1, 1, slots).half()}),
+        (BackendError, "no_grad", (q, k, v), {"key_bias": torch.zeros(1, 1, slots, requires_grad=True)}),
         (MaskError, "to_kernel", (q[:, :-40], k, v, mask), {}),
         (MaskError, "to_kernel", (q, k[:, :-40], v[:, :-40], mask), {}),
         (MaskError, "give 1 or as many", (*(torch.cat([x, x], 2) for x in (q, k, v)), mask), {}),
         (MaskError, r"mask\.to", (q, k, v, mask.to("meta")), {}),
-        (MaskError, r"make them torch\.int32", (q, k, v, dataclasses.replace(mask, idx=mask.idx.long())), {}),
+        (MaskError, r"idx is torch\.int64", (q, k, v, dataclasses.replace(mask, idx=mask.idx.long())), {}),
+        (MaskError, "k_len is torch.float32", (q, k, v, dataclasses.replace(mask, k_len=mask.lengths.float())), {}),
+        (MaskError, "starts of rows", (q, k, v, dataclasses.replace(mask, ptr=mask.ptr[:-1])), {}),
     ]
+    long = dataclasses.replace(mask.layout, q_len=mask.layout.q_len.long(), k_len=mask.layout.k_len)
+    refused.append((MaskError, "q_len is torch.int64", (q, k, v, dataclasses.replace(mask, layout=long)), {}))
     per_sample = dataclasses.replace(mask, layout=mask.layout.with_valid_text(torch.tensor([1, 2, 3])))
     refused.append((MaskError, "with_valid_text", (q, k, v, per_sample), {}))
     window = make_case(grid=(3, 4, 5), window=True).mask
@@ -108,11 +114,59 @@ def test_refusals(make_case: Callable[..., Any]) -> None:
     refused.append((MaskError, "layout.positions", (*tensors, dataclasses.replace(window, window=short)), {}))
     tables = window.window._replace(lo=window.window.axes()[0])
     refused.append(
-        (MaskError, r"lo \(60, 3\) of torch.int32 .* one", (*tensors, dataclasses.replace(window, window=tables)), {})
+        (MaskError, r"lo \(60, 3\) was given; it must be one torch.int32", (*tensors, dataclasses.replace(window, window=tables)), {})
     )
     for error, words, args, kwargs in refused:
         with pytest.raises(error, match=words):
             attention(*args, **kwargs)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("sizes", [(4, 0, 2), (0, 4, 2), (0, 0, 2), (4, 4, 0)])
+def test_nothing_to_attend_to_gives_zeros(backend: str, sizes: tuple[int, int, int]) -> None:
+    lq, lk, heads = sizes
+    out, lse = attention(
+        torch.randn(1, lq, heads, 16), *(torch.randn(1, lk, heads, 16) for _ in range(2)), backend=backend
+    )
+    assert torch.equal(out, torch.zeros(1, lq, heads, 16))
+    assert torch.equal(lse, torch.full((1, heads, lq), -torch.inf))
+
+
+def test_lists_of_any_strides_are_read_as_what_they_hold(make_case: Callable[..., Any]) -> None:
+    case = make_case(grid=(3, 4, 5), text=20)
+    mask = case.mask
+
+    def strided(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x, torch.full_like(x, 99)], -1)[..., 0]
+
+    spread = dataclasses.replace(mask, **{name: strided(getattr(mask, name)) for name in ("ptr", "idx", "n_full")})
+    rows = Rows.of(spread)
+    assert all(x.is_contiguous() for x in rows[:5])
+    plain = attention(case.q, case.k, case.v, mask)
+    for one, other in zip(attention(case.q, case.k, case.v, spread), plain, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_bias_of_any_strides_reaches_the_kernel_key_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launch alone needs a GPU; what it is given is looked at."""
+    given: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(gluon, "_launch", lambda programs, values, *rest: given.append(values))
+    monkeypatch.setattr(gluon, "_processors", lambda device: 4)
+    for name in ("_tensor_map", "_blocks_map", "_ends_map"):
+        monkeypatch.setattr(gluon, name, lambda *args: None)
+    q = torch.randn(1, 256, 4, 64)
+    bias = torch.randn(1, 256, 4).transpose(1, 2)
+    gluon.run(q, q, q, None, 0.5, bias)
+    passed = [x for x in given[0] if isinstance(x, torch.Tensor)][-1]
+    assert passed.stride(-1) == 1
+    assert torch.equal(passed, bias / 0.5)
+
+
+def test_what_graphs_were_recorded_with_stays() -> None:
+    first = Rows.dense(70, 70, 16, torch.device("cpu"))
+    for n in range(40):
+        Rows.dense(71 + n, 70, 16, torch.device("cpu"))
+    assert Rows.dense(70, 70, 16, torch.device("cpu")) is first
 
 
 def test_inference_may_carry_parameters(make_case: Callable[..., Any]) -> None:

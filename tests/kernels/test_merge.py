@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidaccel.blocks import BlockMask
+from vidaccel.errors import BackendError
 from vidaccel.kernels import attention, merge
 from vidaccel.kernels.merge import fused_merge
 
@@ -24,6 +25,17 @@ def test_two_halves_of_a_mask_make_the_whole(make_case: Callable[..., Any]) -> N
     parts = [attention(case.q, case.k, case.v, mask, scale=case.scale) for mask in masks]
     out, lse = merge(*parts[0], *parts[1])
     case.assert_right((out.contiguous(), lse.contiguous()))
+
+
+def test_sides_that_do_not_fit_are_refused() -> None:
+    out, lse = torch.randn(1, 8, 2, 16), torch.randn(1, 2, 8)
+    for other_out, other_lse, words in (
+        (out[:, :4], lse, r"\(1, 4, 2, 16\)"),
+        (out, lse[..., :4], r"\(1, 2, 4\)"),
+        (out, lse.to("meta"), "on cpu and meta"),
+    ):
+        with pytest.raises(BackendError, match=words):
+            merge(out, lse, other_out, other_lse)
 
 
 def test_splits_in_low_precision_stay_in_the_budget(make_case: Callable[..., Any]) -> None:

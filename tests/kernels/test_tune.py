@@ -84,6 +84,15 @@ def test_processes_that_work_together_take_what_one_of_them_chose(monkeypatch: p
             torch.distributed.destroy_process_group()
         assert clock.calls == 1
         assert tune.stored() == {KEY: (64, 8)}
+    # A host whose file says something else takes the same.
+    tune._store(KEY, tuple(CANDIDATES[2]))
+    monkeypatch.setattr(tune, "_known", {})
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        assert tune.fastest(CANDIDATES, KEY, never := Clock()) == CANDIDATES[1]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert never.calls == 0
 
 
 def test_nothing_that_runs_is_not_remembered() -> None:

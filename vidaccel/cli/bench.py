@@ -42,8 +42,10 @@ def root() -> None:
 
 @app.command(epilog="Example: vidaccel bench kernels --device cpu --format json -o kernels-cpu.json")
 def kernels(
-    device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each kernel; the median counts.")] = 9,
+    device: Annotated[Device | None, typer.Option(help="Where to measure; a GPU where there is one.")] = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Turns of each kernel; the median counts. 25, on CPUs 9.")
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(help="Only cases with this in their name, such as 'Wan 720p' or 'radial 0.25'; again for more."),
@@ -54,28 +56,24 @@ def kernels(
     format: FormatOption = Format.human,
 ) -> None:
     """Time sparse attention against dense attention and other projects' kernels. What is wrong gets no figure."""
-    import torch
-
     from ..kernels import bench, bench_rivals
     from ..lab.kernel_cases import cases, problems
     from ..lab.rows import Rows
 
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise UsageError("--device cuda was asked for, but torch sees no CUDA GPU here; use --device cpu")
-    if output is not None and not output.parent.is_dir():
-        raise UsageError(f"-o {output}: there is no folder {output.parent}; make it first")
-    every = cases(device.value)
+    place = _place(device, output)
+    every = cases(place)
     chosen = [case for case in every if any(text in case.title for text in only or [""])]
     if not chosen:
         titles = "; ".join(case.title for case in every)
         raise UsageError(f"--only {' --only '.join(map(repr, only or []))} was asked for; there are {titles}")
     screen = Screen(format)
-    absent = bench_rivals.absent() if device is Device.cuda else {}
+    absent = bench_rivals.absent() if place == "cuda" else {}
     for name, reason in absent.items():
         screen.say(f"{name}: {reason}")
     record = Rows(bench.about() | {"absent": absent}, output, "kernels")
     measured = {row["key"].removesuffix(f", {row['kernel']}") for row in record.rows}
-    for row in bench.run(device.value, problems([case for case in chosen if case.title not in measured]), repeats):
+    left = problems([case for case in chosen if case.title not in measured])
+    for row in bench.run(place, left, repeats or (bench.REPEATS if place == "cuda" else 9)):
         screen.say(_line(row))
         record.add(row)
     rows = record.rows
@@ -83,6 +81,48 @@ def kernels(
         screen.table([_cells(row) for row in rows], title="attention kernels")
     if not all(row["ok"] for row in rows if row["kernel"] in bench_rivals.OURS):
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: vidaccel bench around -o around.json")
+def around(
+    only: Annotated[str | None, typer.Option(help="Only layers with this in their name, such as 'Wan'.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON record; layers in it are not measured again.")
+    ] = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Time what stands around attention in a layer on a GPU: norm, RoPE and reorder, masks, forecasts of features."""
+    from ..kernels import bench, bench_around
+    from ..lab.rows import Rows
+
+    place = _place(Device.cuda, output)
+    screen = Screen(format)
+    record = Rows(bench.about(), output, "around")
+    measured = {row["name"] for row in record.rows}
+    chosen = [shape for shape in bench_around.SHAPES if only is None or only in shape.name]
+    if not chosen:
+        names = "; ".join(shape.name for shape in bench_around.SHAPES)
+        raise UsageError(f"--only {only!r} was asked for; there are {names}")
+    for row in bench_around.run(place, tuple(shape for shape in chosen if shape.name not in measured)):
+        result = f"{row['ms']:.2f} ms" if row["ok"] else f"no figure: {row['error']:.2g} times the allowed error"
+        screen.say(f"{row['key']}: {result}")
+        record.add(row)
+    if not screen.json(record.data()) and not screen.names(row["key"] for row in record.rows if row["ok"]):
+        shown = ("name", "work", "ms", "gb_s", "copy_gb_s", "ratio", "share")
+        screen.table([{name: row.get(name) for name in shown} for row in record.rows], title="around attention")
+    if not all(row["ok"] for row in record.rows):
+        raise typer.Exit(1)
+
+
+def _place(device: Device | None, output: Path | None) -> str:
+    """Where to measure, after a look at whether that and the record's folder are there."""
+    import torch
+
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise UsageError("a CUDA GPU was asked for, and torch sees none here; `bench kernels --device cpu` needs none")
+    if output is not None and not output.parent.is_dir():
+        raise UsageError(f"-o {output}: there is no folder {output.parent}; make it first")
+    return device.value if device else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -91,6 +91,17 @@ KINDS: Mapping[str, tuple[Mapping[str, tuple[object, ...]], Columns]] = {
             "FlexAttention": _number("flex"),
         },
     ),
+    "around": (
+        {},
+        {
+            "layer": lambda row: row["name"],
+            "work": lambda row: row["work"],
+            "ms": _number("ms"),
+            "GB/s": _number("gb_s", 0),
+            "of a copy's": _number("ratio"),
+            "of sparse attention's time": _number("share", 3),
+        },
+    ),
     "models": (
         {"kind": ("dense", "sparse")},
         {
