@@ -17,16 +17,29 @@ def checked(mask: BlockMask) -> BlockMask:
     """The mask itself, if every row of it is sound. Waits for the device.
 
     Raises:
-        MaskError: another dtype or device than it takes, starts that do not fit, a block out of range, out of order or
-            twice in a row, partial blocks without a window.
+        MaskError: another dtype or device than it takes, lengths that are none, a window of other sizes, starts that do
+            not fit, a block out of range, out of order or twice in a row, partial blocks without a window.
     """
     layout, device = mask.layout, mask.layout.device
-    lists = {"ptr": mask.ptr, "idx": mask.idx, "n_full": mask.n_full, "k_len": mask.lengths}
+    lists = {"ptr": mask.ptr, "idx": mask.idx, "n_full": mask.n_full, "q_len": layout.q_len, "k_len": mask.lengths}
+    if mask.window is not None:
+        lists |= {"lo": mask.window.lo, "hi": mask.window.hi, "pos": mask.window.pos}
     for name, given in lists.items():
         if given.dtype != torch.int32 or given.device != device:
             raise MaskError(
                 f"{name} is {given.dtype} on {given.device}; make it torch.int32 on {device}, as the layout is"
             )
+    for name, length in (("q_len", layout.q_len), ("k_len", mask.lengths)):
+        if bool(((length < 0) | (length > layout.block)).any()):
+            raise MaskError(
+                f"{name} goes from {int(length.min())} to {int(length.max())}; it says how many of the {layout.block} "
+                "slots of each block are tokens"
+            )
+    if mask.window is not None and not (mask.window.lo.shape == mask.window.hi.shape == (layout.slots,)):
+        raise MaskError(
+            f"a window over {tuple(mask.window.lo.shape)} and {tuple(mask.window.hi.shape)} slots (lo, hi) was given "
+            f"for {layout.slots}; build it from layout.positions, in kernel order"
+        )
     rows, blocks = mask.n_full.shape[0], mask.lengths.shape[-1]
     if not rows or rows % layout.blocks or mask.ptr.shape != (rows + 1,):
         raise MaskError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .checked import checked
 from .choices import Choices, kept_share
 from .errors import InstallError, PatternError, VidaccelWarning
 from .exchange import Exchange
@@ -285,6 +286,8 @@ class Installation:
 
     def _make_plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         plan = self.pattern.plan(layout, density, site)
+        if plan.mask is not None and not type(self.pattern).__module__.startswith(f"{__package__}."):
+            checked(plan.mask)
         message = f"{self.pattern.name} on a {layout.grid} grid, {plan.rule}: density {plan.delivered:.3f}"
         asked = "" if plan.requested is None else f" (requested {plan.requested:.3f})"
         for text in (f"{message}{asked}, visited {plan.visited:.3f}", *plan.notes):

@@ -1,4 +1,4 @@
-"""Block-sparse flash attention in plain Triton, fetched by TMA: what Hopper and later run where `gluon.py` cannot.
+"""Block-sparse flash attention in plain Triton, fetched by TMA: for Hopper and later, by name (`auto` takes others).
 
 Idea: the program of `portable.py`, but whole tiles are fetched by the tensor memory accelerator: one instruction of
     one thread and no addresses in registers, so that tiles of 128 x 128 fit. It cannot skip holes inside a tensor:

@@ -114,7 +114,12 @@ def test_refusals(make_case: Callable[..., Any]) -> None:
     refused.append((MaskError, "layout.positions", (*tensors, dataclasses.replace(window, window=short)), {}))
     tables = window.window._replace(lo=window.window.axes()[0])
     refused.append(
-        (MaskError, r"lo \(60, 3\) was given; it must be one torch.int32", (*tensors, dataclasses.replace(window, window=tables)), {})
+        (
+            MaskError,
+            r"lo \(60, 3\) was given; it must be one torch.int32",
+            (*tensors, dataclasses.replace(window, window=tables)),
+            {},
+        )
     )
     for error, words, args, kwargs in refused:
         with pytest.raises(error, match=words):

@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounter
 import vidaccel
 from vidaccel import processors
 from vidaccel.caching import CGTaylor
-from vidaccel.errors import PatternError, VidaccelWarning
+from vidaccel.errors import MaskError, PatternError, VidaccelWarning
 from vidaccel.grid import Site, TokenLayout
 from vidaccel.patterns import (
     PATTERNS,
@@ -381,6 +381,23 @@ def test_a_users_own_pattern_that_chooses(wan: Any, render: Any, tmp_path: Path,
     )
     torch.testing.assert_close(latents, render(wan, "ragged", steps=2), atol=2e-5, rtol=1e-4)
     assert (latents - stock).abs().max() > 1e-3
+
+
+def test_lists_of_a_users_own_pattern_are_looked_at(wan: Any, render: Any) -> None:
+    """A block that does not exist would be somebody else's memory."""
+    board = sample("checkerboard").Checkerboard(block=16)
+    made = type(board).plan
+
+    def beyond(self: Any, *given: Any) -> Any:
+        plan = made(self, *given)
+        return replace(plan, mask=replace(plan.mask, idx=plan.mask.idx + 1))
+
+    type(board).plan = beyond
+    with (
+        vidaccel.accelerate(wan, board, schedule=EVERYWHERE),
+        pytest.raises(MaskError, match="a block that does not exist"),
+    ):
+        render(wan)
 
 
 def test_a_selector_that_projects_nothing_is_top_k(wan: Any, render: Any, tmp_path: Path) -> None:

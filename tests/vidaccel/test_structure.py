@@ -37,7 +37,8 @@ ARROWS = {
     "wrapping": BELOW | {"exchange", "family", "kernels", "patterns", "reuse"},
     "choices": BELOW | {"blocks", "patterns"},
     "guide": BELOW | {"caching", "family", "frontdoor", "patterns", "schedule", "wrapping"},
-    "install": BELOW | {"choices", "exchange", "family", "frontdoor", "guide", "patterns", "schedule", "wrapping"},
+    "install": BELOW
+    | {"checked", "choices", "exchange", "family", "frontdoor", "guide", "patterns", "schedule", "wrapping"},
     "processors": BELOW | {"family", "install", "patterns", "schedule", "wrapping"},
     "pipelines": BELOW | {"blocks", "exchange", "family", "frontdoor", "kernels", "patterns", "reuse", "streaming"},
     "recipe": BELOW | {"caching", "patterns", "schedule"},
