@@ -126,7 +126,7 @@ def run(
 
 def about() -> dict[str, Any]:
     """Hardware, versions and commit, to stand beside the rows."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
     done = subprocess.run(command, cwd=Path(__file__).resolve().parent, capture_output=True, text=True, check=False)
     return {**environment(), "commit": done.stdout.strip() or None}
 
