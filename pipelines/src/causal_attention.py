@@ -97,10 +97,13 @@ class CausalTransformer:
         self._ranks = Ranks.of(transformer)
         if self._ranks is not None and replays is not None:
             raise UsageError("CUDA graphs and context parallelism were both asked for; give one of them")
+        methods = methods or Methods()
+        if methods.flash is not None:
+            methods.flash.check(len(transformer.blocks), config.num_attention_heads)
         part = None if self._ranks is None else self._ranks.heads(config.num_attention_heads)
         self.transformer = transformer
         self.rollout = rollout
-        self.methods = _of_heads(methods or Methods(), part)
+        self.methods = _of_heads(methods, part)
         self.grid = grid
         self.device = torch.device(device)
         self.chunk: PlannedChunk | None = None
@@ -139,8 +142,10 @@ class CausalTransformer:
         choice = None if cross is None else PromptChoice.of(cross, d, self.device, self._ranks, least)
         self.prompts = {branch: [PromptMemory(choice) for _ in self._blocks] for branch in branches}
         self.turns = {branch: Turn(torch.zeros(2, device=self.device)) for branch in branches}
-        self.memories: dict[str, list[LayerMemory]] = {}
-        self._evicted: dict[str, Evicted] = {}
+        self._evicted = {
+            branch: Evicted(cache, self._planner, self.rope, branch, replays) for branch, cache in self.caches.items()
+        }
+        self.memories = {branch: self._remember(branch, cache) for branch, cache in self.caches.items()}
         self._processors: list[tuple[CausalAttnProcessor, PromptAttnProcessor]] = []
         self._replays = replays
         # Of the open chunk, as the model has tokens and in the plan's order.
@@ -155,8 +160,9 @@ class CausalTransformer:
 
     @property
     def bytes(self) -> int:
-        """What the caches take."""
-        return sum(cache.bytes for cache in self.caches.values())
+        """What the caches take, with all that is kept beside them of what is in them, or was."""
+        beside = (x.nbytes for memories in self.memories.values() for memory in memories for x in memory.tensors)
+        return sum(cache.bytes for cache in self.caches.values()) + sum(beside)
 
     @property
     def note(self) -> str:
@@ -173,10 +179,12 @@ class CausalTransformer:
     def begin(self, frames: int) -> None:
         """Open a chunk: make room for it, set its positions, plan what it attends to."""
         for branch, cache in self.caches.items():
-            evicted = self._evicted.get(branch)
-            cache.begin(frames, None if evicted is None or evicted.forgets else evicted.absorb)
+            evicted = self._evicted[branch]
+            # What is remembered moves on before more is absorbed, at its own place.
+            evicted.advance(self.start)
+            cache.begin(frames, None if evicted.forgets else evicted.absorb)
             if self.rollout.moves_sink:
-                cache.move_sink(self.rope.moved)
+                cache.move_sink(self.rope.moved, self._planner.oldest(self.start, frames))
         rotary = self.rope.rotary(self.start, frames, *self.grid, device=self.device)
         self._rotary = in_place(self._rotary, *rotary)
         planned = self._planner.plan(self.start, frames, next(iter(self.caches.values())).frames)
@@ -188,13 +196,9 @@ class CausalTransformer:
             (CausalAttnProcessor(self.chunk.plan.layout, self._exchange), PromptAttnProcessor(block.attn2.processor))
             for block in self._blocks
         ]
-        for branch, cache in self.caches.items():
-            if branch not in self.memories or self.memories[branch][0].cache is not cache.layers[0]:
-                self.memories[branch] = self._remember(branch, cache)
+        for branch, memories in self.memories.items():
             self.turns[branch].calls = 0
-            for memory, block in zip(self.memories[branch], self._blocks, strict=True):
-                if memory.linear is not None:
-                    memory.linear.advance(self.start)
+            for memory, block in zip(memories, self._blocks, strict=True):
                 memory.dense = partial(dense, stock=block.attn1.processor)
                 memory.open(self.chunk.plan)
 
@@ -255,8 +259,7 @@ class CausalTransformer:
         """Go back to a snapshot."""
         for branch, cache in self.caches.items():
             cache.restore(moment.caches[branch])
-            if branch in self._evicted:
-                self._evicted[branch].restore(moment.evicted.get(branch, []))
+            self._evicted[branch].restore(moment.evicted[branch])
 
     @contextmanager
     def attached(self, branch: str = "cond") -> Iterator[None]:
@@ -286,13 +289,20 @@ class CausalTransformer:
         return self.prompts[branch][0].stale
 
     def _reads(self, branch: str) -> tuple[object, ...]:
-        """What decides a forward of the open chunk beside its inputs; all layers alike."""
+        """What decides a forward of the open chunk beside its inputs.
+
+        Shapes are those of the first layer; addresses those of all, as memory that was given back is given out again
+        in any order.
+        """
         assert self.chunk is not None
-        memory, cache = self.memories[branch][0], self.caches[branch].layers[0]
-        remembers = memory.linear is not None and memory.linear.tokens > 0
-        weight = self.transformer.patch_embedding.weight
-        prompt = self.prompts[branch][0]
-        return self.chunk.plan, cache.k, self._rotary, prompt.kept, prompt.is_hashed, remembers, weight
+        memories, prompts = self.memories[branch], self.prompts[branch]
+        kept = [x for memory in memories for x in (memory.cache.k, *memory.tensors)]
+        kept += [x for prompt in prompts for x in prompt.kept or ()]
+        addresses = tuple(x.data_ptr() for x in kept)
+        linear, weight = memories[0].linear, self.transformer.patch_embedding.weight
+        remembers = linear is not None and linear.tokens > 0
+        prompt, cache = prompts[0], memories[0].cache
+        return self.chunk.plan, cache.k, self._rotary, prompt.kept, prompt.is_hashed, remembers, weight, addresses
 
     def _own_rotary(self) -> tuple[torch.Tensor, ...] | None:
         """Positions of the open chunk's tokens that this rank holds."""
@@ -302,8 +312,7 @@ class CausalTransformer:
         return tuple(table.narrow(1, sum(sizes[:rank]), sizes[rank]) for table in self._rotary)
 
     def _remember(self, branch: str, cache: KVCache) -> list[LayerMemory]:
-        evicted = Evicted(cache, self._planner, self.rope, branch, self._replays)
-        self._evicted[branch] = evicted
+        evicted = self._evicted[branch]
         return [
             LayerMemory(number, layer, self.methods, self.turns[branch], _unset, merged, linear)
             for number, (layer, merged, linear) in enumerate(

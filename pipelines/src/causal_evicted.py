@@ -18,7 +18,7 @@ class Evicted:
     """What remembers the evicted frames of one branch, layer by layer.
 
     Args:
-        cache: what they leave; its chunk is open.
+        cache: what they leave.
         planner: of the stream, with its methods and the grid of a frame.
         rope: its positions.
         branch: name of the branch.
@@ -40,6 +40,8 @@ class Evicted:
         self._branch = branch
         self._replays = replays
         self._device = torch.device(cache.shape.device)
+        # Positions of the frames that leave, the same for all layers.
+        self._rotary: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.merged: list[MergedKeys | None] = [None] * len(cache.layers)
         self.linear: list[LinearState | None] = [None] * len(cache.layers)
         merge, hybrid = planner.merge, planner.methods.hybrid
@@ -61,16 +63,23 @@ class Evicted:
     def _states(self) -> list[MergedKeys | LinearState]:
         return [state for state in (*self.merged, *self.linear) if state is not None]
 
+    def advance(self, start: int) -> None:
+        """A chunk begins at frame `start`; called before frames leave for it."""
+        for linear in self.linear:
+            if linear is not None:
+                linear.advance(start)
+
     def absorb(self, layer: int, frames: list[int], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Remember frames of one layer.
 
         Args:
             layer: which.
             frames: their numbers.
-            keys: (b, frames, slots, h, d), rotated.
-            values: (b, frames, slots, h, d).
+            keys: (b, frames, slots, h, d), rotated; of a cache in host memory, there.
+            values: likewise.
         """
         merged, linear = self.merged[layer], self.linear[layer]
+        keys, values = keys.to(self._device), values.to(self._device)
         for place, frame in enumerate(frames):
             k, v = keys[:, place], values[:, place]
             if merged is not None:
@@ -78,8 +87,10 @@ class Evicted:
             elif linear is not None:
                 if self._planner.token_slots is not None:
                     k, v = (x.index_select(1, self._planner.token_slots) for x in (k, v))
-                rotary = self._rope.rotary(frame, 1, *self._planner.grid, device=self._device)
-                linear.absorb(k, self._rope.unrotated(k, rotary), v)
+                if frame not in self._rotary:
+                    grid, device = self._planner.grid, self._device
+                    self._rotary = {number: self._rope.rotary(number, 1, *grid, device=device) for number in frames}
+                linear.absorb(k, self._rope.unrotated(k, self._rotary[frame]), v)
 
     def snapshot(self) -> list[Any]:
         """A copy of all layers' states, to come back to."""
@@ -102,7 +113,7 @@ class Evicted:
 
         number = torch.full((), frame, device=self._device)
         kind = ("merge", self._branch, layer)
-        self._replays.run(kind, (merged.size, merged.is_empty), absorb, number, k, v)
+        self._replays.run(kind, (merged.state, merged.is_empty), absorb, number, k, v)
 
 
 def _projection(

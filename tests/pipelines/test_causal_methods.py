@@ -12,12 +12,18 @@ from torch.nn import functional
 
 from vidaccel.errors import UsageError
 from vidaccel.pipelines.causal_attention import CausalTransformer
+from vidaccel.pipelines.causal_evicted import Evicted
 from vidaccel.reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, HybridMemory, Methods, TempCache
 from vidaccel.reuse.flashblock import Calibration
-from vidaccel.streaming import Rollout
+from vidaccel.reuse.linear_state import CAP
+from vidaccel.reuse.plan import ChunkPlanner
+from vidaccel.streaming import CacheShape, KVCache, Rollout, VideoRope
+from vidaccel.streaming.rollout import ROPES
 
 GRID, CHUNK = (5, 7), 2
 LIGHT = CausalLightForcing(density=0.5, base_density=0.4, keep_frames=3, near=1, sink=1, frames=12, block=16)
+
+NO_LINEAR = {f"{n}.weight": torch.zeros(24, 24) for n in range(2)} | {f"{n}.bias": torch.zeros(24) for n in range(2)}
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +103,69 @@ def test_tempcache_that_never_merges_is_a_longer_window(transformer: Any, others
     assert worst(run(merged, chunks=4), run(whole, chunks=4)) < 2e-5
 
 
+@pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize(("frames", "recent"), [(4, 0), (3, 1)])
-def test_tempcache_that_never_merges_shows_what_the_window_shows(transformer: Any, frames: int, recent: int) -> None:
-    """And nothing that has left it, however long the stream."""
-    merged = build(transformer, TempCache(frames=frames, recent=recent, threshold=1.01))
+def test_tempcache_that_never_merges_shows_what_the_window_shows(
+    transformer: Any, frames: int, recent: int, rope: str
+) -> None:
+    """And nothing that has left it, however long the stream; the first frames stand before all of that."""
+    merged = build(transformer, TempCache(frames=frames, recent=recent, threshold=1.01), rope=rope)
     assert merged._planner.window == 4 + recent
-    assert worst(run(merged, chunks=7), run(build(transformer), chunks=7)) < 2e-5
+    assert worst(run(merged, chunks=7), run(build(transformer, rope=rope), chunks=7)) < 2e-5
+
+
+def test_first_frames_stay_where_nothing_leaves_the_window(transformer: Any) -> None:
+    settings = {"window": None, "rope": "relative"}
+    merged = build(transformer, TempCache(frames=6, threshold=1.01), **settings)
+    assert worst(run(merged), run(build(transformer, **settings))) < 2e-5
+
+
+@torch.no_grad()
+def test_evicted_frames_keep_their_distance_beyond_the_cap() -> None:
+    """Each chunk as far from the queries as when it left the window, 6 frames here; explicit sums are the oracle."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    one = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, text_dim=16,
+        freq_dim=32, ffn_dim=48, num_layers=1, cross_attn_norm=True, rope_max_seq_len=64,
+    ).eval()  # fmt: skip
+    linear = {"0.weight": torch.eye(24), "0.bias": torch.zeros(24)}
+    rollout = Rollout(chunk=3, window=9, sink=3, rope="relative")
+    model = CausalTransformer(one, rollout, (2, 3), methods=Methods.of([HybridMemory(linear=linear)]))
+    cache, left = model.caches["cond"], []
+    for _ in range(11):
+        start = model.start
+        if len(cache.frames) == 9:
+            places = [cache.frames.index(start - 6 + n) for n in range(3)]
+            keys, values = (x[:, places].flatten(1, 2) for x in (cache.layers[0].keys, cache.layers[0].values))
+            left.append((start, keys, values))
+        model.begin(3)
+        if left:
+            total = sum(
+                torch.einsum("blhd,blhe->bhde", model.rope.moved(k, max(start, CAP) - max(then, CAP)), v)
+                for then, k, v in left
+            )
+            expected = (total / (18 * len(left))).flatten(0, 1)
+            torch.testing.assert_close(model.memories["cond"][0].linear.h, expected, atol=1e-5, rtol=1e-4)
+        model.flow(torch.randn(1, 4, 3, 4, 6), torch.zeros(1), torch.randn(1, 8, 16), writes=True)
+        model.commit()
+    assert start > CAP + 6
+
+
+def test_evicted_frames_of_a_cache_in_host_memory_are_fetched(transformer: Any) -> None:
+    """`meta` stands for a GPU: what is elsewhere does not mix with it."""
+    rollout = Rollout(chunk=2, window=6, sink=2)
+    planner = ChunkPlanner(Methods.of([HybridMemory(linear=NO_LINEAR)]), rollout, (2, 3), torch.device("meta"))
+    cache = KVCache(CacheShape(2, 1, 6, 2, 24, torch.float32, "meta"), window=6, sink=2, host=True)
+    evicted = Evicted(cache, planner, VideoRope((12, 6, 6)), "cond", None)
+    assert cache.layers[0].keys.device.type == "cpu"
+    for _ in range(4):
+        cache.begin(2, evicted.absorb)
+        cache.commit()
+    for state in evicted.linear:
+        assert state.tokens == 2 * 6
+        assert state.h.device.type == "meta"
 
 
 @pytest.mark.parametrize("others", [(), (LIGHT,), (CausalAnn(block=16),), (FlashBlock(),)], ids=len)
@@ -130,16 +193,15 @@ def test_hybrid_memory_keeps_the_window_and_remembers_what_left_it(transformer: 
 
 def test_hybrid_memory_with_weights_adds_its_state_to_the_window(transformer: Any, dense: list[torch.Tensor]) -> None:
     generator = torch.Generator().manual_seed(4)
-    nothing = {f"{n}.weight": torch.zeros(24, 24) for n in range(2)} | {f"{n}.bias": torch.zeros(24) for n in range(2)}
-    assert worst(run(build(transformer, HybridMemory(linear=nothing))), dense) < 2e-5
-    trained = nothing | {f"{n}.weight": 0.1 * torch.randn(24, 24, generator=generator) for n in range(2)}
+    assert worst(run(build(transformer, HybridMemory(linear=NO_LINEAR))), dense) < 2e-5
+    trained = NO_LINEAR | {f"{n}.weight": 0.1 * torch.randn(24, 24, generator=generator) for n in range(2)}
     found = run(build(transformer, HybridMemory(linear=trained), LIGHT, FlashBlock()))
     plain = run(build(transformer, LIGHT, FlashBlock()))
     # The window of 8 frames first loses frames when the fifth chunk begins.
     assert worst(found[:16], plain[:16]) < 2e-5
     assert worst(found[16:], plain[16:]) > 1e-4
     with pytest.raises(UsageError, match="layer 1"):
-        run(build(transformer, HybridMemory(linear={"0.weight": torch.zeros(24, 24), "0.bias": torch.zeros(24)})))
+        build(transformer, HybridMemory(linear={"0.weight": torch.zeros(24, 24), "0.bias": torch.zeros(24)}))
 
 
 def test_frozen_queries_reuse_exactly(transformer: Any) -> None:
@@ -320,10 +382,70 @@ def test_a_snapshot_brings_merged_keys_back(transformer: Any) -> None:
 
 def test_memory_is_flat_over_a_long_stream(transformer: Any) -> None:
     model = build(transformer, TempCache(frames=3), sink=0)
+    run(model, chunks=5)
     before = model.bytes
-    run(model, chunks=20)
+    run(model, chunks=15)
     assert model.bytes == before
     assert model.start == 20 * CHUNK
+
+
+def test_what_is_kept_beside_the_cache_is_counted(transformer: Any) -> None:
+    plain, flash = build(transformer), build(transformer, FlashBlock())
+    for model in (plain, flash):
+        run(model)
+    layers, rows = 2, 2 * CHUNK * 35
+    # Of each row the past's output and its log-sum-exp, in fp32.
+    assert flash.bytes - plain.bytes == layers * rows * (24 + 1) * 4
+    kinds = ((CausalAnn(block=16), FlashBlock()), (TempCache(frames=2, recent=2), LIGHT), (HybridMemory(frames=1),))
+    for methods in kinds:
+        model = build(transformer, *methods, break_even=1.01)
+        run(model)
+        assert model.bytes > sum(cache.bytes for cache in model.caches.values())
+
+
+@pytest.mark.parametrize(
+    "methods", [(), (TempCache(frames=2),), (HybridMemory(frames=1),), (HybridMemory(linear=NO_LINEAR),)]
+)
+@pytest.mark.parametrize("rope", ["absolute", "sink-shift"])
+def test_a_stream_can_go_back_to_before_its_first_chunk(transformer: Any, methods: Any, rope: str) -> None:
+    window = 8 if methods else None
+    model = build(transformer, *methods, window=window, rope=rope)
+    moments = [model.snapshot()]
+    first = run(model)
+    moments.append(model.snapshot())
+    then = run(model)
+    for moment, expected in zip(moments, (first, then), strict=True):
+        model.restore(moment)
+        assert worst(run(model), expected) == 0
+
+
+def test_a_substitute_is_named_as_such(transformer: Any) -> None:
+    notes = []
+    for method in (HybridMemory(), HybridMemory(linear=NO_LINEAR), TempCache()):
+        model = build(transformer, method)
+        model.begin(CHUNK)
+        notes.append(model.note)
+    assert "training-free substitute" in notes[0]
+    assert notes[1:] == ["", ""]
+
+
+def test_a_first_frame_of_its_own_is_the_only_dense_chunk(transformer: Any) -> None:
+    densities = []
+    model = build(transformer, LIGHT, break_even=1.01, window=None, sink=0, lone_first=True)
+    for length in (1, CHUNK, CHUNK, CHUNK):
+        model.begin(length)
+        densities.append(model.chunk.density)
+        model.commit()
+    assert densities[0] == 1
+    assert max(densities[1:]) < 1
+
+
+@pytest.mark.parametrize(
+    "table", [(), (((True,) * 3,) * 2,), (((True,),) * 2,), (((True,) * 2,),), (((True,) * 2,) * 2, ((True,) * 2,))]
+)
+def test_a_calibration_of_another_model_is_refused(transformer: Any, table: Any) -> None:
+    with pytest.raises(UsageError, match="2 layers of 2 heads"):
+        build(transformer, FlashBlock(calibrated=table))
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,21 @@ class FlashBlock:
         if not self.threshold >= 0 or self.probe < 1:
             raise UsageError(f"{self} cannot be: threshold starts at 0, probe at 1")
 
+    def check(self, layers: int, heads: int) -> None:
+        """Whether the calibration is of a model with so many layers and heads.
+
+        Raises:
+            UsageError: it is not.
+        """
+        if self.calibrated is None:
+            return
+        found = {tuple(len(layer) for layer in step) for step in self.calibrated}
+        if found != {(heads,) * layers}:
+            raise UsageError(
+                f"FlashBlock was given a calibration with heads of each layer {sorted(found)}; this transformer has "
+                f"{layers} layers of {heads} heads: calibrate with it, or leave `calibrated` out"
+            )
+
 
 def late_error(now: torch.Tensor, late: torch.Tensor) -> torch.Tensor:
     """How wrong rows of attention are where a part of them is of an earlier step.

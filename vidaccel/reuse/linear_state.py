@@ -5,8 +5,9 @@ Math, for each head, over the n tokens absorbed so far:
     y = W [ rope(q)^T H / (relu(q)^T z + 1e-6) ] + b        is added to the window's attention
     The numerator can be negative, and its weights are not those of the denominator: W (d x d, shared by heads) is
     trained to make up for that, and starts at zero. Without trained weights the state is worth nothing.
-Positions: a chunk is absorbed at its own place. Once the stream is beyond frame `CAP`, the state moves along with it,
-    so that what was absorbed keeps its distance: one rotation of H's temporal channels a chunk.
+Positions: frames are absorbed at their own places, for the chunk that they have left the window for. From the chunk
+    at frame `CAP` on, the state then moves along with the stream, so that what was absorbed keeps its distance from the
+    queries: one rotation of H's temporal channels a chunk, before the next frames are absorbed.
 Cost: 2 d^2 flops a query and head; d (d + 1) numbers a head, whatever the length.
 Source: Hybrid Forcing, arXiv 2604.10103, section 3.
 """
@@ -44,6 +45,11 @@ class LinearState:
         self._rope = rope
         self._start = 0
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What it remembers."""
+        return self.z, self.h
+
     def absorb(self, keys: torch.Tensor, plain: torch.Tensor, values: torch.Tensor) -> None:
         """Add tokens: rotated keys, the same without rotation, and values, each (b, l, heads, d)."""
         k, raw, v = (x.transpose(1, 2).flatten(0, 1) for x in (keys, plain, values))
@@ -55,7 +61,7 @@ class LinearState:
         self.tokens = total
 
     def advance(self, start: int) -> None:
-        """A chunk begins at frame `start`."""
+        """A chunk begins at frame `start`; called before frames are absorbed for it."""
         by = max(start, CAP) - max(self._start, CAP)
         self._start = start
         if by and self.tokens:

@@ -102,6 +102,14 @@ class LayerMemory:
         # Heads that reuse, where that is known beforehand, by those that do not.
         self._tables: dict[tuple[bool, ...], torch.Tensor] = {}
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What it keeps beside the cache from one forward to another."""
+        pasts = [past.known or () for past in (self._hashed, self._pooled) if past is not None]
+        states = [state.tensors for state in (self.merged, self.linear) if state is not None]
+        bias = () if self._bias is None else (self._bias,)
+        return tuple(itertools.chain(bias, self._kept or (), self._kept_probe or (), *pasts, *states))
+
     def open(self, plan: ChunkPlan) -> None:
         """A new chunk: whatever was derived from the chunk before is worthless."""
         self.plan = plan

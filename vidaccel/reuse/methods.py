@@ -36,6 +36,7 @@ class TempCache:
 
     def __post_init__(self) -> None:
         _check(self.frames >= 1 and (self.recent or 0) >= 0, f"TempCache frames={self.frames}, recent={self.recent}")
+        _check(self.threshold >= -1, f"TempCache threshold={self.threshold}: a cosine, or above 1 for no merging")
         _check(self.match in ("position", "nearest"), f"TempCache match={self.match!r}: 'position' or 'nearest'")
         _check(self.key in ("last", "mean"), f"TempCache key={self.key!r}: 'last' or 'mean'")
 
@@ -46,7 +47,8 @@ class HybridMemory:
 
     With a trained projection in the checkpoint (Hybrid Forcing's `linear_proj`) the memory is a linear state. Without
     one that state is worthless, and the training-free substitute stands in: merged keys, as in `TempCache`, of evicted
-    frames beside the whole window.
+    frames beside the whole window. Hybrid Forcing also drops blocks inside the window; name `CausalLightForcing` beside
+    it for that.
 
     Attributes:
         frames: room of the substitute, in frames' worth of tokens.
@@ -87,7 +89,8 @@ class CausalLightForcing:
 
     def __post_init__(self) -> None:
         ok = 0 < self.base_density <= self.density <= 1 and self.keep_frames >= max(1, self.near + self.sink)
-        _check(ok and self.near >= 0 and self.sink >= 0, f"{self}: density >= base_density, keep_frames >= near + sink")
+        ok = ok and min(self.near, self.sink) >= 0 and self.block >= 1
+        _check(ok, f"{self}: density >= base_density, keep_frames >= near + sink, block 1 or more")
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class CausalAnn:
     block: int = 64
 
     def __post_init__(self) -> None:
-        _check(0 < self.density <= 1 and 1 <= self.bits <= 8, f"{self}: density in (0, 1], bits 1 to 8")
+        ok = 0 < self.density <= 1 and 1 <= self.bits <= 8 and self.block >= 1
+        _check(ok, f"{self}: density in (0, 1], bits 1 to 8, block 1 or more")
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,15 @@ class HashedPast:
 
     Args:
         settings: bits and block size.
+
+    Attributes:
+        known: order of the past by its codes, and counts of them in each block.
     """
 
     def __init__(self, settings: CausalAnn) -> None:
         self._settings = settings
         self._planes: HashPlanes | None = None
-        # Order of the past by its codes, and counts of them in each block.
-        self._sorted: tuple[torch.Tensor, ...] | None = None
+        self.known: tuple[torch.Tensor, ...] | None = None
         self._is_stale = True
 
     def open(self) -> None:
@@ -46,7 +48,7 @@ class HashedPast:
         block = self._settings.block
         planes = self._planes or HashPlanes.of(q.shape[-1], self._settings.bits, q.device)
         self._planes = planes
-        if self._is_stale or self._sorted is None:
+        if self._is_stale or self.known is None:
             code, weight = planes.codes(k), None
             order = code.argsort(dim=1, stable=True)
             if sizes is not None:
@@ -55,9 +57,9 @@ class HashedPast:
                 weight[:, : sizes.shape[1]] = (sizes > 0).float()
                 order = torch.where(weight > 0, code, planes.affinity.shape[0]).argsort(dim=1, stable=True)
                 weight = weight.gather(1, order)
-            self._sorted = in_place(self._sorted, order, planes.counts(code.gather(1, order), block, weight))
+            self.known = in_place(self.known, order, planes.counts(code.gather(1, order), block, weight))
             self._is_stale = False
-        k_order, k_count = self._sorted
+        k_order, k_count = self.known
         q_code = planes.codes(q)
         q_order = q_code.argsort(dim=1, stable=True)
         scores = planes.counts(q_code.gather(1, q_order), block) @ planes.affinity @ k_count.transpose(1, 2)
@@ -70,12 +72,14 @@ class PooledPast:
 
     Args:
         settings: block size.
+
+    Attributes:
+        known: means of the past's blocks, and of its frames.
     """
 
     def __init__(self, settings: CausalLightForcing) -> None:
         self._settings = settings
-        # Means of the past's blocks, and of its frames.
-        self._means: tuple[torch.Tensor, ...] | None = None
+        self.known: tuple[torch.Tensor, ...] | None = None
         self._is_stale = True
 
     def open(self) -> None:
@@ -98,16 +102,16 @@ class PooledPast:
         assert plan.k_len is not None
         rule, block = plan.rule, self._settings.block
         past = plan.k_len.shape[0] - plan.layout.blocks
-        if self._is_stale or self._means is None:
+        if self._is_stale or self.known is None:
             start = past * block
             weight = None
             if sizes is not None:
                 ones = torch.ones(k.shape[2], start - sizes.shape[1], device=k.device)
                 weight = torch.cat([sizes, ones], 1)
             means = block_means(k[:, :start], plan.k_len[:past], block, weight)
-            self._means = in_place(self._means, means, rule.frame_means(means, plan.k_len))
+            self.known = in_place(self.known, means, rule.frame_means(means, plan.k_len))
             self._is_stale = False
-        key, frame = self._means
+        key, frame = self.known
         length, kept, most = plan.k_len[:past], rule.kept, rule.most
         if own:
             key = torch.cat([key, block_means(k[:, past * block :], plan.layout.q_len, block)], 1)

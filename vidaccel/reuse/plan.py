@@ -17,6 +17,7 @@ from .selection import FrameRule, frame_layout
 
 # To move a token costs as much as so many query-key pairs of dense attention: 480p and 720p, one H200.
 _MOVE = 1500
+_SUBSTITUTE = "hybrid memory: merged keys, its training-free substitute, as no trained projection was given"
 
 
 class ChunkPlan(NamedTuple):
@@ -134,7 +135,7 @@ class ChunkPlanner:
         if self._frame is not None:
             plan = self._with_holes(plan, len(history) + own)
         if isinstance(select, CausalLightForcing) and (history or extra):
-            kept, rule, note = self._light_forcing(select, start, own, history, dense_frames, extra)
+            kept, rule, note = self._light_forcing(select, made, own, history, dense_frames, extra)
             if rule is not None:
                 density = kept * select.block / (dense_frames * self.slots)
                 whole = own * self.slots // select.block
@@ -158,7 +159,16 @@ class ChunkPlanner:
             queries, past = own * self.slots, len(history) * self.slots + extra
             few = min(self.methods.flash.probe, queries)
             plan = plan._replace(parts=self._two(queries, past, queries), probe=self._two(few, past, queries))
+        if self.methods.hybrid is not None and self.merge is not None:
+            note = "; ".join(each for each in (note, _SUBSTITUTE) if each)
         return PlannedChunk(plan, len(history), density, note)
+
+    def oldest(self, start: int, own: int) -> int | None:
+        """The oldest frame behind the first ones that a chunk sees, merged or whole; None where all are whole."""
+        if self.merge is None or self.merge.recent is None:
+            return None
+        first, window = self.rollout.sink, self.rollout.window
+        return first if window is None else max(first, start + own - window + first)
 
     def _two(self, queries: int, past: int, own: int) -> Parts:
         """The same object for every chunk of this size."""
@@ -168,11 +178,12 @@ class ChunkPlanner:
         return self._parts[key]
 
     def _light_forcing(
-        self, select: CausalLightForcing, start: int, own: int, history: list[int], dense_frames: int, extra: int
+        self, select: CausalLightForcing, made: int, own: int, history: list[int], dense_frames: int, extra: int
     ) -> tuple[int, FrameRule | None, str]:
         per_frame = self.slots // select.block
         growth = Growth(select.density, select.base_density, self.rollout.chunk, select.frames, self.rollout.window)
-        wanted = growth.at(start // self.rollout.chunk)
+        # By the frames that are made after it: the first chunk may be short.
+        wanted = growth.at(-(-made // self.rollout.chunk) - 1)
         before = extra // select.block
         keep_frames = select.keep_frames if len(history) > select.keep_frames else None
         looked = len(history) if keep_frames is None else keep_frames

@@ -62,6 +62,16 @@ class MergedKeys:
         self._at = torch.zeros(rows, tokens, dtype=torch.int64, device=device)
         self.is_empty = True
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What it keeps beside the cache."""
+        return self.size, self._oldest, self._newest, self._at
+
+    @property
+    def state(self) -> tuple[torch.Tensor, ...]:
+        """All that it writes; stays where it is."""
+        return *self.tensors, self._keys, self._values
+
     def bias(self) -> torch.Tensor:
         """(b, h, room) fp32: the logarithm of each group's size; -inf where there is none."""
         batch, _, heads, _ = self._keys.shape
@@ -134,17 +144,13 @@ class MergedKeys:
 
     def snapshot(self) -> tuple[torch.Tensor, ...]:
         """Everything, to come back to."""
-        return tuple(x.clone() for x in (*self._state, torch.tensor(self.is_empty)))
+        return tuple(x.clone() for x in (*self.state, torch.tensor(self.is_empty)))
 
     def restore(self, snapshot: tuple[torch.Tensor, ...]) -> None:
         """Go back to a snapshot."""
-        for kept, before in zip(self._state, snapshot, strict=False):
+        for kept, before in zip(self.state, snapshot, strict=False):
             kept.copy_(before)
         self.is_empty = bool(snapshot[-1])
-
-    @property
-    def _state(self) -> tuple[torch.Tensor, ...]:
-        return self.size, self._oldest, self._newest, self._at, self._keys, self._values
 
     def _remembered(self, number: int | torch.Tensor, oldest: torch.Tensor) -> torch.Tensor:
         """(b * h, room) sizes before a frame; of a group that is longer than the horizon, what is inside of it."""

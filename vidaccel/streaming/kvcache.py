@@ -63,11 +63,15 @@ class LayerCache:
     """
 
     def __init__(self, k: torch.Tensor, v: torch.Tensor, extra: int, slots: int) -> None:
-        self.buffers = (k, v)
-        self.keys, self.values = (buffer[:, extra:].unflatten(1, (-1, slots)) for buffer in (k, v))
         self.extra = extra
-        self.k, self.v = k[:, :extra], v[:, :extra]
         self.own = 0
+        self._slots = slots
+        self._hold(k, v)
+
+    def _hold(self, k: torch.Tensor, v: torch.Tensor) -> None:
+        self.buffers = (k, v)
+        self.keys, self.values = (buffer[:, self.extra :].unflatten(1, (-1, self._slots)) for buffer in (k, v))
+        self.k, self.v = k[:, : self.extra], v[:, : self.extra]
 
     @property
     def bytes(self) -> int:
@@ -75,11 +79,17 @@ class LayerCache:
         first, second = self.buffers
         return int(first.nbytes + second.nbytes)
 
+    def move(self, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Live in larger buffers from now on, with what is there."""
+        for new, old in zip((k, v), self.buffers, strict=True):
+            new[:, : old.shape[1]] = old
+        self._hold(k, v)
+
     def open(self, history: int, own: int) -> None:
         """Point at `history` frames and `own` frames behind them."""
-        slots = self.keys.shape[2]
-        self.k, self.v = (buffer[:, : self.extra + (history + own) * slots] for buffer in self.buffers)
-        self.own = own * slots
+        end = self.extra + (history + own) * self._slots
+        self.k, self.v = (buffer[:, :end] for buffer in self.buffers)
+        self.own = own * self._slots
 
     def write(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put the own chunk's keys and values (b, own slots, h, d) in their place. Returns `k` and `v`."""
@@ -97,14 +107,15 @@ class LayerCache:
 class HostLayerCache(LayerCache):
     """A layer whose frames live in host memory and visit the device, one layer at a time, when they are attended to.
 
-    `room` is the one buffer pair on the device that all layers of a cache share.
+    `room` is the one list of two buffers on the device that all layers of a cache share.
     """
 
-    def __init__(
-        self, k: torch.Tensor, v: torch.Tensor, extra: int, slots: int, room: tuple[torch.Tensor, torch.Tensor]
-    ) -> None:
+    def __init__(self, k: torch.Tensor, v: torch.Tensor, extra: int, slots: int, room: list[torch.Tensor]) -> None:
         super().__init__(k, v, extra, slots)
         self._room = room
+
+    def _hold(self, k: torch.Tensor, v: torch.Tensor) -> None:
+        super()._hold(k, v)
         self._host = (self.k, self.v)
 
     def open(self, history: int, own: int) -> None:
@@ -137,7 +148,7 @@ class Snapshot(NamedTuple):
         frames: as `KVCache.frames`.
         start: as `KVCache.start`.
         tensors: copies of the history, layer after layer.
-        sink: copies of the first frames' keys as they were written.
+        sink: copies of the first frames' keys as they were written, layer after layer.
     """
 
     frames: tuple[int, ...]
@@ -153,7 +164,7 @@ class KVCache:
         shape: what one frame takes.
         window: most frames a chunk sees, its own included; None keeps all.
         sink: first frames, never evicted.
-        max_bytes: buffers never take more.
+        max_bytes: buffers never take more, also while they grow, when one layer at a time is there twice.
         extra: slots of each layer for keys that stand for evicted frames.
         host: keep frames in (pinned) host memory; the device holds those of one layer at a time.
         movable_sink: keep the first frames' keys as they were written too, for `move_sink`.
@@ -187,18 +198,19 @@ class KVCache:
         self._max_bytes = max_bytes
         self._extra = extra
         self._host = host
-        self._movable_sink = movable_sink
-        self._sink_keys: list[torch.Tensor] = []
-        self._room: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._room: list[torch.Tensor] = []
         self._capacity = 0
         self._own = 0
-        if window is not None:
-            self._allocate(window)
+        kept = sink if movable_sink else 0
+        self._sink_bytes = kept * shape.frame_bytes // 2
+        self._make_room(window or 0)
+        size = (shape.batch, kept, shape.slots, shape.heads, shape.d)
+        self._sink_keys = [layer.keys.new_zeros(size) for layer in self.layers] if kept else []
 
     @property
     def bytes(self) -> int:
         """What all buffers take, on the device and in host memory."""
-        others = [*self._sink_keys, *(self._room or ())]
+        others = [*self._sink_keys, *self._room]
         return sum(layer.bytes for layer in self.layers) + int(sum(x.nbytes for x in others))
 
     def begin(self, own: int, on_evict: OnEvict | None = None) -> list[int]:
@@ -226,7 +238,7 @@ class KVCache:
             if len(self.frames) > room:
                 evicted = self._evict(len(self.frames) - room, on_evict)
         elif len(self.frames) + own > self._capacity:
-            self._allocate(max(len(self.frames) + own, self._capacity + self._capacity // 2))
+            self._make_room(len(self.frames) + own)
         self._own = own
         for layer in self.layers:
             layer.open(len(self.frames), own)
@@ -240,29 +252,35 @@ class KVCache:
         self._own = 0
         for layer in self.layers:
             layer.open(len(self.frames), 0)
-        if self._movable_sink and first < self.sink:
+        if self._sink_keys and first < self.sink:
             self._synchronize()
-            self._sink_keys = [layer.keys[:, : min(self.sink, self.start)].clone() for layer in self.layers]
+            end = min(self.sink, self.start)
+            for layer, kept in zip(self.layers, self._sink_keys, strict=True):
+                kept[:, first:end] = layer.keys[:, first:end]
 
-    def move_sink(self, move: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+    def move_sink(self, move: Callable[[torch.Tensor, int], torch.Tensor], oldest: int | None = None) -> None:
         """Let the first frames stand right before the oldest other frame that is seen.
 
         Args:
             move: gives keys (..., d) as if they stood some frames later.
+            oldest: that frame's number; None takes the oldest one here.
         """
-        others = [frame for frame in self.frames if frame >= self.sink]
-        by = min(others, default=self.start) - self.sink
-        if by > 0 and self._sink_keys:
-            for layer, keys in zip(self.layers, self._sink_keys, strict=True):
-                layer.keys[:, : keys.shape[1]] = move(keys, by)
+        if not self._sink_keys:
+            return
+        if oldest is None:
+            oldest = min((frame for frame in self.frames if frame >= self.sink), default=self.start)
+        by, count = max(0, oldest - self.sink), min(self.sink, self.start)
+        self._synchronize()
+        for layer, kept in zip(self.layers, self._sink_keys, strict=True):
+            layer.keys[:, :count] = move(kept[:, :count], by) if by else kept[:, :count]
 
-    def forget(self, keep_sink: bool = True) -> list[int]:
+    def forget(self) -> list[int]:
         """Drop the history but for the first frames. Returns the numbers of the frames dropped; they come next again.
 
         Frames between the first ones and the oldest dropped one stay forgotten.
         """
-        dropped = sorted(frame for frame in self.frames if not (keep_sink and frame < self.sink))
-        self.frames = [frame for frame in self.frames if keep_sink and frame < self.sink]
+        dropped = sorted(frame for frame in self.frames if frame >= self.sink)
+        self.frames = [frame for frame in self.frames if frame < self.sink]
         self.start = dropped[0] if dropped else self.start
         return dropped
 
@@ -275,13 +293,13 @@ class KVCache:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of this cache."""
+        self._synchronize()
         self.frames, self.start = list(snapshot.frames), snapshot.start
-        if len(self.frames) > self._capacity:
-            self._allocate(len(self.frames))
         for layer, (keys, values) in zip(self.layers, snapshot.tensors, strict=True):
             layer.keys[:, : len(self.frames)] = keys
             layer.values[:, : len(self.frames)] = values
-        self._sink_keys = [keys.clone() for keys in snapshot.sink]
+        for kept, keys in zip(self._sink_keys, snapshot.sink, strict=True):
+            kept.copy_(keys)
 
     def _evict(self, count: int, on_evict: OnEvict | None) -> list[int]:
         gone = sorted(frame for frame in self.frames if frame >= self.sink)[:count]
@@ -301,38 +319,51 @@ class KVCache:
         del self.frames[left:]
         return gone
 
-    def _allocate(self, capacity: int) -> None:
+    def _make_room(self, least: int) -> None:
+        """Buffers for `least` frames, or for half as many again as before, where `max_bytes` allows it."""
         shape = self.shape
-        frames = capacity + self._extra / shape.slots
-        needed = frames * shape.frame_bytes * (1 + self._host / shape.layers)
-        if self._max_bytes is not None and needed > self._max_bytes:
+        wanted = max(least, self._capacity + self._capacity // 2)
+        limit = self._needed(wanted) if self._max_bytes is None else self._max_bytes
+        capacity = next((frames for frames in range(wanted, least, -1) if self._needed(frames) <= limit), least)
+        if (needed := self._needed(capacity)) > limit:
             raise StreamError(
-                f"{capacity} frames in the cache need {needed / 2**20:.0f} MiB, and max_bytes allows "
-                f"{self._max_bytes / 2**20:.0f}; take a smaller window (one frame takes "
-                f"{shape.frame_bytes / 2**20:.1f} MiB), or host=True and a larger max_bytes"
+                f"{capacity} frames in the cache need {needed / 2**20:.1f} MiB, and max_bytes allows "
+                f"{limit / 2**20:.1f}; take a smaller window (one frame takes {shape.frame_bytes / 2**20:.1f} MiB), or "
+                "allow more"
             )
-        size = (shape.batch, self._extra + capacity * shape.slots, shape.heads, shape.d)
-        pinned = self._host and torch.device(shape.device).type == "cuda"
-        device = "cpu" if self._host else shape.device
-        if self._host:
-            first, second = (torch.zeros(size, dtype=shape.dtype, device=shape.device) for _ in range(2))
-            self._room = (first, second)
-        before, used = self.layers, len(self.frames)
-        self.layers = []
-        for number in range(shape.layers):
-            k, v = (torch.zeros(size, dtype=shape.dtype, device=device, pin_memory=pinned) for _ in range(2))
-            layer = (
-                LayerCache(k, v, self._extra, shape.slots)
-                if self._room is None
-                else HostLayerCache(k, v, self._extra, shape.slots, self._room)
-            )
-            if before:
-                layer.keys[:, :used], layer.values[:, :used] = (
-                    before[number].keys[:, :used],
-                    before[number].values[:, :used],
-                )
-            self.layers.append(layer)
+        self._synchronize()
         self._capacity = capacity
+        if self._host:
+            self._room[:] = self._buffers(shape.device)
+        home = "cpu" if self._host else shape.device
+        if not self.layers:
+            made = [self._buffers(home) for _ in range(shape.layers)]
+            self.layers = [
+                HostLayerCache(k, v, self._extra, shape.slots, self._room)
+                if self._host
+                else LayerCache(k, v, self._extra, shape.slots)
+                for k, v in made
+            ]
+            return
+        for layer in self.layers:
+            layer.move(*self._buffers(home))
+
+    def _buffers(self, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer; pinned, where they wait in host memory for a GPU."""
+        shape = self.shape
+        size = (shape.batch, self._extra + self._capacity * shape.slots, shape.heads, shape.d)
+        on_gpu = [torch.device(x).type == "cuda" for x in (shape.device, device)]
+        first, second = (
+            torch.zeros(size, dtype=shape.dtype, device=device, pin_memory=on_gpu == [True, False]) for _ in range(2)
+        )
+        return first, second
+
+    def _needed(self, frames: int) -> int:
+        """Most bytes that are held while buffers for so many frames take the place of those there are."""
+        shape = self.shape
+        layer = (frames * shape.slots + self._extra) * shape.frame_bytes // (shape.layers * shape.slots)
+        before = self.layers[0].bytes if self.layers else 0
+        return layer * (shape.layers + self._host) + before * (1 + self._host) + self._sink_bytes
 
     def _synchronize(self) -> None:
         """Host copies are written behind the device's back; once a chunk it must have caught up."""

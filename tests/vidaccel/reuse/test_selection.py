@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from vidaccel.errors import UsageError
 from vidaccel.kernels.attention import attention
 from vidaccel.reuse import CausalAnn, CausalLightForcing, FlashBlock, Methods
 from vidaccel.reuse.plan import ChunkPlanner
@@ -158,3 +160,9 @@ def test_sorting_must_be_worth_it() -> None:
     for forced in (False, True):
         assert found["720p", forced].plan.ann_kept == round(0.3 * math.ceil(9 * 3600 / 64))
         assert not found["720p", forced].note
+
+
+@pytest.mark.parametrize("method", [CausalAnn, CausalLightForcing])
+def test_blocks_hold_something(method: Any) -> None:
+    with pytest.raises(UsageError, match="block 1 or more"):
+        method(block=0)

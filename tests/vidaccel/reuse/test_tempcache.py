@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -188,7 +189,7 @@ def test_going_back() -> None:
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("given", [{"match": "far"}, {"key": "best"}, {"frames": 0}])
+@pytest.mark.parametrize("given", [{"match": "far"}, {"key": "best"}, {"frames": 0}, {"threshold": math.nan}])
 def test_settings_that_cannot_be(given: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="TempCache"):
         TempCache(**given)

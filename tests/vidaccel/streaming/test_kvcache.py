@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidaccel.errors import StreamError
 from vidaccel.streaming import CacheShape, KVCache
@@ -71,8 +75,9 @@ def test_any_chunks_see_the_first_and_the_latest_frames(chunks: list[int], sink:
         done = end
 
 
-def test_without_a_window_all_frames_stay() -> None:
-    cache = KVCache(SHAPE, window=None)
+@pytest.mark.parametrize("host", [False, True])
+def test_without_a_window_all_frames_stay(host: bool) -> None:
+    cache = KVCache(SHAPE, window=None, host=host)
     for chunk in range(9):
         assert add(cache, 2) == list(range(2 * chunk + 2))
 
@@ -86,6 +91,51 @@ def test_a_hard_cap_is_kept_and_says_what_to_do() -> None:
     assert cache.bytes <= 8 * SHAPE.frame_bytes
     with pytest.raises(StreamError, match="max_bytes"):
         KVCache(SHAPE, window=9, max_bytes=8 * SHAPE.frame_bytes)
+
+
+class Held(TorchDispatchMode):
+    """Most bytes of buffers that were there at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._buffers: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default):
+            self._buffers.append(weakref.ref(out))
+            self.most = max(self.most, sum(x.nbytes for ref in self._buffers if (x := ref()) is not None))
+        return out
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_a_cache_that_grows_fills_the_cap_and_never_passes_it(host: bool) -> None:
+    shape = SHAPE._replace(layers=8)
+    # On the host the device holds one layer more, and while it grows that and another one are there twice.
+    most = (12 + 2 * host) * shape.frame_bytes
+    with Held() as held:
+        cache = KVCache(shape, window=None, sink=2, max_bytes=most, host=host)
+        for _ in range(5):
+            add(cache, 2)
+        with pytest.raises(StreamError, match="smaller window"):
+            add(cache, 2)
+    assert cache.bytes < held.most <= most
+    assert kept(cache) == cache.frames == list(range(10))
+
+
+def kept(cache: KVCache) -> list[int]:
+    """Frames in the history, as its values say."""
+    return [-int(x) for x in cache.layers[0].values[0, : len(cache.frames), 0, 0, 0]]
+
+
+def test_keys_as_they_were_written_count_too() -> None:
+    with pytest.raises(StreamError, match="max_bytes"):
+        KVCache(SHAPE, window=6, sink=2, movable_sink=True, max_bytes=6 * SHAPE.frame_bytes)
+    cache = KVCache(SHAPE, window=6, sink=2, movable_sink=True, max_bytes=7 * SHAPE.frame_bytes)
+    for _ in range(4):
+        add(cache, 2)
+        assert cache.bytes == 7 * SHAPE.frame_bytes
 
 
 def test_bytes_are_those_of_the_buffers() -> None:
@@ -131,6 +181,10 @@ def test_the_sink_moves_from_where_it_was_written() -> None:
         cache.commit()
     # The first frames stand right before the oldest frame that is left: 2, then 4.
     assert moves == [2, 2, 4, 4]
+    # Or before one that is remembered elsewhere, and back where they were written.
+    for oldest, by in ((3, 1), (2, 0)):
+        cache.move_sink(move, oldest)
+        assert cache.layers[0].keys[0, :2, 0, 0, 0].tolist() == [by, 1 + by]
 
 
 def test_forgetting_starts_again_behind_the_first_frames() -> None:
