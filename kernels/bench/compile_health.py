@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,10 @@ def gluon_health(d: int, block: int, dtype: torch.dtype, *, window: bool = False
 
 
 def table(capability: int) -> Iterator[dict[str, Any]]:
-    """Every bf16 configuration, those of 64 slots with windows, of 128 with each extra, and in fp16."""
+    """Every bf16 configuration, those of 64 slots with windows, of 128 with each extra, and in fp16.
+
+    Of Gluon every form in bf16: with a window, with a bias, with both and with neither.
+    """
     bf16 = torch.bfloat16
     for d in (64, 128):
         for block in (16, 32, 64, 128):
@@ -101,10 +105,14 @@ def table(capability: int) -> Iterator[dict[str, Any]]:
             yield tma_health(capability, d, 64, bf16, window=True)
             yield tma_health(capability, d, 128, torch.float16, window=True, bias=True)
     if capability == 90:
-        for d, block in gluon.CONFIGS:
-            yield gluon_health(d, block, bf16)
-        for d, block in ((64, 128), (128, 64)):
-            yield gluon_health(d, block, torch.float16, window=True, bias=True)
+        fp16 = {}
+        for (d, block), window, bias in product(gluon.CONFIGS, (False, True), (False, True)):
+            yield gluon_health(d, block, bf16, window=window, bias=bias)
+            fp16[gluon.config(d, block, window=window, bias=bias).streams] = (d, block, window, bias)
+        # fp16 changes only the type in the instructions, and every form would take a minute more: there is one for each
+        # number of streams, with both extras.
+        for d, block, window, bias in fp16.values():
+            yield gluon_health(d, block, torch.float16, window=window, bias=bias)
 
 
 def _source(

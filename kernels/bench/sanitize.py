@@ -13,22 +13,34 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from vidaccel.blocks import BlockMask, Window
 from vidaccel.grid import TokenLayout
-from vidaccel.kernels import attention
+from vidaccel.kernels import attention, gluon
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 BACKENDS = ("gluon", "tma", "portable")
-# Head dim, block, with a window and a bias.
-FORMS = ((128, 128, False), (128, 64, False), (64, 128, False), (128, 128, True), (128, 64, True))
 FOUND = 9
 
 
-def solve(backend: str, d: int, block: int, ruled: bool) -> float:
+def _forms() -> Iterator[tuple[int, int, bool, bool]]:
+    for d, block in gluon.CONFIGS:
+        both = gluon.config(d, block, window=True, bias=True)
+        for window, bias in ((False, False), (True, True), (True, False), (False, True)):
+            # One of the two by itself is another form where it is launched in another way than both.
+            if window == bias or gluon.config(d, block, window=window, bias=bias) != both:
+                yield d, block, window, bias
+
+
+# Head dim, block, with a window, with a bias: the forms of `gluon`, which the others have too.
+FORMS = tuple(_forms())
+
+
+def solve(backend: str, d: int, block: int, window: bool, bias: bool) -> float:
     """Run one problem; how far the result is from the reference, as a part of it."""
     generator = torch.Generator().manual_seed(d + block)
     layout = TokenLayout.of((3, 9, 13), 20, block)
@@ -36,15 +48,15 @@ def solve(backend: str, d: int, block: int, ruled: bool) -> float:
     keep = torch.rand(2, n, n, generator=generator) < 0.6
     keep[:, 1] = False
     keep[1, 0] = True
-    partial = torch.rand(keep.shape, generator=generator) < 0.5 if ruled else None
-    window = Window.of(position - 2, position + 2, position, layout.grid) if ruled else None
-    mask = BlockMask.of(keep, layout, partial=partial, window=window)
+    partial = torch.rand(keep.shape, generator=generator) < 0.5 if window else None
+    rule = Window.of(position - 2, position + 2, position, layout.grid) if window else None
+    mask = BlockMask.of(keep, layout, partial=partial, window=rule)
     q, k, v = (torch.randn(1, layout.slots, 2, d, generator=generator).bfloat16() for _ in range(3))
-    bias = torch.randn(1, 2, layout.slots, generator=generator) if ruled else None
-    near, _ = attention(q.float(), k.float(), v.float(), mask, key_bias=bias, backend="reference")
+    key_bias = torch.randn(1, 2, layout.slots, generator=generator) if bias else None
+    near, _ = attention(q.float(), k.float(), v.float(), mask, key_bias=key_bias, backend="reference")
     # Copied to the GPU, so that every byte a kernel may read is known to be written.
     given = (q.cuda(), k.cuda(), v.cuda(), mask.to("cuda"))
-    out, _ = attention(*given, key_bias=None if bias is None else bias.cuda(), backend=backend)
+    out, _ = attention(*given, key_bias=None if key_bias is None else key_bias.cuda(), backend=backend)
     return float((out.cpu().float() - near).norm() / near.norm())
 
 

@@ -159,27 +159,30 @@ def test_gpu_gluon_blocks_that_hold_nothing(d: int, block: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize(("d", "block"), list(gluon.CONFIGS))
 @pytest.mark.parametrize("seed", range(6))
-def test_gpu_gluon_on_anything(make_case: Callable[..., Any], block: int, seed: int) -> None:
-    """More tiles than processors, so that the rings go round and programs draw several tiles."""
+def test_gpu_gluon_on_anything(make_case: Callable[..., Any], d: int, block: int, seed: int) -> None:
+    """More tiles than processors, so that the rings go round and programs draw several tiles.
+
+    Seed 2 has windows, 3 a bias, 5 both.
+    """
     needs_hopper()
     generator = torch.Generator().manual_seed(seed)
     t, y, x = (int(n) for n in torch.randint(5, 15, (3,), generator=generator))
     case = make_case(
-        grid=(2 * t, y, 2 * x), text=7 * seed, block=block, d=128 if block == 64 else 64 << seed % 2, heads=5,
+        grid=(2 * t, y, 2 * x), text=7 * seed, block=block, d=d, heads=5,
         batch=1 + seed % 2,
         density=0.15 * (seed + 1), shared=seed == 4, lengths=seed % 3 == 1, window=seed % 3 == 2,
-        bias=(1, 5) if seed == 3 else None, dtype=torch.bfloat16, device="cuda", seed=seed,
+        bias=(1, 5) if seed in (3, 5) else None, dtype=torch.bfloat16, device="cuda", seed=seed,
     )  # fmt: skip
     case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("gluon")))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("block", [64, 128])
-def test_gpu_gluon_large_logits(make_case: Callable[..., Any], block: int) -> None:
+@pytest.mark.parametrize(("d", "block"), list(gluon.CONFIGS))
+def test_gpu_gluon_large_logits(make_case: Callable[..., Any], d: int, block: int) -> None:
     needs_hopper()
-    case = make_case(grid=(6, 16, 16), block=block, d=128, dtype=torch.float16, device="cuda")
+    case = make_case(grid=(6, 16, 16), block=block, d=d, dtype=torch.float16, device="cuda")
     case = dataclasses.replace(case, q=case.q * 50)
     case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("gluon")))
 

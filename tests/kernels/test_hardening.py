@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,25 +15,47 @@ import pytest
 import torch
 
 from vidaccel.blocks import BlockMask
+from vidaccel.grid import Site, TokenLayout, VideoGrid
 from vidaccel.kernels import attention, bench, canary, merge
 from vidaccel.kernels.problem import Rows
 from vidaccel.lab.kernel_cases import SHAPES
+from vidaccel.patterns import Neighborhood
 
 Cases = Callable[..., Any]
+ROOT = Path(__file__).parents[2]
+
+
+class Form(NamedTuple):
+    """A head dim and block that a backend has, and whether the problem has windows and a bias."""
+
+    d: int
+    block: int
+    window: bool = False
+    bias: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.d}-{self.block}" + "-window" * self.window + "-bias" * self.bias
+
+
+# What `gluon.CONFIGS` has. Windows and biases change how `gluon` is launched, so there they are forms of their own.
+EVERY = [Form(*form) for form in runpy.run_path(str(ROOT / "kernels/bench/sanitize.py"))["FORMS"]]
+PLAIN = [form for form in EVERY if not form.window | form.bias]
+FORMS = {"gluon": EVERY, "tma": PLAIN, "portable": PLAIN}
 
 
 class Kernel(NamedTuple):
-    """A backend, the device it is tried on, and a head dim and block that it has."""
+    """A backend, the device it is tried on, and a form that it has."""
 
     name: str
     device: str
-    d: int
-    block: int
+    form: Form
 
     def case(self, make_case: Cases, **kwargs: Any) -> Any:
         """A problem of random blocks that this kernel can run."""
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float16
-        return make_case(**{"block": self.block, "d": self.d, "dtype": dtype, "device": self.device} | kwargs)
+        form = self.form._asdict() | {"bias": (1, 1) if self.form.bias else None}
+        return make_case(**form | {"dtype": dtype, "device": self.device} | kwargs)
 
     def run(self, case: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Its result."""
@@ -42,10 +65,11 @@ class Kernel(NamedTuple):
 def _kernels() -> Iterator[Any]:
     # Without a GPU Triton's kernels run in its interpreter, where a tile takes milliseconds. Gluon has none.
     for name, block in (("cpu", 32), ("portable", 32), ("tma", 64)):
-        yield pytest.param(Kernel(name, "cpu", 64, block), id=f"{name}-interpreted" if name != "cpu" else name)
-    for name in ("gluon", "tma", "portable"):
-        for d, block in ((128, 128), (128, 64), (64, 128)):
-            yield pytest.param(Kernel(name, "cuda", d, block), id=f"{name}-{d}-{block}", marks=pytest.mark.gpu)
+        yield pytest.param(Kernel(name, "cpu", Form(64, block)), id=f"{name}-interpreted" if name != "cpu" else name)
+    yield pytest.param(Kernel("cpu", "cpu", Form(64, 32, window=True, bias=True)), id="cpu-window-bias")
+    for name, forms in FORMS.items():
+        for form in forms:
+            yield pytest.param(Kernel(name, "cuda", form), id=f"{name}-{form.label}", marks=pytest.mark.gpu)
 
 
 @pytest.fixture(params=_kernels())
@@ -67,6 +91,12 @@ def poisoned() -> Iterator[None]:
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def only(keep: torch.Tensor, mask: BlockMask) -> BlockMask:
+    """The mask, but of its blocks only those in `keep`."""
+    kind = mask.block_map()
+    return BlockMask.of(keep & (kind > 0), mask.layout, partial=kind == 1, window=mask.window)
 
 
 @pytest.mark.parametrize("trouble", ["text", "lengths", "nothing"])
@@ -96,7 +126,7 @@ def test_what_a_row_drops_cannot_reach_it(make_case: Cases, kernel: Kernel) -> N
 
 def test_blocks_of_every_length(make_case: Cases, kernel: Kernel) -> None:
     """Blocks of 1, 2, ... tokens, in one order for queries and in another for keys."""
-    block = kernel.block
+    block = kernel.form.block
     # The interpreter has time for some of them.
     n = 16 if kernel.name != "cpu" and kernel.device == "cpu" else block
     case = kernel.case(make_case, grid=(1, n, block), heads=1, density=2 / n)
@@ -115,7 +145,7 @@ def test_a_head_that_keeps_nothing(make_case: Cases, kernel: Kernel) -> None:
     case = kernel.case(make_case, grid=(2, 9, 13), heads=3, density=0.7)
     keep = case.mask.block_map() > 0
     keep[1] = False
-    case = dataclasses.replace(case, mask=BlockMask.of(keep, case.mask.layout))
+    case = dataclasses.replace(case, mask=only(keep, case.mask))
     case.assert_right(kernel.run(case))
 
 
@@ -127,9 +157,9 @@ def test_large_logits(make_case: Cases, kernel: Kernel) -> None:
 
 def test_halves_of_a_mask_merge_into_the_whole(make_case: Cases, kernel: Kernel) -> None:
     case = kernel.case(make_case, grid=(2, 9, 26), heads=2, density=0.8)
-    keep = case.mask.block_map() > 0
-    half = (torch.rand(keep.shape, generator=torch.Generator().manual_seed(1)) < 0.5).to(keep.device)
-    masks = [BlockMask.of(keep & part, case.mask.layout) for part in (half, ~half)]
+    kind = case.mask.block_map()
+    half = (torch.rand(kind.shape, generator=torch.Generator().manual_seed(1)) < 0.5).to(kind.device)
+    masks = [only(part, case.mask) for part in (half, ~half)]
     parts = [kernel.run(dataclasses.replace(case, mask=mask)) for mask in masks]
     case.assert_right(merge(*parts[0], *parts[1]))
 
@@ -142,31 +172,47 @@ def test_every_run_gives_the_same_bits(make_case: Cases, kernel: Kernel) -> None
         assert all(torch.equal(a, b) for a, b in zip(first, kernel.run(case), strict=True))
 
 
+def _real_sizes() -> Iterator[Any]:
+    for name, forms in FORMS.items():
+        for form in forms:
+            for shape in SHAPES:
+                if shape[-1] == form.d:
+                    yield pytest.param(name, form, shape, id=f"{name}-{form.label}-{shape[0]}")
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape[0])
-@pytest.mark.parametrize("block", [64, 128])
-@pytest.mark.parametrize("name", ["gluon", "tma", "portable"])
-def test_sampled_rows_at_real_sizes(name: str, block: int, shape: Any) -> None:
-    label, grid, text, _, d = shape
+@pytest.mark.parametrize(("name", "form", "shape"), list(_real_sizes()))
+def test_sampled_rows_at_real_sizes(name: str, form: Form, shape: Any) -> None:
     if torch.cuda.get_device_capability() != (9, 0) and name != "portable":
         pytest.skip("needs compute capability 9.0")
-    if (name, d, block) == ("gluon", 64, 64):
-        pytest.skip("gluon has no blocks of 64 at head dim 64")
-    q, k, v, mask = bench.Case(label, grid, text, 2, d, block, 0.1, "bfloat16").tensors("cuda")
-    out, lse = attention(q, k, v, mask, backend=name)
-    found = canary.compare(out, lse, q, k, v, Rows.of(mask), d**-0.5, None)
+    q, k, v, mask, bias = real_problem(form, shape, "cuda")
+    out, lse = attention(q, k, v, mask, key_bias=bias, backend=name)
+    found = canary.compare(out, lse, q, k, v, Rows.of(mask), form.d**-0.5, bias)
     assert all(x.ok for x in found), found
 
 
+def real_problem(form: Form, shape: Any, device: str) -> tuple[Any, ...]:
+    """q, k, v, mask and bias of two heads; windows are those of neighborhood attention."""
+    label, grid, text, _, d = shape
+    mask = None
+    if form.window:
+        layout = TokenLayout.of(VideoGrid(*grid), text, form.block)
+        mask = Neighborhood(block=form.block).plan(layout, 0.1, Site("attn1", 0, "self", "wan")).mask
+        assert mask is not None
+        assert (mask.block_map() == 1).any()
+    q, k, v, mask = bench.Case(label, grid, text, 2, d, form.block, 0.1, "bfloat16").tensors(device, mask)
+    generator = torch.Generator(device).manual_seed(1)
+    bias = torch.randn(1, 2, k.shape[1], generator=generator, device=device) if form.bias else None
+    return q, k, v, mask, bias
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["gluon", "tma", "portable"])
+@pytest.mark.parametrize("name", FORMS)
 def test_compute_sanitizer_finds_nothing(name: str) -> None:
     if shutil.which("compute-sanitizer") is None:
         pytest.skip("compute-sanitizer is not on the path; it comes with CUDA")
     if torch.cuda.get_device_capability() != (9, 0) and name != "portable":
         pytest.skip("needs compute capability 9.0")
     command = [sys.executable, "kernels/bench/sanitize.py", "--tools", "memcheck", "--backends", name]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

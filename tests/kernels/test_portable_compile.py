@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,21 @@ def test_triton(rows: list[dict[str, Any]], kernel: str) -> None:
 
 @pytest.mark.slow
 def test_gluon(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        if row["kernel"] == "gluon":
-            assert row["stack"] == 0, row
-            assert row["HGMMA"] > 0, row
-            assert row["UTMALDG"] > 0, row
-            # Scores and values of a tile, and of the first and the last: more would mean that they wait in turn.
-            groups = 2 if row["config"]["streams"] == 1 else 3
-            assert row["WARPGROUP.DEPBAR"] <= 4 * groups, row
+    found = [row for row in rows if row["kernel"] == "gluon"]
+    every = {(*form, *extras) for form, extras in product(gluon.CONFIGS, product((False, True), repeat=2))}
+    assert {(row["d"], row["block"], row["window"], row["bias"]) for row in found if row["dtype"] == "bf16"} == every
+    in_fp16, in_bf16 = (
+        {row["config"]["streams"] for row in found if row["dtype"] == dtype} for dtype in ("fp16", "bf16")
+    )
+    assert in_fp16 == in_bf16
+    for row in found:
+        assert row["stack"] == 0, row
+        assert "STL" not in row, row
+        assert row["HGMMA"] > 0, row
+        assert row["UTMALDG"] > 0, row
+        # Scores and values of a tile, and of the first and the last: more would mean that they wait in turn.
+        groups = 2 if row["config"]["streams"] == 1 else 3
+        assert row["WARPGROUP.DEPBAR"] <= 4 * groups, row
 
 
 def test_gluon_takes_what_it_is_given() -> None:
