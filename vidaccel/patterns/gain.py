@@ -29,8 +29,8 @@ from .sliding_window import SlidingWindow
 
 _LEAST_GPU_BLOCK = 64
 _SMALL_RATE = 0.6
-# Ours on an H200, over the time of a whole tile: what `estimate` counts with. Whether dense runs instead is decided by
-# `rate`, which is what kernels made for windows reach: it takes part in what a model computes, on every device.
+# Ours on an H200, over the time of a whole tile: what `estimate` counts with. The dense fallback uses `rate`, constants
+# and not timings, so that results do not depend on the machine.
 CUT_TIMES = 1.4
 # Merged keys carry a bias, which comes with each tile. Holes cost what they are of a tile, no more.
 BIASED_TIMES = 1.2
