@@ -49,7 +49,7 @@ class Film:
 
     def _repr_jpeg_(self) -> bytes:
         target = io.BytesIO()
-        self.sheet.save(target, "jpeg", quality=80, optimize=True)
+        self.sheet.save(target, "jpeg", quality=60, optimize=True)
         return target.getvalue()
 
 

@@ -41,7 +41,7 @@ ABOUT = {
         "A small autoregressive text-to-video model in the format of Wan 2.x: chunks of three latent frames, each "
         "drawn in a few steps beside the keys and values of the nine frames before it, for as long as one likes. "
         "Here is the transformer alone; autoencoder, words and text encoder are those of `wan-tiny`. "
-        "`vidaccel render --model sample-causal --frames 241` streams a video of it.",
+        '`vidaccel render --model sample-causal --frames 241 -p "a red circle moves right"` streams a video of it.',
         "CausalWanPipeline",
         "5 layers, 3 heads of 64, one token a latent place: 768 queries, at most 3,072 keys",
     ),

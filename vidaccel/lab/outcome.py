@@ -10,6 +10,7 @@ from typing import Any
 
 from ..files import replacing
 from ..recipe import Recipe
+from .rows import rounded
 from .trials import Row, describe
 from .tune import Aim
 
@@ -61,7 +62,7 @@ class Outcome:
 
     def save(self, folder: Path) -> list[Path]:
         """Write recipe.yaml (where there is a winner), result.json and report.md. Returns the files."""
-        texts = {"result.json": json.dumps(self.data(), indent=1) + "\n", "report.md": self.markdown()}
+        texts = {"result.json": json.dumps(rounded(self.data()), indent=1) + "\n", "report.md": self.markdown()}
         if self.winner is not None:
             texts = {"recipe.yaml": self.recipe.to_yaml(), **texts}
         for name, text in texts.items():

@@ -50,7 +50,7 @@ class Rows:
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row, its numbers to six digits, and write the file."""
-        self.rows.append(_rounded(row) | {"commit": self._about.get("commit")})
+        self.rows.append(rounded(row) | {"commit": self._about.get("commit")})
         if self._path is None:
             return
         # A row a line: a difference shows which rows are new.
@@ -68,10 +68,10 @@ class Rows:
         return {"schema": SCHEMA, **about}
 
 
-def _rounded(value: Any) -> Any:
-    """What was measured is not known to more digits."""
+def rounded(value: Any) -> Any:
+    """Plain data, numbers to six digits: what was measured is not known to more."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: rounded(each) for key, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list | tuple) else value
