@@ -12,6 +12,7 @@ from torch import nn
 from .caching import Cache, CachePolicy
 from .caching.cache import Trajectories
 from .caching.calibration import calibrated
+from .choices import Choices
 from .errors import InstallError, VidaccelWarning
 from .family import unwrap
 from .frontdoor import Clock, FrontDoor
@@ -110,8 +111,8 @@ def accelerate(
 
     Raises:
         InstallError: the pipeline has no transformer of a known family, is accelerated already, or nothing was asked.
-        PatternError: a density outside (0, 1], or one that the pattern cannot give.
-        RecipeError: an unknown pattern, cache, preset or setting.
+        PatternError: a density outside (0, 1], one that the pattern cannot give, or none for one that needs it.
+        RecipeError: an unknown pattern, cache, preset or setting, or a schedule that is none.
 
     Example:
         >>> with vidaccel.accelerate(pipe, "radial", density=0.25, cache="cg-taylor") as run:
@@ -143,7 +144,7 @@ def accelerate(
     clock, trace = Clock(lambda: getattr(pipe, "_num_timesteps", None)), Trace()
     installations: list[Installation] = []
     caches: list[Cache] = []
-    trajectories = Trajectories()
+    trajectories, choices = Trajectories(), Choices()
     try:
         for name, module in found.items():
             expert = {"transformer": "high", "transformer_2": "low"}[name] if len(found) == 2 else None
@@ -157,6 +158,7 @@ def accelerate(
                         clock=clock,
                         trace=trace,
                         expert=expert,
+                        choices=choices,
                     )
                 )
                 installations[-1].place()
@@ -213,7 +215,8 @@ def _policy(pipe: Any, cache: Any) -> CachePolicy | None:
     transformer = getattr(pipe, "transformer", None)
     if isinstance(transformer, nn.Module):
         module: Any = unwrap(transformer)
-        cache = calibrated(cache, type(module).__name__, getattr(module, "config", {}))
+        experts = 2 if isinstance(getattr(pipe, "transformer_2", None), nn.Module) else 1
+        cache = calibrated(cache, type(module).__name__, getattr(module, "config", {}), experts)
     return policy_from(cache)
 
 

@@ -3,7 +3,8 @@
 Idea: what a layer looks at changes slowly from step to step, so a choice may serve a few, and selection is paid once.
 Math: drift is the share of the blocks of a new choice that the one before it did not have. For choices that move tokens
     it is the share of key tokens, for a few queries.
-Cost: the memory of the choices: 14 MB a layer and guidance branch for 40 heads of 75,600 tokens at density 0.25.
+Cost: the memory of the choices, until a video's last step: 14 MB a layer and guidance branch for 40 heads of 75,600
+    tokens at density 0.25.
 Source: SVG2 (arXiv 2505.18875) starts its clusters from those of the step before; VMoBA and others reselect each n-th
     step.
 Limits: guidance branches must be told apart; each has its own choices.
@@ -29,7 +30,7 @@ class _Kept(NamedTuple):
 
 
 class Choices:
-    """The latest choice of each layer and guidance branch of one transformer."""
+    """The latest choice of each layer and guidance branch; two experts share one, as only one is at work."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str], _Kept] = {}
@@ -61,6 +62,10 @@ class Choices:
         if branch is not None and plan.reselect != 1:
             self._kept[site, branch] = _Kept(plan, choice, step, trajectory)
         return None if before is None else drift(before.choice, choice)
+
+    def forget(self, branch: str | None = None) -> None:
+        """Drop the choices of a guidance branch, or all."""
+        self._kept = {key: kept for key, kept in self._kept.items() if branch is not None and key[1] != branch}
 
     def _of(self, plan: Plan, site: str, branch: str | None, trajectory: int) -> _Kept | None:
         kept = None if branch is None else self._kept.get((site, branch))

@@ -11,15 +11,15 @@ from torch import nn
 
 from .checked import checked
 from .choices import Choices, kept_share
-from .errors import InstallError, PatternError, VidaccelWarning
+from .errors import InstallError, VidaccelWarning
 from .exchange import Exchange
 from .family import Call, attn_processors_of, place_processors, unwrap
 from .frontdoor import Clock, FrontDoor
 from .grid import Site, TokenLayout
 from .guide import Guide
-from .patterns import FreeSwim, Pattern, Plan, advice, would_lose
+from .patterns import FreeSwim, Pattern, Plan, advice, check_density, check_given, would_lose
 from .ranks import HeadPart, Ranks
-from .schedule import DENSE, Schedule, Step
+from .schedule import DENSE, Schedule, Step, check_schedule
 from .trace import CallRecord, Trace
 from .wrapping import SparseAttnProcessor
 
@@ -49,6 +49,7 @@ class Installation:
         density: float | None,
         schedule: Schedule,
         stand_in: object | None,
+        choices: Choices | None = None,
     ) -> None:
         self.door = door
         self.pattern = pattern
@@ -63,7 +64,7 @@ class Installation:
         self._losing: set[tuple[Any, ...]] = set()
         self._texts: dict[tuple[Any, ...], Plan] = {}
         self._exchanges: dict[tuple[Any, ...], Exchange] = {}
-        self.choices = Choices()
+        self.choices = choices or Choices()
         self._stand_in = stand_in
         self._layers = 1 + max(site.index for site in self.sites)
         self._unsubscribe = door.subscribe(self)
@@ -88,6 +89,7 @@ class Installation:
         trace: Trace | None = None,
         expert: str | None = None,
         stand_in: object | None = None,
+        choices: Choices | None = None,
     ) -> Installation:
         """Prepare a pattern for a transformer; `place` puts it there.
 
@@ -101,15 +103,17 @@ class Installation:
             trace: records calls.
             expert: "high" or "low".
             stand_in: an object that the user will set as the one processor of all layers.
+            choices: shared by two experts.
 
         Raises:
             InstallError: the transformer is accelerated already, has no site, or its class is unknown.
-            PatternError: a density outside (0, 1].
+            PatternError: a density outside (0, 1], none for a pattern that needs one, or one beside a window.
+            RecipeError: a schedule that is none.
         """
-        if density is not None and not 0 < density <= 1:
-            raise PatternError(
-                f"density {density} was asked for; it is the fraction of pairs kept, in (0, 1], 1 is dense"
-            )
+        check_schedule(schedule)
+        check_density(density)
+        for asked in schedule.asked(expert, density):
+            check_given(pattern, asked)
         if cls.on(transformer) is not None:
             raise InstallError(
                 f"this {type(unwrap(transformer)).__name__} is accelerated already; "
@@ -117,12 +121,20 @@ class Installation:
             )
         if density == DENSE and pattern.name != "dense":
             warnings.warn(
-                "density 1 keeps every pair: all layers run on the dense backend", VidaccelWarning, stacklevel=4
+                "density 1 keeps every pair: all layers run on the dense backend", VidaccelWarning, stacklevel=3
+            )
+        if schedule.expert and expert is None:
+            warnings.warn(
+                f"the schedule gives expert {', '.join(sorted(schedule.expert))} a density, which has no effect: this "
+                f"{type(unwrap(transformer)).__name__} is not one of two experts; drop it, or accelerate a pipeline "
+                "that has a transformer_2",
+                VidaccelWarning,
+                stacklevel=3,
             )
         door = FrontDoor.of(transformer, clock or Clock(num_inference_steps), trace, expert)
         if not door.family.sites(door.transformer):
             raise InstallError(f"{type(door.transformer).__name__} has no video self-attention to make sparse")
-        return cls(door, pattern, density, schedule, stand_in)
+        return cls(door, pattern, density, schedule, stand_in, choices)
 
     @staticmethod
     def on(transformer: nn.Module) -> Installation | None:
@@ -160,6 +172,7 @@ class Installation:
         if self._guide is not None:
             self._guide.remove()
         self._unsubscribe()
+        self.choices.forget()
         return changed
 
     def _current(self) -> dict[str, Any]:
@@ -176,6 +189,12 @@ class Installation:
         if self._stand_in is not None and any(p is self._stand_in for p in current.values()):
             self.place()
             current = self._current()
+        if (
+            self.density_requested != DENSE
+            and (told := self.schedule.covers(step.total, self._layers))
+            and self.door.trace.note(told)
+        ):
+            warnings.warn(told, VidaccelWarning, stacklevel=2)
         displaced = [site.name for site in self.sites if current[site.name] is not self.processors[site.name]]
         if displaced and self.door.trace.note(
             f"{len(displaced)} layers, such as {displaced[0]}, do not hold our processor"
@@ -210,13 +229,17 @@ class Installation:
             self._guide.before(call, step, record)
 
     def after(self, record: CallRecord) -> None:
-        """Take the plans away; say so where fewer layers ran sparse than were scheduled."""
+        """Take the plans away, after the last step the choices too; say so where fewer layers ran than scheduled."""
         for name, processor in self.processors.items():
             if processor.plan is not None and not record.failed:
                 self._look_at(processor, name, record)
             processor.plan = processor.valid = processor.held = processor.chosen = processor.exchange = None
         if self._guide is not None:
             self._guide.after(record)
+        if record.failed:
+            self.choices.forget()
+        elif record.branch is not None and record.step + 1 == record.total:
+            self.choices.forget(record.branch)
         missing = len(record.scheduled) - len(record.kernels)
         if missing and not record.failed:
             self.door.trace.note(

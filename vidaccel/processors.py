@@ -28,6 +28,7 @@ from .patterns import (
     TempCache,
     TopK,
     Union,
+    check_given,
 )
 from .schedule import Schedule
 from .wrapping import SparseAttnProcessor
@@ -50,6 +51,7 @@ class NamedAttnProcessor:
 
     Raises:
         InstallError: at the first call, when neither `transformer` nor `grid` was given.
+        PatternError: a density that the pattern cannot have, or none where it needs one.
     """
 
     pattern_type: type[Pattern]
@@ -68,6 +70,8 @@ class NamedAttnProcessor:
         self._density = density
         self._grid = None if grid is None else VideoGrid(*grid)
         self._fixed: dict[torch.device, Plan] = {}
+        if grid is not None:
+            check_given(self._pattern, density)
         if grid is not None and isinstance(self._pattern, FreeSwim) and self._pattern.guide:
             raise InstallError(
                 f"{type(self).__name__} with guide= needs the transformer, to give it a second path; "

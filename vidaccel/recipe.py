@@ -22,9 +22,9 @@ from typing import Any, cast, get_type_hints
 import yaml
 
 from .caching import POLICIES, CachePolicy
-from .errors import PatternError, RecipeError
-from .patterns import PATTERNS, Pattern
-from .schedule import Schedule
+from .errors import RecipeError
+from .patterns import PATTERNS, Pattern, check_density
+from .schedule import Schedule, check_schedule
 
 # A recipe is a page of text; a larger file is something else, or an attempt to exhaust memory.
 _MOST_BYTES = 64 * 1024
@@ -51,10 +51,8 @@ class Recipe:
     evidence: str | None = None
 
     def __post_init__(self) -> None:
-        if self.density is not None and not 0 < self.density <= 1:
-            raise PatternError(
-                f"density {self.density} was asked for; it is the fraction of pairs kept, in (0, 1], 1 is dense"
-            )
+        check_density(self.density)
+        check_schedule(self.schedule)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
@@ -229,7 +227,11 @@ def _build(cls: type[Any], settings: Any, what: str) -> Any:
         n for n, f in wanted.items() if n not in settings and f.default is MISSING and f.default_factory is MISSING
     ]
     if missing:
-        raise RecipeError(f"{what} needs {', '.join(missing)}")
+        part, _, name = what.partition(" ")
+        how = (
+            f"; give it in a recipe, {part}: {{name: {name}, {missing[0]}: ...}}, or with --set {part}.{missing[0]}=..."
+        )
+        raise RecipeError(f"{what} needs {', '.join(missing)}{how if part in ('attention', 'cache') else ''}")
     return cls(**settings)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import RecipeError
 
 DENSE = 1.0
+# Guiders of diffusers know variants such as cond_skip, and pipelines that guide in one call name it cond_uncond.
+_BRANCH = re.compile(r"(un)?cond(_\w+)?")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Schedule:
             for key, value in getattr(self, name).items():
                 if not 0 < value <= 1:
                     raise RecipeError(f"{name} {key!r} has density {value}; a density lies in (0, 1], 1 is dense")
+        if strange := [key for key in self.branch if not _BRANCH.fullmatch(str(key))]:
+            raise RecipeError(f"branch {strange[0]!r} is unknown; guidance has 'cond' and 'uncond'")
         if unknown := set(self.expert) - {"high", "low"}:
             raise RecipeError(f"expert {sorted(unknown)[0]!r} is unknown; Wan 2.2 has 'high' and 'low' (noise)")
 
@@ -108,6 +114,32 @@ class Schedule:
             return DENSE
         if layer in self._layers(layers):
             return DENSE
+        return self._named(branch, expert, density)
+
+    def asked(self, expert: str | None, density: float | None) -> set[float | None]:
+        """Every density that a sparse call may be asked for, from those of branch, expert and run; arguments as above.
+
+        None stands for the pattern's own.
+        """
+        return {self._named(branch, expert, density) for branch in {"cond", "uncond", *self.branch}} - {DENSE}
+
+    def covers(self, steps: int | None, layers: int) -> str | None:
+        """What keeps every layer of every step dense, and what to do, in words; None where something may run sparse.
+
+        Args:
+            steps: of the trajectory, None where unknown.
+            layers: of the transformer.
+        """
+        count = len(self._layers(layers))
+        if count >= layers:
+            what = f"dense_layers={self.dense_layers} is all of the {layers} layers of this transformer"
+        elif steps is not None and _count(self.dense_steps, steps) + _count(self.dense_last_steps, steps) >= steps:
+            what = f"dense_steps={self.dense_steps} and dense_last_steps={self.dense_last_steps} are all {steps} steps"
+        else:
+            return None
+        return f"the schedule keeps everything dense, so that attention gains nothing: {what}; ask for fewer"
+
+    def _named(self, branch: str | None, expert: str | None, density: float | None) -> float | None:
         named = [table.get(key or "") for table, key in ((self.branch, branch), (self.expert, expert))]
         return max((value for value in named if value is not None), default=density)
 
@@ -117,6 +149,14 @@ class Schedule:
         if outside := [n for n in self.dense_layers if not -layers <= n < layers]:
             raise RecipeError(f"dense layer {outside[0]} was asked for; this transformer has layers 0 to {layers - 1}")
         return frozenset(n % layers for n in self.dense_layers)
+
+
+def check_schedule(value: Any) -> None:
+    """Raise RecipeError unless it is a schedule."""
+    if not isinstance(value, Schedule):
+        raise RecipeError(
+            f"schedule {value!r:.80} was given; it takes a vidaccel.Schedule, such as Schedule(dense_steps=0.25)"
+        )
 
 
 def _count(value: int | float, total: int) -> int:

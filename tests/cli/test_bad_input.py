@@ -60,6 +60,10 @@ def record(invoke: Callable, wan: Path) -> dict:
         (["--recipe", "wan-tiny", "--set", "attention.block"], 2, ["key=value"]),
         (["--recipe", "wan-tiny", "--set", "attention.block=17"], 2, ["17", "128"]),
         (["--recipe", "wan-tiny", "--dense-steps", "many"], 2, ["--dense-steps", "'many'"]),
+        (["--attention", "topk"], 2, ["topk has no density of its own", "--density"]),
+        (["--attention", "union"], 2, ["union needs parts", "--set attention.parts="]),
+        (["--cache", "replay"], 2, ["replay needs computed", "--set cache.computed="]),
+        (["--cache", "replay", "--set", "cache.colour=red"], 2, ["'colour'", "computed"]),
         (["--steps", "0"], 2, ["num_inference_steps 0", "1 to 1000"]),
         (["--guidance", "nan"], 2, ["guidance_scale"]),
         (["--fps", "0"], 2, ["fps"]),
@@ -266,7 +270,7 @@ def test_bad_records(invoke: Callable, failed: Callable, record: dict, change: d
 
 
 def test_files_without_a_record(invoke: Callable, failed: Callable, tmp_path: Path) -> None:
-    failed(invoke("rerun", "missing.mp4"), 1, "missing.mp4")
+    failed(invoke("rerun", "missing.mp4"), 2, "missing.mp4", "no such file")
     (tmp_path / "text.mp4").write_text("#EXTM3U\nfile:///etc/passwd\n")
     failed(invoke("rerun", "text.mp4"), 1, "not an mp4")
     video.write(tmp_path / "list.mp4", FRAMES, 8, {})

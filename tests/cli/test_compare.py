@@ -107,5 +107,5 @@ def test_reports_of_anybody_are_left_out(invoke: Callable[..., Result], tmp_path
 def test_what_cannot_be_compared(invoke: Callable[..., Result], failed: Callable[..., None]) -> None:
     failed(invoke("compare", "dense.mp4"), 2, "two or more")
     failed(invoke("compare", "dense.mp4", "short.mp4"), 1, "must agree")
-    failed(invoke("compare", "dense.mp4", "none.mp4"), 1, "none.mp4")
+    failed(invoke("compare", "dense.mp4", "none.mp4"), 2, "none.mp4", "no such file")
     failed(invoke("compare", "dense.mp4", "dense.mp4"), 1, "same name")

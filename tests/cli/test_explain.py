@@ -27,7 +27,7 @@ def test_a_recipe_is_explained(invoke: Callable[..., Result], wan: Path, tmp_pat
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert list(data["patterns"]) == ["topk"]
-    assert data["why"]["schedule"][0].startswith("steps 0 of 3 and layers none of 2 run dense")
+    assert data["why"]["schedule"][0].startswith("dense: step 0 (of 3), no layer (of 2)")
     assert "where the schedule stays dense topk would keep" in data["why"]["schedule"][1]
 
 

@@ -228,6 +228,28 @@ def test_dry_run(invoke: Callable, wan: Path, tmp_path: Path, monkeypatch: pytes
     assert not names(tmp_path)
 
 
+def test_dry_run_says_that_all_is_dense(invoke: Callable, wan: Path) -> None:
+    result = invoke(*RED, "-m", wan, *SPARSE, "--dense-layers", "99", "--dry-run")
+    assert "dense_layers=99 is all of the 2 layers" in result.output
+
+
+def test_orders_are_told_in_words(invoke: Callable, wan: Path) -> None:
+    options = [*RED, "-m", wan, "-a", "topk", "-d", "0.5", "--set", "attention.block=16", "--dry-run"]
+    size = ["--frames", "25", "--height", "80", "--width", "176"]
+    (plan,) = json.loads(invoke(*options, *size, "--format", "json").stdout)["plans"]
+    assert plan["tile"] == "rods (1, 5)"
+
+
+def test_a_cache_is_built_from_its_settings(invoke: Callable, wan: Path) -> None:
+    """Replay has no usual values, so that its name alone is no policy."""
+    options = [*RED, "-m", wan, "-c", "replay", "--set", "cache.computed=[0, 1, 2]", "--dry-run", "--format", "json"]
+    for more in ([], ["-a", "dense"]):
+        result = invoke(*options, *more)
+        assert result.exit_code == 0, result.output
+        recipe = json.loads(result.stdout)["recipe"]
+        assert (recipe["cache"]["name"], recipe["cache"]["computed"]) == ("replay", [0, 1, 2])
+
+
 def test_dry_run_tells_what_the_run_does(invoke: Callable, wan: Path) -> None:
     options = [*RED, "-m", wan, *SPARSE, "--dense-layers", "1", "--format", "json"]
     planned = json.loads(invoke(*options, "--dry-run").stdout)

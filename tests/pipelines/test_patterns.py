@@ -232,6 +232,29 @@ def test_choices_serve_two_steps(wan: Any, render: Any, pattern: Any) -> None:
     torch.testing.assert_close(latents, render(wan, "ragged"), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("pattern", [TopK(block=16, reselect=9), FlashBlock(TopK(block=16))], ids=lambda p: p.name)
+def test_choices_are_given_back_after_the_last_step(make_wan: Any, render: Any, pattern: Any) -> None:
+    """Before the VAE decodes, and of both experts."""
+    for pipe, kept in ((make_wan(), 6), (make_wan(experts=True), 6)):
+        with vidaccel.accelerate(pipe, pattern, density=0.5, schedule=EVERYWHERE) as run:
+            counts = []
+
+            def count(pipe: Any, step: int, timestep: Any, given: Any, run: Any = run, to: Any = counts) -> Any:
+                to.append(len(run._installations[0].choices._kept))
+                return {}
+
+            render(pipe, steps=4, callback_on_step_end=count)
+            assert counts == [kept] * 3 + [0]
+            with pytest.raises(RuntimeError):
+                render(pipe, steps=4, callback_on_step_end=interrupt)
+            assert run._installations[0].choices._kept
+        assert not run._installations[0].choices._kept
+
+
+def interrupt(*_: Any) -> Any:
+    raise RuntimeError("enough")
+
+
 def test_the_trace_has_the_density_that_was_kept(wan: Any, render: Any) -> None:
     with vidaccel.accelerate(wan, TopK(top_p=0.5, block=16), density=0.6, schedule=EVERYWHERE) as run:
         render(wan, "ragged", steps=2)
@@ -327,6 +350,38 @@ def test_a_pattern_that_keeps_everything_says_so(wan: Any, render: Any) -> None:
     pattern = FreeSwim(block=16)
     with vidaccel.accelerate(wan, pattern), pytest.warns(UserWarning, match="keeps every pair at this size"):
         render(wan)
+
+
+NEEDY = ["ann", "flashblock", "light-forcing", "neighborhood", "pyramid", "sliding-window", "svg", "tempcache", "topk"]
+
+
+@pytest.mark.parametrize("name", NEEDY)
+def test_who_needs_a_density_says_so_before_anything_runs(wan: Any, name: str) -> None:
+    stock = dict(wan.transformer.attn_processors)
+    named = {cls.pattern_type.name: cls for cls in processors.NamedAttnProcessor.__subclasses__()}[name]
+    for ask in (
+        lambda: vidaccel.accelerate(wan, name),
+        lambda: vidaccel.attn_processors(wan.transformer, name),
+        lambda: named(wan.transformer),
+        lambda: named(grid=(3, 4, 4)),
+        lambda: vidaccel.accelerate(wan, PerLayer({0: Radial(), 1: {"name": name}})),
+        lambda: vidaccel.accelerate(wan, name, schedule=Schedule(branch={"uncond": 0.3})),
+    ):
+        with pytest.raises(PatternError, match="no density of its own"):
+            ask()
+    assert wan.transformer.attn_processors == stock
+    vidaccel.accelerate(wan, name, schedule=Schedule(branch={"cond": 0.5, "uncond": 0.3})).remove()
+    vidaccel.accelerate(wan, name, density=0.4).remove()
+
+
+def test_a_density_beside_what_decides_it_is_refused_before_anything_runs(wan: Any) -> None:
+    for pattern in (Radial(decay=0.2), Neighborhood((3, 3, 3)), FreeSwim(native=(4, 4)), Union((Radial(decay=0.2),))):
+        with pytest.raises(PatternError, match="were both given"):
+            vidaccel.attn_processors(wan.transformer, pattern, density=0.4)
+    with pytest.raises(PatternError, match=r"one in 5, take 0\.200 already"):
+        vidaccel.accelerate(wan, FlashBlock(), density=0.1)
+    with pytest.raises(PatternError, match="'ranked' has no density of its own"):
+        vidaccel.accelerate(wan, Radial(rule="ranked"))
 
 
 def test_parameters_that_do_not_fit_the_video(wan: Any, render: Any) -> None:

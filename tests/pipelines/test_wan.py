@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vidaccel
-from vidaccel.errors import InstallError, RecipeError
+from vidaccel.errors import InstallError, PatternError, RecipeError
 from vidaccel.patterns import Radial
 from vidaccel.processors import RadialAttnProcessor
 from vidaccel.schedule import Schedule
@@ -260,6 +260,54 @@ def test_density_one_runs_dense_and_says_so(wan: Any, render: Any) -> None:
     with pytest.warns(UserWarning, match="density 1"), accelerate(wan, 1.0) as run:
         assert torch.equal(render(wan), stock)
     assert not any(call.kernels for call in run.trace.calls)
+
+
+@pytest.mark.parametrize("make", [vidaccel.accelerate, vidaccel.attn_processors, RadialAttnProcessor])
+def test_warnings_of_a_call_name_its_line(wan: Any, make: Any) -> None:
+    on = wan if make is vidaccel.accelerate else wan.transformer
+    given = () if make is RadialAttnProcessor else (RADIAL,)
+    with pytest.warns(UserWarning, match="density 1") as told:
+        make(on, *given, density=1.0)
+    assert [each.filename for each in told] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (Schedule(dense_layers=99), "dense_layers=99 is all of the 3 layers"),
+        (Schedule(dense_steps=50), "dense_steps=50 and dense_last_steps=0 are all 2 steps"),
+        (Schedule(dense_last_steps=1.0), "are all 2 steps"),
+    ],
+)
+def test_an_all_dense_schedule_is_told_once(wan: Any, render: Any, schedule: Schedule, words: str) -> None:
+    with accelerate(wan, 0.4, schedule) as run:
+        with pytest.warns(UserWarning, match=words) as told:
+            render(wan, steps=2)
+        assert len(told) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            render(wan, steps=2)
+    assert any(words in note for note in run.trace.notes)
+
+
+def test_an_expert_that_is_none_is_told(wan: Any, make_wan: Any) -> None:
+    with pytest.warns(UserWarning, match="expert low a density, which has no effect") as told:
+        accelerate(wan, 0.4, Schedule(expert={"low": 0.3})).remove()
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        accelerate(make_wan(experts=True), 0.4, Schedule(expert={"low": 0.3})).remove()
+
+
+def test_arguments_of_another_kind_are_named(wan: Any) -> None:
+    with pytest.raises(RecipeError, match=r"takes a vidaccel.Schedule"):
+        accelerate(wan, schedule={"dense_steps": 1})
+    with pytest.raises(RecipeError, match=r"takes a vidaccel.Schedule"):
+        vidaccel.attn_processors(wan.transformer, RADIAL, density=0.4, schedule={"dense_steps": 1})
+    with pytest.raises(PatternError, match="density 'a' was asked for"):
+        accelerate(wan, "a")
+    with pytest.raises(PatternError, match="density 'a' was asked for"):
+        vidaccel.attn_processors(wan.transformer, RADIAL, density="a")
 
 
 def test_the_users_backend_reaches_dense_layers(wan: Any) -> None:

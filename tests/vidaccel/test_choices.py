@@ -104,3 +104,16 @@ def test_keep_measures_drift_from_the_choice_before():
     assert choices.keep(plan, "a", "cond", 0, 1, old) is None
     assert float(choices.keep(plan, "a", "cond", 2, 1, new)) == float(drift(old, new)) > 0
     assert choices.keep(plan, "a", "cond", 0, 2, old) is None
+
+
+def test_what_is_forgotten():
+    plan = replace(plan_of(), reselect=5)
+    choices, choice = Choices(), choice_of(plan)
+    for site in ("a", "b"):
+        for branch in ("cond", "uncond"):
+            choices.keep(plan, site, branch, 0, 1, choice)
+    choices.forget("cond")
+    assert choices.held(plan, "a", "cond", 1, 1) is None
+    assert choices.held(plan, "b", "uncond", 1, 1) is choice
+    choices.forget()
+    assert choices.held(plan, "b", "uncond", 1, 1) is None

@@ -64,8 +64,42 @@ def test_unknown_number_of_steps(schedule: Schedule) -> None:
         ({"branch": {"cond": 0}}, r"density lies in \(0, 1\]"),
         ({"expert": {"middle": 0.5}}, "'high' and 'low'"),
         ({"dense_layers": -1}, "dense_layers"),
+        ({"branch": {"uncondd": 0.2}}, "'uncondd' is unknown; guidance has 'cond' and 'uncond'"),
     ],
 )
 def test_wrong_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Schedule(**settings)
+
+
+def test_branches_of_guiders_are_known() -> None:
+    assert Schedule(branch={"cond_skip": 1.0, "cond_uncond": 0.5, "uncond": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "words"),
+    [
+        (Schedule(dense_layers=99), None, "dense_layers=99 is all of the 6 layers"),
+        (Schedule(dense_layers=(0, 1, 2, -3, -2, -1)), 20, "is all of the 6 layers"),
+        (Schedule(dense_steps=20), 20, "dense_steps=20 and dense_last_steps=0 are all 20 steps"),
+        (Schedule(dense_steps=0.5, dense_last_steps=0.5), 20, "are all 20 steps"),
+        (Schedule(dense_last_steps=1.0), None, None),
+        (Schedule(dense_steps=19), 20, None),
+        (Schedule(dense_layers=5, dense_steps=0.5), 20, None),
+        (Schedule(), 1, None),
+    ],
+)
+def test_what_leaves_nothing_to_run_sparse(schedule: Schedule, steps: int | None, words: str | None) -> None:
+    told = schedule.covers(steps, 6)
+    assert told is None if words is None else words in str(told)
+    if steps is not None:
+        calls = [(Step(n, steps, 1.0, n == 0), layer) for n in range(steps) for layer in range(6)]
+        run = [schedule.density(step, layer, 6, None, None, 0.2) for step, layer in calls]
+        assert (told is not None) == all(density == DENSE for density in run)
+
+
+def test_what_a_pattern_may_be_asked_for() -> None:
+    assert Schedule().asked(None, 0.3) == {0.3}
+    assert Schedule(branch={"uncond": 0.2}).asked(None, None) == {None, 0.2}
+    assert Schedule(branch={"uncond": 0.2, "cond": 1.0}).asked(None, None) == {0.2}
+    assert Schedule(expert={"high": 1.0, "low": 0.4}).asked("high", 0.3) == set()

@@ -43,7 +43,7 @@ ARROWS = {
     "pipelines": BELOW | {"blocks", "exchange", "family", "frontdoor", "kernels", "patterns", "reuse", "streaming"},
     "recipe": BELOW | {"caching", "patterns", "schedule"},
     "report": BELOW | {"patterns", "recipe"},
-    "api": BELOW | {"caching", "family", "frontdoor", "install", "patterns", "recipe", "report", "schedule"},
+    "api": BELOW | {"caching", "choices", "family", "frontdoor", "install", "patterns", "recipe", "report", "schedule"},
     "render": BELOW
     | {"_samples", "api", "caching", "family", "patterns", "pipelines", "recipe", "report", "reuse", "schedule"}
     | {"parallel", "streaming"},

@@ -23,7 +23,7 @@ from ..files import replacing
 from . import POLICIES
 from .goal import Goal
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class Calibration:
         return path
 
     @classmethod
-    def load(cls, model: str) -> Calibration:
-        """The calibration of a model.
+    def load(cls, model: str, called: str = "") -> Calibration:
+        """The calibration of a model, by its `model_key`; `called` is what the user calls it.
 
         Raises:
             RecipeError: there is none, or it cannot be read.
@@ -108,13 +108,22 @@ class Calibration:
         path = _path(model)
         if not path.is_file():
             raise RecipeError(
-                f"a cache with a goal was asked for, but this model ({model}) was never calibrated on this machine; "
-                "run `vidaccel calibrate --model ...` once, or name a cache such as cg-taylor"
+                f"a cache with a goal was asked for, but {called or 'this model'} was never calibrated on this machine "
+                f"(there is no {path}); run `vidaccel calibrate --model {called or '...'}` once, or name a cache such "
+                "as cg-taylor"
             )
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
+            if data["schema"] != SCHEMA:
+                # Before 3, models of one size shared a file, whatever the number of their experts.
+                raise RecipeError(
+                    f"calibration {path} was made by an older vidaccel, which took models of one size for each other; "
+                    f"run `vidaccel calibrate --model {called or '...'}` again"
+                )
             curves = tuple(Curve(each["cache"], tuple(map(_point, each["points"]))) for each in data["curves"])
             return cls(data["model"], int(data["steps"]), tuple(data["prompts"]), curves)
+        except RecipeError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(f"calibration {path} cannot be read ({error}); run `vidaccel calibrate` again") from None
 
@@ -153,14 +162,27 @@ def knob(cache: str) -> str | None:
     return next((name for name in ("threshold", "share") if hasattr(POLICIES[cache], name)), None)
 
 
-def model_key(transformer_class: str, config: Mapping[str, Any]) -> str:
-    """What calibrations of a transformer are filed under: its class and size."""
+def model_key(transformer_class: str, config: Mapping[str, Any], experts: int) -> str:
+    """What calibrations of a pipeline are filed under: its transformer's class and size, and how many of them it has.
+
+    Wan 2.1 14B and Wan 2.2 A14B differ in their number alone.
+    """
     names = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels")
-    return "-".join([transformer_class, *(str(config.get(name)) for name in names)])
+    several = [f"{experts}-experts"] if experts > 1 else []
+    return "-".join([transformer_class, *(str(config.get(name)) for name in names), *several])
 
 
-def calibrated(cache: Any, transformer_class: str, config: Mapping[str, Any]) -> Any:
+def calibrated(
+    cache: Any, transformer_class: str, config: Mapping[str, Any], experts: int = 1, called: str = ""
+) -> Any:
     """What `cache` means: a goal becomes the policy that reaches it, as plain data; anything else stays as it is.
+
+    Args:
+        cache: a goal, or anything else.
+        transformer_class: name of the transformer's class.
+        config: of the transformer.
+        experts: how many transformers the pipeline has.
+        called: what the user calls the model, for errors.
 
     Raises:
         RecipeError: see `Calibration`.
@@ -168,7 +190,7 @@ def calibrated(cache: Any, transformer_class: str, config: Mapping[str, Any]) ->
     if not (isinstance(cache, str) and cache.startswith("auto:")):
         return cache
     Goal.of(cache.removeprefix("auto:"))  # What is no goal is told before what was never calibrated.
-    return Calibration.load(model_key(transformer_class, config)).policy_for(cache)
+    return Calibration.load(model_key(transformer_class, config, experts), called).policy_for(cache)
 
 
 def usual_threshold(cache: str, family: str) -> float | None:

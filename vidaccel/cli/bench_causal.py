@@ -21,7 +21,7 @@ def causal(
     sink: Annotated[int, typer.Option(min=0, help="First frames that stay visible.")] = 3,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Dense, and the rival of this name, or those with this in theirs; again for more."),
+        typer.Option(help="Run dense and the method of this name, or those with TEXT in theirs; repeatable."),
     ] = None,
     layers: Annotated[int, typer.Option(min=1, help="Layers of the model; 30 is Wan 2.1 1.3B.")] = 30,
     compiled: Annotated[

@@ -17,9 +17,9 @@ def model(
     name: Annotated[
         str, typer.Option("--model", "-m", help="A released model, such as wan2.1-14b.", rich_help_panel=_WHAT)
     ],
-    height: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel=_WHAT)] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel=_WHAT)] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames.", rich_help_panel=_WHAT)] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=_WHAT)] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=_WHAT)] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames.", rich_help_panel=_WHAT)] = None,
     attention: Annotated[
         str, typer.Option("--attention", "--patterns", "-a", help="Patterns: radial,topk.", rich_help_panel=_WHAT)
     ] = "radial",
@@ -31,10 +31,10 @@ def model(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(help="Time whole videos of so many steps, 12 of 50 computed.", rich_help_panel=_WHAT),
+        typer.Option(min=1, help="Time whole videos of so many steps, 12 of 50 computed.", rich_help_panel=_WHAT),
     ] = None,
     computed: Annotated[
-        int | None, typer.Option(help="How many of --steps are computed.", rich_help_panel=_WHAT)
+        int | None, typer.Option(min=1, help="How many of --steps are computed.", rich_help_panel=_WHAT)
     ] = None,
     guidance: Annotated[
         bool,
@@ -93,6 +93,10 @@ def model(
         found = replace(found, contexts=found.contexts[:1])
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"-o {output}: there is no folder {output.parent}; make it first")
+    if computed is not None and steps is None:
+        raise UsageError(f"--computed {computed} counts the steps of whole videos that are computed; add --steps")
+    if computed is not None and steps is not None and computed > steps:
+        raise UsageError(f"--computed {computed} was asked for of {steps} steps; give 1 to {steps}")
     where = check_device(device)
     kind = dtype or ("bfloat16" if where.startswith("cuda") else "float32")
     if kind not in DTYPES:

@@ -22,7 +22,9 @@ def parallel(
     attention: Annotated[
         str, typer.Option("--attention", "-a", help="Patterns, beside dense: radial,topk.", rich_help_panel=_WHAT)
     ] = "radial",
-    density: Annotated[float, typer.Option("--density", "-d", help="Of the patterns.", rich_help_panel=_WHAT)] = 0.25,
+    density: Annotated[
+        float, typer.Option("--density", "-d", help="Share of pairs that patterns keep.", rich_help_panel=_WHAT)
+    ] = 0.25,
     cache: Annotated[
         bool, typer.Option("--cache", help="Also a forecast step of cg-taylor.", rich_help_panel=_WHAT)
     ] = False,

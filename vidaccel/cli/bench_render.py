@@ -24,7 +24,7 @@ def render(
     width: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel=_WHAT)] = None,
     frames: Annotated[int | None, typer.Option(help="Frames.", rich_help_panel=_WHAT)] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", rich_help_panel=_WHAT)] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.", rich_help_panel=_WHAT)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.", rich_help_panel=_WHAT)] = 0,
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", help="Presets and files: wan-tiny,mine.yaml.", rich_help_panel=_WHO)
     ] = None,
@@ -32,7 +32,8 @@ def render(
         str | None, typer.Option("--attention", "-a", help="Patterns: radial,topk.", rich_help_panel=_WHO)
     ] = None,
     density: Annotated[
-        str, typer.Option("--density", "-d", help="Of each pattern: 0.25,0.5.", rich_help_panel=_WHO)
+        str,
+        typer.Option("--density", "-d", help="Share of pairs that each pattern keeps: 0.25,0.5.", rich_help_panel=_WHO),
     ] = "0.25",
     cache: Annotated[
         str | None, typer.Option("--cache", "-c", help="Caches: cg-taylor,teacache.", rich_help_panel=_WHO)

@@ -30,7 +30,7 @@ def calibrate(
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     format: FormatOption = Format.human,
 ) -> None:
@@ -72,7 +72,7 @@ def calibrate(
                 f"{name} forecast none of {total} steps up to {turned} {values[-1]:g}; try bolder ones, or more steps"
             )
         curves.append(Curve(name, tuple(points)))
-    key = model_key(found.index["transformer"][1], found.transformer)
+    key = model_key(found.index["transformer"][1], found.transformer, found.experts)
     path = Calibration(key, total, tuple(texts), tuple(curves)).save()
     rows: list[dict[str, Any]] = [
         {"cache": curve.cache, "knob": str(knob(curve.cache)), **vars(point)}

@@ -40,6 +40,8 @@ def compare(
     screen = Screen(format)
     if len(videos) < 2:
         raise UsageError("one video was given; two or more are compared, the first is the reference")
+    if missing := [path for path in videos if not path.exists()]:
+        raise UsageError(f"{missing[0]} was to be compared, but there is no such file; give videos, or folders of them")
     data = write_page(screen, videos, output)
     if screen.json({**data, "page": str(output)}) or screen.names([output]):
         return

@@ -16,7 +16,7 @@ def demo(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to show.")] = "a red circle moves right",
     model: Annotated[str, typer.Option("--model", "-m", help="A shipped sample, a folder, or a hub id.")] = "wan-tiny",
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="What runs sparse.")] = "wan-tiny",
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for videos and reports.")] = Path("out/demo"),
     format: FormatOption = Format.human,

@@ -13,12 +13,15 @@ def estimate(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="A released model; without one, a table of all.")
     ] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     attention: Annotated[str | None, typer.Option("--attention", "-a", help="A pattern, such as radial.")] = None,
-    density: Annotated[float | None, typer.Option("--density", "-d", help="Of the pattern, in (0, 1].")] = None,
+    density: Annotated[
+        float | None,
+        typer.Option("--density", "-d", help="Share of video-video pairs that the pattern keeps, in (0, 1]."),
+    ] = None,
     cache: Annotated[str | None, typer.Option("--cache", "-c", help="A caching policy, such as cg-taylor.")] = None,
     computed: Annotated[int | None, typer.Option(min=1, help="Steps that the cache computes, such as 12.")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A preset or a .yaml file.")] = None,
@@ -40,9 +43,11 @@ def estimate(
     whole = base.merge(attention=pattern_from(attention), density=density, cache=policy_from(cache))
     if density is not None and whole.attention is None:
         raise UsageError(f"density {density} was asked for without a pattern; add --attention, such as radial")
+    if density not in (None, 1) and whole.attention is not None and whole.attention.name == "dense":
+        raise UsageError(f"density {density} was asked for with --attention dense, which keeps all; drop one")
     if computed is not None and whole.cache is None:
         raise UsageError("--computed counts the steps that a cache computes; add --cache, such as cg-taylor")
-    if model is None and (height or width or frames):
+    if model is None and (height, width, frames) != (None, None, None):
         raise UsageError("a size was given without a model; add --model, such as wan2.1-14b")
     models = [real_model(model)] if model else [m for name, m in REAL_MODELS.items() if name != "wan-tiny"]
     found = [
@@ -114,6 +119,8 @@ def _pairs(found: dict[str, Any]) -> dict[str, object]:
         said["video, predicted"] = f"{found['video_s']:.0f} s, {found['video_speedup']:.2f} times faster"
     said["memory"] = (
         f"{found['peak_gib']:.1f} GiB: weights {found['weights_gib']:.1f}, activations {found['activations_gib']:.1f}"
+        + (f", cache {found['cache_gib']:.1f}" if "cache" in found else "")
+        + (f", kept from step to step {found['kept_gib']:.1f}" if found.get("kept_gib", 0) >= 0.05 else "")
         + ("" if found["fits"] else f"; more than an {found['gpu'].upper()} has")
     )
     return said

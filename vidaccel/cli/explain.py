@@ -24,7 +24,10 @@ def explain(
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", help="A preset or a file: explains its pattern and its schedule.")
     ] = None,
-    density: Annotated[float | None, typer.Option("--density", "-d", help="Of all of them, in (0, 1].")] = 0.35,
+    density: Annotated[
+        float | None,
+        typer.Option("--density", "-d", help="Share of video-video pairs that every pattern keeps, in (0, 1]."),
+    ] = 0.35,
     block: Annotated[int, typer.Option(help="Tokens of a block.")] = 64,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
@@ -34,7 +37,7 @@ def explain(
         str | None, typer.Option(help="Steps to look at, such as 0,10,19; first, middle and last without it.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Queries to look at in each layer.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     find_nan: Annotated[

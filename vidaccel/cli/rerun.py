@@ -45,6 +45,8 @@ def rerun(
     from .settings import guard
 
     screen = Screen(format)
+    if not video.is_file():
+        raise UsageError(f"{video} was to be made again, but there is no such file; give an mp4 that vidaccel wrote")
     data = files.read_record(video)
     job, reference, revision = read_job(data, attention)
     job = replace(

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import yaml
 
 from ..api import DEFAULT_SCHEDULE
+from ..caching import CachePolicy
 from ..caching.calibration import calibrated
 from ..errors import UsageError, VidaccelError
 from ..patterns import PATTERNS, Pattern
@@ -40,7 +41,7 @@ def build_recipe(
         RecipeError: an unknown pattern, preset or setting.
         PatternError: a density outside (0, 1].
     """
-    cache = calibrated(cache, model.index["transformer"][1], model.transformer)
+    cache = calibrated(cache, model.index["transformer"][1], model.transformer, model.experts, model.reference)
     of_cache = all(setting.startswith("cache.") for setting in settings)
     if attention == "dense":
         if recipe or density not in (None, 1) or not of_cache or any((schedule or {}).values()):
@@ -48,7 +49,9 @@ def build_recipe(
                 "attention dense leaves nothing for density, schedule, --set (but of the cache) or a recipe to decide; "
                 "drop them"
             )
-        return guard("--set", lambda: _override(DENSE.merge(cache=policy_from(cache)), scalars(settings)))
+        values = scalars(settings)
+        policy = guard("--set", lambda: _policy(cache, values))
+        return guard("--set", lambda: _override(DENSE.merge(cache=policy), values))
     own = model.reference if model.kind == "sample" and model.reference in presets() else None
     sparse = attention or density is not None or any((schedule or {}).values()) or not of_cache
     if recipe or own:
@@ -67,10 +70,18 @@ def build_recipe(
     }
     values |= scalars(settings)
     values |= {} if density is None else {"density": density}
-    base = base.merge(cache=policy_from(cache))
+    base = base.merge(cache=guard("--set", lambda: _policy(cache, values)))
     if attention and not (base.attention and base.attention.name == attention):
         base = guard("--set", lambda: _renamed(base, attention, values))
     return guard("--set", lambda: _override(base, values))
+
+
+def _policy(cache: Any, values: dict[str, Any]) -> CachePolicy | None:
+    """The policy that was named, built with the values that are its own; these are taken out of `values`."""
+    if cache is None:
+        return None
+    mine = {key.partition(".")[2]: values.pop(key) for key in list(values) if key.startswith("cache.")}
+    return policy_from({**({"name": cache} if isinstance(cache, str) else cache), **mine})
 
 
 def _renamed(recipe: Recipe, attention: str, values: dict[str, Any]) -> Recipe:

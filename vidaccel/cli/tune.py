@@ -55,7 +55,7 @@ def tune(
         str | None,
         typer.Option(help="Judge speed by counted work or by time; time on GPUs.", rich_help_panel=_HOW),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.", rich_help_panel=_HOW)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.", rich_help_panel=_HOW)] = 0,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_HOW)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", rich_help_panel=_HOW)] = None,
     output: Annotated[

@@ -9,6 +9,8 @@ Math: linear 2 n (4 w^2 + 2 w f [+ 2 w^2 where text has its own cross-attention]
     the schedule.
 Source: the scaling argument of Radial Attention (arXiv 2506.19852); `traffic.py` counts everything else, and
     `patterns.gain` knows what cut tiles and holes cost.
+Memory: what serves several steps (`choices`) is held for each layer that is ever sparse and each branch: lists of
+    blocks, and of FlashBlock the output and log-sum-exp of what they leave out.
 Limits: eager diffusers; embedding and head (a few thousandths) and the first call are left out; blocks count as chosen
     anew at every call (`reselect` 1).
 """
@@ -26,6 +28,8 @@ from ..errors import UsageError
 from ..family import Call, family_named
 from ..grid import Site, TokenLayout, VideoGrid
 from ..patterns import Pattern, Plan, advice, sparse_rate, would_lose
+from ..patterns.dynamic import EqualRows
+from ..patterns.flashblock import Kept
 from ..pipelines.zoo import RealModel, build, parameters
 from ..schedule import DENSE, Schedule, Step
 from .traffic import mask_bytes, selection, traffic
@@ -195,7 +199,13 @@ def estimate(
     """
     if gpu not in GPUS:
         raise UsageError(f"gpu {gpu!r} is unknown here; known: {', '.join(GPUS)}")
-    grid, steps = model.grid(*size), steps or model.steps
+    grid, steps = model.grid(*size), model.steps if steps is None else steps
+    if steps < 1:
+        raise UsageError(f"{steps} steps were asked for; give 1 or more")
+    if computed is not None and not 1 <= computed <= steps:
+        raise UsageError(f"{computed} computed steps were asked of {model.name}, which has {steps}; give 1 to {steps}")
+    if attention is not None and attention.name == "dense":
+        attention = None  # Dense layers run as they are.
     rates = GPUS[gpu]
     parts = Parts.of(model, grid, rates)
     calls = 2 if model.guidance == "two calls" and guidance else 1
@@ -232,6 +242,7 @@ def estimate(
         layout, site = _first_layer(model, grid, attention.block)
         plan = attention.plan(layout, density, site)
         useless = advice(attention, plan, layout, density, site, forced=schedule.even_if_slower)
+        told = [note for note in (useless, schedule.covers(steps, depth)) if note]
         if schedule.even_if_slower or not would_lose(attention, plan):
             shares = _sparse_shares(schedule, steps, depth, density)
         visited = kept_pairs(grid, model.joint_text, min(1.0, plan.visited))
@@ -245,7 +256,8 @@ def estimate(
             "visited_pairs": visited,
             "padding": 1 - grid.tokens / slots,
             "rule": plan.rule,
-            "notes": [*plan.notes, *([useless] if useless else [])],
+            "notes": [*plan.notes, *told],
+            "kept_gib": kept_bytes(plan, model, calls) * max(shares) / GIB,
             "selection_ms": selection,
             "sparse_ms": parts.sparse(visited, sparse_rate(plan, parts.rate), selection),
             "bound": parts.call / parts.bound(visited),
@@ -256,7 +268,8 @@ def estimate(
     if cache is not None:
         kept = estimate_bytes(cache, build(model, "meta", torch.bfloat16), grid, batch=model.batch, branches=calls)
         found |= {"cache": cache.name, "cache_gib": kept / GIB, "computed_steps": computed}
-    found["peak_gib"] = weights + held + found.get("cache_gib", 0.0) + (0.0 if attention else found["mask_gib"])
+    found["peak_gib"] = weights + held + (0.0 if attention else found["mask_gib"])
+    found["peak_gib"] += found.get("cache_gib", 0.0) + found.get("kept_gib", 0.0)
     found["fits"] = found["peak_gib"] < rates.gib
     if cache is None or computed is not None:
         ran = range(steps) if cache is None else spread(steps, computed or steps)
@@ -281,6 +294,23 @@ def choosing_ms(plan: Plan, model: RealModel, gpu: Gpu) -> float:
     """Milliseconds that all layers of a call spend on choosing blocks."""
     moved, calls = selection(plan, model)
     return 1e3 * sum(model.layers.values()) * (moved / gpu.memory + calls * _LAUNCH)
+
+
+def kept_bytes(plan: Plan, model: RealModel, calls: int) -> float:
+    """Bytes of the choices that serve several steps, were all layers sparse; see `choices`.
+
+    Args:
+        plan: of a layer.
+        model: whose layers.
+        calls: guidance branches.
+    """
+    if plan.reselect == 1:
+        return 0.0
+    layout = plan.layout
+    rest = layout.slots * (2 * model.head_dim + 4) if plan.residual is not None else 0
+    chosen = plan.select.part if isinstance(plan.select, Kept) else plan.select
+    lists = 4 * layout.video_blocks * chosen.kept if isinstance(chosen, EqualRows) else 0
+    return float(sum(model.layers.values()) * calls * model.batch * model.heads * (rest + lists))
 
 
 def _first_layer(model: RealModel, grid: VideoGrid, block: int) -> tuple[TokenLayout, Site]:

@@ -76,7 +76,7 @@ def _schedule(schedule: Schedule, steps: int, layers: int, density: float | None
     always = [layer for layer in range(layers) if all((step, layer) in dense for step in range(steps))]
     share = 1 - len(dense) / (steps * layers)
     return [
-        f"steps {_ranges(whole)} of {steps} and layers {_ranges(always)} of {layers} run dense; {share:.0%} of all "
+        f"dense: {_ranges('step', whole)} (of {steps}), {_ranges('layer', always)} (of {layers}); {share:.0%} of all "
         "calls of layers are sparse. The first steps fix what goes where: authors of patterns keep a quarter of them"
         if dense
         else f"every layer of every step is sparse: the schedule keeps nothing dense in {steps} steps",
@@ -111,12 +111,13 @@ def _dense(schedule: Schedule, steps: int, layers: int, density: float | None) -
     }
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2, 5"."""
+def _ranges(what: str, numbers: Sequence[int]) -> str:
+    """("step", [0, 1, 2, 5]) -> "steps 0-2, 5"."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and parts[-1][-1] == number - 1:
             parts[-1].append(number)
         else:
             parts.append([number])
-    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts) or "none"
+    text = ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+    return f"{what}{'s' * (len(numbers) > 1)} {text}" if text else f"no {what}"

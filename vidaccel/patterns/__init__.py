@@ -10,6 +10,7 @@ from .freeswim import FreeSwim
 from .gain import advice, break_even, sparse_rate, would_lose
 from .light_forcing import LightForcing
 from .neighborhood import Neighborhood
+from .parameters import check_density, check_given
 from .per_head import PerHead
 from .plan import Choice, Pattern, Plan, Select, Selection
 from .pyramid import Pyramid
@@ -61,6 +62,8 @@ __all__ = [
     "Union",
     "advice",
     "break_even",
+    "check_density",
+    "check_given",
     "sparse_rate",
     "would_lose",
 ]

@@ -23,7 +23,7 @@ from ..errors import PatternError
 from ..grid import Site, TokenLayout
 from ..kernels.select import best_blocks
 from .dynamic import EqualRows, check_dynamic, check_reselect, dynamic_plan, row_length
-from .parameters import check_sink
+from .parameters import check_needed, check_sink
 from .plan import Choice, Plan
 
 _PROBE = 16.0
@@ -112,6 +112,10 @@ class Ann:
         check_reselect(self.name, self.reselect)
         if not 1 <= self.bits <= _MOST_BITS:
             raise PatternError(f"ann bits={self.bits} was asked for; give 1 to {_MOST_BITS}")
+
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
+        check_needed(self.name, density)
 
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.

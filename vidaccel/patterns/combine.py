@@ -26,7 +26,7 @@ from ..order import Sides
 from .dynamic import EqualRows, dynamic_plan, row_length
 from .freeswim import FreeSwim
 from .neighborhood import Neighborhood
-from .parameters import check_density, check_sink
+from .parameters import check_density, check_given, check_sink
 from .plan import Pattern, Plan
 from .sliding_window import SlidingWindow
 from .solve import TOLERANCE
@@ -80,13 +80,29 @@ class Union:
         """Slots in a block."""
         return self.patterns[0].block
 
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
+        check_density(density)
+        first, *others = self.patterns
+        check_given(first, density)
+        for part in others:
+            try:
+                check_given(part, None)
+            except PatternError:
+                if not (knobs := " or ".join(getattr(part, "knobs", ()))):
+                    raise
+                raise PatternError(
+                    f"{part.name} stands behind {first.name} in a union, whose density is {first.name}'s alone; give "
+                    f"{part.name} its own {knobs}"
+                ) from None
+
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan one layer; see `Pattern.plan`.
 
         Raises:
             PatternError: a density that the other parts exceed already, or a part without a mask.
         """
-        check_density(density)
+        self.check(density)
         check_sink(self.name, self.sink_frames, layout.grid)
         raster = layout.to("cpu")
         first, sink = self.patterns[0], self.sink_frames
@@ -197,6 +213,11 @@ class PerLayer:
     def block(self) -> int:
         """Slots in a block."""
         return self.patterns[0].block
+
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
+        for part in self.patterns.values():
+            check_given(part, density)
 
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan one layer; see `Pattern.plan`."""

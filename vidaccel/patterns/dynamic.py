@@ -16,7 +16,7 @@ from ..blocks import BlockMask
 from ..errors import PatternError
 from ..grid import TokenLayout
 from ..order import flat_box
-from .parameters import check_density
+from .parameters import check_density, check_needed
 from .plan import Plan, Select
 from .radial import ranked_layout
 
@@ -48,9 +48,9 @@ def check_dynamic(pattern: str, layout: TokenLayout, density: float | None) -> f
     Raises:
         PatternError: there is none, or none in (0, 1]; or texts of several lengths, which are told apart later.
     """
-    if density is None:
-        raise PatternError(f"{pattern} has no density of its own; give one, such as density=0.25")
+    check_needed(pattern, density)
     check_density(density)
+    assert density is not None
     if layout.k_len.ndim == 2 and layout.k_len.shape[0] > 1:
         raise PatternError(
             f"{pattern} was planned for texts of {layout.k_len.shape[0]} lengths; plan it for the whole text, and give "
@@ -116,9 +116,9 @@ def row_length(pattern: str, layout: TokenLayout, forced: torch.Tensor, density:
     kept = round(density * video)
     if kept < least:
         raise PatternError(
-            f"density {density} was asked of {pattern}, {kept} of {video} blocks a row; what every choice keeps (the "
-            f"own block, the first frames, other parts) is {least} already: ask for {least / video:.3f} or more, or "
-            "for fewer sink_frames"
+            f"density {density:.4g} was asked of {pattern}, {kept} of {video} blocks a row; what every choice keeps "
+            f"(the own block, the first frames, other parts) is {least} already: ask for {least / video:.3f} or more, "
+            "or for fewer sink_frames"
         )
     return kept
 

@@ -32,7 +32,7 @@ from ..errors import PatternError
 from ..grid import Site, TokenLayout, VideoGrid
 from ..ranks import HeadPart
 from .combine import as_pattern, as_recipe
-from .parameters import check_density
+from .parameters import check_density, check_given
 from .plan import Choice, Pattern, Plan, Residual, Select
 
 
@@ -106,12 +106,8 @@ class FlashBlock:
         """Slots in a block."""
         return self.pattern.block
 
-    def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
-        """Plan one layer; see `Pattern.plan`.
-
-        Raises:
-            PatternError: a density that the dense calls exceed, or a part that moves or merges tokens.
-        """
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
         check_density(density)
         share = 1 / self.every
         if density is not None and density <= share:
@@ -119,8 +115,34 @@ class FlashBlock:
                 f"density {density} was asked of flashblock, whose dense calls, one in {self.every}, take {share:.3f} "
                 f"already; ask for more, or for every={int(2 / density)} or above"
             )
-        rest = None if density is None else (density - share) / (1 - share)
-        part = self.pattern.plan(layout.to("cpu"), rest, site)
+        try:
+            check_given(self.pattern, self._left(density))
+        except PatternError as error:
+            raise self._refused(error, density) from None
+
+    def _left(self, density: float | None) -> float | None:
+        """What the dense calls leave the part of a density."""
+        share = 1 / self.every
+        return None if density is None else (density - share) / (1 - share)
+
+    def _refused(self, error: PatternError, density: float | None) -> PatternError:
+        """What the part cannot do, in terms of what was asked of the whole."""
+        left = self._left(density)
+        given = "" if left is None else f" is given {left:.3g} of density {density:g}, the rest pays for dense calls"
+        return PatternError(f"flashblock's part {self.pattern.name}{given}: {error}")
+
+    def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
+        """Plan one layer; see `Pattern.plan`.
+
+        Raises:
+            PatternError: a density that the dense calls exceed, or a part that moves or merges tokens.
+        """
+        self.check(density)
+        share = 1 / self.every
+        try:
+            part = self.pattern.plan(layout.to("cpu"), self._left(density), site)
+        except PatternError as error:
+            raise self._refused(error, density) from None
         if getattr(part.select, "moves", False) or part.scale != 1:
             raise PatternError(
                 f"flashblock was asked for beside {self.pattern.name}, which moves or merges tokens or changes logits: "

@@ -76,17 +76,21 @@ class FreeSwim:
         check_sides(self.name, "native", self.native, 1, ("height", "width"))
         check_tile(self.name, self.tile)
 
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
+        check_density(density)
+        if density is not None and self.native is not None:
+            raise PatternError(
+                f"density {density} and native {self.native} were both given, and either decides alone; drop one"
+            )
+
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.
 
         Raises:
             PatternError: a native size and a density together.
         """
-        check_density(density)
-        if density is not None and self.native is not None:
-            raise PatternError(
-                f"density {density} and native {self.native} were both given, and either decides alone; drop one"
-            )
+        self.check(density)
         grid = layout.grid
         check_sink(self.name, self.sink_frames, grid)
         if density is None:

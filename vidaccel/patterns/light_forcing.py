@@ -32,7 +32,7 @@ from .dynamic import (
     frame_layout,
     row_length,
 )
-from .parameters import check_sink
+from .parameters import check_needed, check_sink
 from .plan import Choice, Plan
 
 
@@ -90,6 +90,10 @@ class LightForcing:
         check_reselect(self.name, self.reselect)
         if self.near < 0:
             raise PatternError(f"light-forcing near={self.near} was asked for; give a number of frames from 0 on")
+
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
+        check_needed(self.name, density)
 
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.

@@ -81,13 +81,17 @@ class Neighborhood:
             check_sides(self.name, name, getattr(self, name), least)
         check_tile(self.name, self.tile)
 
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
+        check_knob(self.name, "window", self.window, density)
+
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.
 
         Raises:
             PatternError: window and density together or neither, or parameters that do not fit the grid.
         """
-        check_knob(self.name, "window", self.window, density)
+        self.check(density)
         grid = layout.grid
         check_sink(self.name, self.sink_frames, grid)
         self._check_dilation(grid)

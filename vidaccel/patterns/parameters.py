@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import PatternError
 from ..grid import VideoGrid
+from .plan import Pattern
 
 AXES = ("time", "height", "width")
 
@@ -47,15 +48,38 @@ def check_knob(
             f"density {density} and {name} {value} were both given, and either decides alone; "
             f"drop the {name} to get the density, or the density to keep the {name}"
         )
-    if density is None and value is None:
-        raise PatternError(f"{pattern} has no density of its own; give one, such as density=0.25, or {instead}")
+    if value is None:
+        check_needed(pattern, density, f", or {instead}")
     check_density(density)
 
 
-def check_density(density: float | None) -> None:
-    """Raise PatternError unless a density lies in (0, 1]."""
-    if density is not None and not 0 < density <= 1:
-        raise PatternError(f"density {density} was asked for; it is the fraction of pairs to keep, in (0, 1]")
+def check_given(pattern: Pattern, density: float | None) -> None:
+    """Raise PatternError where a pattern can do nothing with a density, or without one, on any grid."""
+    check_density(density)
+    check = getattr(pattern, "check", None)
+    if check is not None:
+        check(density)
+
+
+def check_needed(pattern: str, density: float | None, instead: str = "") -> None:
+    """Raise PatternError where no density was given."""
+    if density is None:
+        raise PatternError(
+            f"{pattern} has no density of its own; give one, such as density=0.25 (on a command line --density "
+            f"0.25){instead}"
+        )
+
+
+def check_density(density: Any) -> None:
+    """Raise PatternError unless a density is None or a number in (0, 1]."""
+    try:
+        is_sound = density is None or 0 < density <= 1
+    except TypeError:
+        is_sound = False
+    if not is_sound:
+        raise PatternError(
+            f"density {density!r} was asked for; it is the fraction of pairs kept, in (0, 1], 1 is dense"
+        )
 
 
 def check_sink(pattern: str, frames: int, grid: VideoGrid) -> None:

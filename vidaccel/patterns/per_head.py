@@ -24,6 +24,7 @@ from ..grid import Site, TokenLayout
 from ..ranks import HeadPart
 from .combine import as_pattern, as_recipe, reblocked
 from .dynamic import EqualRows, rows_up_to
+from .parameters import check_given
 from .plan import Choice, Pattern, Plan, Select
 
 
@@ -124,6 +125,11 @@ class PerHead:
     def block(self) -> int:
         """Slots in a block."""
         return self.patterns[0].block
+
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
+        for part in self.patterns:
+            check_given(part, density)
 
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan one layer; see `Pattern.plan`.

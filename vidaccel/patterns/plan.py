@@ -226,7 +226,8 @@ class Pattern(Protocol):
     """Which pairs of tokens attend. A frozen dataclass; its fields are the keys of a recipe.
 
     A pattern with fields that decide its density themselves names them in `knobs`, so that a command line knows that
-    such a field and a recipe's density replace each other.
+    such a field and a recipe's density replace each other. One that can do nothing with some densities, or without one,
+    on any grid, has a method `check(density)` that raises PatternError: it is asked before anything runs.
 
     Attributes:
         name: what recipes and reports call it.

@@ -207,13 +207,17 @@ class Pyramid:
                 f"and 8, from 0 on and at most 1 together, such as {usual}"
             )
 
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
+        check_knob(self.name, "levels", self.levels, density, "levels such as .1/.15/.15/.35")
+
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.
 
         Raises:
             PatternError: levels and density together or neither, or a density that what is always kept exceeds.
         """
-        check_knob(self.name, "levels", self.levels, density, "levels such as .1/.15/.15/.35")
+        self.check(density)
         check_sink(self.name, self.sink_frames, layout.grid)
         fractions = self.levels if density is None else fractions_for(density)
         assert fractions is not None

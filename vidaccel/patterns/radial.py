@@ -26,6 +26,7 @@ from ..errors import PatternError
 from ..grid import Site, TokenLayout
 from ..order import described, fullest
 from .decay import decay_thresholds, keeps_neighbours
+from .parameters import check_density, check_needed
 from .plan import Plan
 
 Rule = Literal["auto", "released", "ranked"]
@@ -79,21 +80,24 @@ class Radial:
         if self.rule == "ranked" and self.decay is not None:
             raise PatternError("radial rule 'ranked' was given a decay; its knob is the density: leave the decay out")
 
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
+        check_density(density)
+        if density is not None and self.decay is not None:
+            raise PatternError(
+                f"density {density} and decay {self.decay} were both given, and either decides alone; "
+                "drop the decay to get the density, or the density to keep the decay"
+            )
+        if self.rule == "ranked":
+            check_needed("radial rule 'ranked'", density)
+
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.
 
         Raises:
             PatternError: density and decay together, `ranked` without a density, or `released` with one beyond it.
         """
-        if density is not None and self.decay is not None:
-            raise PatternError(
-                f"density {density} and decay {self.decay} were both given, and either decides alone; "
-                "drop the decay to get the density, or the density to keep the decay"
-            )
-        if density is not None and not 0 < density <= 1:
-            raise PatternError(f"density {density} was asked for; it is the fraction of pairs to keep, in (0, 1]")
-        if density is None and self.rule == "ranked":
-            raise PatternError("radial rule 'ranked' has no density of its own; give one, such as density=0.25")
+        self.check(density)
         sink = not site.family.startswith("hunyuan") if self.sink is None else self.sink
         sink = sink and layout.grid.t > 1  # a single frame is no sink of itself
         raster = layout.to("cpu")

@@ -91,13 +91,17 @@ class SlidingWindow:
                 "one for each head"
             )
 
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
+        check_knob(self.name, "window", self.window if self.heads is None else self.heads, density)
+
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.
 
         Raises:
             PatternError: windows and density together or neither, or a window larger than its axis.
         """
-        check_knob(self.name, "window", self.window if self.heads is None else self.heads, density)
+        self.check(density)
         grid = layout.grid
         check_sink(self.name, self.sink_frames, grid)
         if isinstance(self.window, int):

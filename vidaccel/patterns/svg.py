@@ -24,7 +24,7 @@ from ..grid import Site, TokenLayout
 from ..kernels.select import rows_of
 from ..order import described
 from .dynamic import EqualRows, always_kept, check_dynamic, check_reselect, dynamic_plan, row_length, tile_layout
-from .parameters import check_sink
+from .parameters import check_needed, check_sink
 from .plan import Choice, Plan
 
 
@@ -103,6 +103,10 @@ class SparseVideoGen:
         check_reselect(self.name, self.reselect)
         if self.samples < 1:
             raise PatternError(f"svg samples={self.samples} was asked for; give 1 or more, usually 32")
+
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
+        check_needed(self.name, density)
 
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.

@@ -23,6 +23,7 @@ from ..blocks import BlockMask
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
 from .dynamic import EqualRows, check_dynamic, check_reselect
+from .parameters import check_needed
 from .plan import Choice, Plan, Selection
 
 
@@ -125,6 +126,10 @@ class TempCache:
 
     def __post_init__(self) -> None:
         check_reselect(self.name, self.reselect)
+
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
+        check_needed(self.name, density)
 
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.

@@ -35,7 +35,7 @@ from .dynamic import (
     rows_up_to,
     tile_layout,
 )
-from .parameters import check_sink
+from .parameters import check_needed, check_sink
 from .plan import Choice, Plan
 
 
@@ -116,6 +116,10 @@ class TopK:
             )
         if self.top_p is not None and self.adaptive:
             raise PatternError("topk got both adaptive and top_p, and either decides how long rows are; drop one")
+
+    def check(self, density: float | None) -> None:
+        """See `Pattern.check`."""
+        check_needed(self.name, density)
 
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.

@@ -58,6 +58,11 @@ class Model:
         return family_named(self.index["transformer"][1])
 
     @property
+    def experts(self) -> int:
+        """How many transformers it has: Wan 2.2 A14B has two."""
+        return 2 if (self.index.get("transformer_2") or [None, None])[1] else 1
+
+    @property
     def layers(self) -> int:
         """Layers of its transformer; HunyuanVideo has two kinds."""
         layers = [self.transformer.get("num_layers", 1), self.transformer.get("num_single_layers", 0)]

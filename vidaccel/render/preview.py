@@ -11,6 +11,7 @@ from ..caching.cache import refuse_over_limit, useless
 from ..errors import UsageError
 from ..family import Call
 from ..grid import Site, VideoGrid
+from ..order import described
 from ..patterns import Plan, advice, would_lose
 from ..schedule import DENSE, Step
 from . import upscale
@@ -55,6 +56,8 @@ def preview(job: ReadyJob, model: Model) -> dict[str, Any]:
         calls = [(layer, branch) for branch in branches for layer in range(model.layers)]
         asked = (schedule.density(step, layer, model.layers, branch, None, requested) for layer, branch in calls)
         steps.append([density(each) for each in asked])
+    if requested != DENSE and (told := schedule.covers(total, model.layers)):
+        notes.append(told)
     if job.recipe.cache is not None and (told := useless(total)):
         notes.append(told)
     sparse = [step for step in steps if min(step) < DENSE]
@@ -76,7 +79,7 @@ def preview(job: ReadyJob, model: Model) -> dict[str, Any]:
                 "visited": plan.visited,
                 "rule": plan.rule,
                 "block": plan.layout.block,
-                "tile": plan.layout.tile,
+                "tile": plan.layout.tile and described(plan.layout.tile),
             }
             for plan in plans.values()
         ],
@@ -105,7 +108,7 @@ def cache_gib(job: ReadyJob, model: Model, grid: VideoGrid) -> float | None:
         raise UsageError(
             f"{model.reference}: no transformer can be built from its config: {type(error).__name__}: {error}"
         ) from error
-    expert = "high" if model.index.get("transformer_2", [None, None])[1] else None
+    expert = "high" if model.experts == 2 else None
     # Guidance is two calls, or, as in CogVideoX, one of two samples, or an input; which of them shows when it runs.
     kinds = ((1, 1), (1, 2), (2, 1)) if (job.guidance_scale or 0) > 1 else ((1, 1),)
     held = [

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ..order import described
 from ..patterns import PATTERNS
 from .over_steps import over_steps
 from .page import Page, Rows, Scene, mp4
@@ -89,7 +90,14 @@ def _tables(data: dict[str, Any]) -> dict[str, Rows]:
         name, factor = _UNITS.get(key, (key.replace("_", " "), None))
         if value is not None:
             summary.append({"what": name, "value": _short(value * factor if factor else value)})
-    plans = [{key: _short(value) for key, value in plan.items() if key != "notes"} for plan in data["plans"]]
+    plans = [
+        {
+            key: described(tuple(value)) if key == "tile" and value else _short(value)
+            for key, value in plan.items()
+            if key != "notes"
+        }
+        for plan in data["plans"]
+    ]
     lost = [{"what": key, "value": _short(value)} for key, value in _lost(data).items()]
     titles = {"Quality against the reference": lost, "Summary": summary, "Plans": plans}
     return {title: rows for title, rows in titles.items() if rows}

@@ -91,6 +91,9 @@ def test_a_calibration_is_kept_and_found(made: Calibration) -> None:
     path.write_text("{}")
     with pytest.raises(RecipeError, match="cannot be read"):
         Calibration.load("Model-3-2")
+    path.write_text('{"schema": 2, "model": "Model-3-2"}')
+    with pytest.raises(RecipeError, match=r"older vidaccel.*`vidaccel calibrate --model mine` again"):
+        Calibration.load("Model-3-2", "mine")
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -99,7 +102,7 @@ def test_accelerate_takes_a_goal(wan: Any, made: Calibration) -> None:
         vidaccel.accelerate(wan, cache="auto:2.5x")
     with pytest.raises(RecipeError, match="'9' is no goal; write 2x"):
         vidaccel.accelerate(wan, cache="auto:9")
-    key = model_key("WanTransformer3DModel", wan.transformer.config)
+    key = model_key("WanTransformer3DModel", wan.transformer.config, 1)
     assert key == "WanTransformer3DModel-3-2-32-16-16"
     Calibration(key, 20, ("a cat",), (Curve("cg-taylor", POINTS), Curve("placed", (Point(0.25, 4.0, 20.0),)))).save()
     expected = CGTaylor(threshold=made.policy_for("auto:2.5x")["threshold"], steps=20)
@@ -109,6 +112,17 @@ def test_accelerate_takes_a_goal(wan: Any, made: Calibration) -> None:
     assert vidaccel.Recipe.from_dict(run.recipe.to_dict()).cache == expected
     with vidaccel.accelerate(wan, cache="auto:4x") as run:
         assert run.recipe.cache == Placed(share=0.25, steps=20)
+
+
+def test_two_experts_of_a_size_are_another_model(make_wan: Any, made: Calibration) -> None:
+    """As Wan 2.2 A14B beside Wan 2.1 14B."""
+    one, two = make_wan(), make_wan(experts=True)
+    Calibration(model_key("WanTransformer3DModel", one.transformer.config, 1), 20, ("a cat",), made.curves).save()
+    vidaccel.accelerate(one, cache="auto:2.5x").remove()
+    with pytest.raises(RecipeError, match="2-experts"):
+        vidaccel.accelerate(two, cache="auto:2.5x")
+    with pytest.raises(RecipeError, match=r"but wan-tiny was never calibrated.*calibrate --model wan-tiny"):
+        calibrated("auto:2x", "X", {}, 1, "wan-tiny")
 
 
 def test_names_and_policies_pass_through() -> None:

@@ -17,7 +17,7 @@ from vidaccel.grid import VideoGrid
 from vidaccel.lab import traffic as counted
 from vidaccel.lab.estimate import GPUS, Parts, choosing_ms, estimate, flops, gpu_key, kept_pairs, planned, spread
 from vidaccel.lab.traffic import selection, traffic
-from vidaccel.patterns import Ann, Neighborhood, Radial, TopK, sparse_rate
+from vidaccel.patterns import Ann, Dense, FlashBlock, Neighborhood, Radial, TopK, sparse_rate
 from vidaccel.pipelines.zoo import REAL_MODELS, real_model
 from vidaccel.recipe import pattern_from
 from vidaccel.schedule import Schedule
@@ -200,6 +200,31 @@ def test_choosing_blocks_is_counted() -> None:
     assert found[2] > 2 * 4 * one
 
 
+def test_what_flashblock_keeps_is_counted() -> None:
+    """An output in 16 bits and its log-sum-exp in 32, for each sparse layer and branch; and where it looked."""
+    model = real_model("wan2.1-14b")
+    found = estimate(model, model.size, attention=FlashBlock(), density=0.5, schedule=DEFAULT_SCHEDULE)
+    rest = 39 * 2 * 40 * 75_600 * (2 * 128 + 4) / 2**30
+    lists = 39 * 2 * 40 * 4 * 591**2 * 0.375 / 2**30
+    assert found["kept_gib"] == pytest.approx(rest + lists, rel=0.01)
+    stays = found["weights_gib"] + found["activations_gib"]
+    assert found["peak_gib"] == pytest.approx(stays + found["kept_gib"])
+    assert not found["fits"]
+    each = estimate(model, model.size, attention=TopK(), density=0.5)
+    assert each["kept_gib"] == 0 < estimate(model, model.size, attention=TopK(reselect=5), density=0.5)["kept_gib"]
+
+
+def test_an_all_dense_schedule_is_told() -> None:
+    model = real_model("wan2.1-14b")
+    found = estimate(model, model.size, attention=Radial(), density=0.25, schedule=Schedule(dense_layers=99))
+    assert any("dense_layers=99 is all of the 40 layers" in note for note in found["notes"])
+
+
+def test_dense_is_estimated_as_it_is() -> None:
+    model = real_model("wan2.1-14b")
+    assert estimate(model, model.size, attention=Dense()) == estimate(model, model.size)
+
+
 def test_who_would_lose_is_estimated_dense() -> None:
     model = real_model("wan2.1-14b")
     found = estimate(model, (480, 832, 81), attention=Neighborhood(), density=0.6, gpu="h200")
@@ -262,6 +287,9 @@ def test_what_cannot_be_says_so() -> None:
         estimate(model, model.size, gpu="tpu")
     with pytest.raises(PatternError, match="ask for"):
         estimate(model, model.size, attention=TopK(), density=0.0001)
+    for steps, computed in ((0, None), (50, 0), (50, 51)):
+        with pytest.raises(UsageError, match="give 1"):
+            estimate(model, model.size, cache=CGTaylor(), steps=steps, computed=computed)
     with pytest.raises(UsageError, match="multiples"):
         estimate(model, (721, 1280, 81))
 

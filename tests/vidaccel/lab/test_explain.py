@@ -100,7 +100,7 @@ def test_reasons_are_those_of_the_run(seen: Any) -> None:
     assert "pyramid" not in plan
     assert why["backend"][0].startswith("cpu runs q (1, 448, 2, 32) over 448 keys, float32 on cpu, blocks of 16")
     assert any(text.startswith("gluon: ") for text in why["backend"])
-    assert why["schedule"][0].startswith("steps 0-1 of 4 and layers 0, 2 of 3 run dense; 17% of all calls")
+    assert why["schedule"][0].startswith("dense: steps 0-1 (of 4), layers 0, 2 (of 3); 17% of all calls")
     # Step 1 is dense, and so are two of three layers of step 3.
     expected = [row["kept"]["radial"] for row in seen.rows if (row["step"], row["layer"]) != (3, 1)]
     mean = sum(map(sum, expected)) / 10

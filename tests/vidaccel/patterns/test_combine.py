@@ -248,5 +248,7 @@ def test_wrong_parts_name_right_ones():
         PerHead((Radial(block=64), Radial()), (0, 1))
     with pytest.raises(PatternError, match="the first range begins at layer 0"):
         PerLayer({2: Radial()})
+    with pytest.raises(PatternError, match=r"sliding-window stands behind radial.*its own window or heads"):
+        Union((Radial(block=16), SlidingWindow(block=16))).plan(layout, 0.5, site())
     with pytest.raises(PatternError, match="other than the first keep"):
         Union((Radial(block=16), SlidingWindow(5, block=16))).plan(layout, 0.1, site())

@@ -105,6 +105,11 @@ def test_one_budget_pays_for_dense_calls_and_sparse_ones() -> None:
         ({"part": TempCache(block=16)}, 0.5, "moves or merges"),
         ({"part": FreeSwim(block=16, logit_scale=2)}, 0.9, "changes logits"),
         ({"every": 1}, 0.5, "every=1"),
+        (
+            {"every": 2, "part": TopK(block=16, sink_frames=3)},
+            0.6,
+            "part topk is given 0.2 of density 0.6.*density 0.2 was",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(arguments: Any, density: float, says: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import vidaccel
 from vidaccel.errors import VideoError
-from vidaccel.patterns import Radial
+from vidaccel.patterns import Radial, TopK
 
 
 def test_quality_in_json_markdown_and_html(wan: Any, render: Any, tmp_path: Path) -> None:
@@ -33,6 +33,15 @@ def test_quality_in_json_markdown_and_html(wan: Any, render: Any, tmp_path: Path
     assert page.count("data:video/mp4;base64,") == 2
     assert "layer 2, step 0 to 3: 0." in page
     assert "Quality" not in run.report().to_markdown()
+
+
+def test_orders_are_told_in_words(wan: Any, render: Any) -> None:
+    with vidaccel.accelerate(wan, TopK(block=16), density=0.4, schedule=vidaccel.Schedule(even_if_slower=True)) as run:
+        render(wan, "ragged", steps=1)
+    report = run.report()
+    assert [tuple(plan["tile"]) for plan in report.data["plans"]] == [(1, 4, 0)]
+    assert "rods (1, 4)" in report.to_markdown()
+    assert "(1, 4, 0)" not in report.to_markdown()
 
 
 def test_both_or_none(wan: Any) -> None:
