@@ -76,6 +76,8 @@ def drift(before: Choice, after: Choice) -> torch.Tensor:
     """() fp32: the share of what one choice keeps that another did not. Waits for nothing."""
     if after.k_order is None:
         old, new = (choice.mask.video_map() > 0 for choice in (before, after))
+    elif after.q_order is None:
+        old, new = (_group_starts(choice) for choice in (before, after))
     else:
         old, new = (_sampled_keys(choice) for choice in (before, after))
     return 1 - (old & new).sum() / new.sum()
@@ -86,6 +88,13 @@ def kept_share(mask: BlockMask) -> torch.Tensor:
     length = mask.layout.q_len[: mask.layout.video_blocks].float()
     kept = (mask.video_map() > 0).float() @ mask.video_lengths().float() @ length
     return kept.mean() / mask.layout.grid.tokens**2
+
+
+def _group_starts(choice: Choice) -> torch.Tensor:
+    """(h, tokens) bool: the keys at which groups of merged ones begin."""
+    assert choice.k_order is not None
+    start = choice.k_order[0].T
+    return start.new_zeros(len(start), choice.mask.layout.grid.tokens, dtype=torch.bool).scatter(1, start, True)
 
 
 def _sampled_keys(choice: Choice) -> torch.Tensor:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..errors import StreamError
+from ..errors import StreamError, UsageError
+from ..reuse.plan import PlannedChunk
 from ..streaming import Rollout, Sampler
 from .causal_attention import CausalTransformer, ModelMoment
 from .streaming_vae import StreamingDecoder
@@ -117,6 +118,10 @@ class CausalStream(Iterator[Chunk]):
         self._past: list[tuple[int, torch.Tensor]] = []
         self._made = 0
         self._stopped = False
+        # A chunk that is in the caches and not yet decoded, and frames whose keys are still to be written anew: what an
+        # interruption leaves for the next call.
+        self._undecoded: tuple[int, torch.Tensor, PlannedChunk] | None = None
+        self._dropped: set[int] = set()
 
     @property
     def rollout(self) -> Rollout:
@@ -134,7 +139,11 @@ class CausalStream(Iterator[Chunk]):
 
     @torch.no_grad()
     def __next__(self) -> Chunk:
-        """Make the next chunk."""
+        """Make the next chunk. Interrupted, it loses nothing that was finished: the next call goes on from there."""
+        if self._dropped:
+            self._recache()
+        if self._undecoded is not None:
+            return self._shown()
         start = self.model.start
         length = next(self.rollout.chunks(self.frames, start), 0)
         if self._stopped or not length:
@@ -156,7 +165,22 @@ class CausalStream(Iterator[Chunk]):
             latents = made
         self._write(latents)
         self._remember(start, latents)
-        frames = None if self._decode is None else self._postprocess(self._decode(latents))
+        self._undecoded = (start, latents, planned)
+        return self._shown()
+
+    def _shown(self) -> Chunk:
+        """Decode the chunk that was made."""
+        assert self._undecoded is not None
+        start, latents, planned = self._undecoded
+        frames = None
+        if self._decode is not None:
+            before = self._decode.snapshot()
+            try:
+                frames = self._postprocess(self._decode(latents))
+            except BaseException:
+                self._decode.restore(before)
+                raise
+        self._undecoded = None
         self._made += 1
         return Chunk(
             self._made - 1, start, latents, frames, planned.history, planned.density, self.model.note, self.model.bytes
@@ -169,11 +193,17 @@ class CausalStream(Iterator[Chunk]):
         Args:
             prompt: one text, one for each sample, or their embeddings.
             recache: write the frames that are still seen anew under the new prompt, so that it takes effect at once
-                (LongLive); the first frames stay as they are.
+                (LongLive); the first frames stay as they are, and so does what TempCache has merged.
+
+        Raises:
+            UsageError: neither one prompt nor one for each sample.
         """
         embeds = self._guidance.embeds
         given = prompt if isinstance(prompt, torch.Tensor) else self._encode_prompt(prompt)
-        given = given.expand(embeds["cond"].shape[0], -1, -1)
+        batch = embeds["cond"].shape[0]
+        if given.shape[0] not in (1, batch):
+            raise UsageError(f"{given.shape[0]} prompts were given for a stream of {batch}; give one, or one for each")
+        given = given.expand(batch, -1, -1)
         self._guidance = self._guidance._replace(embeds=embeds | {"cond": given.type_as(embeds["cond"])})
         self.model.new_prompt()
         if recache:
@@ -195,6 +225,7 @@ class CausalStream(Iterator[Chunk]):
         self._guidance = self._guidance._replace(embeds=dict(moment.embeds))
         self.model.new_prompt()
         self._past, self._made, self._stopped = list(moment.past), moment.made, False
+        self._undecoded, self._dropped = None, set()
 
     def _generators(self) -> list[torch.Generator]:
         if self._generator is None:
@@ -249,11 +280,11 @@ class CausalStream(Iterator[Chunk]):
         self._past = [(first, clean) for first, clean in self._past if first + clean.shape[2] > oldest]
 
     def _recache(self) -> None:
-        dropped: set[int] = set()
         for cache in self.model.caches.values():
-            dropped = set(cache.forget())
+            self._dropped |= set(cache.forget())
         for first, clean in self._past:
-            own = [frame - first for frame in range(first, first + clean.shape[2]) if frame in dropped]
+            own = [frame - first for frame in range(first, first + clean.shape[2]) if frame in self._dropped]
             if own:
                 self.model.begin(len(own))
                 self._write(clean[:, :, own])
+        self._dropped = set()

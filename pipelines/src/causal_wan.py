@@ -132,6 +132,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             InstallError: the transformer cannot run causally as it is.
         """
         self._check(prompt, prompt_embeds, height, width)
+        if num_inference_steps is not None and num_inference_steps < 1:
+            raise UsageError(f"num_inference_steps {num_inference_steps} was given; a chunk takes one step or more")
         total = None if num_frames is None else self._latent_frames(num_frames, "num_frames")
         device = self._execution_device
         if cuda_graphs and device.type != "cuda":
@@ -160,6 +162,10 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             prefix = self._prefix(image, video, height, width, cond.shape[0], device)
         down, patch = self.vae_scale_factor_spatial, self.transformer.config.patch_size
         size = (self.transformer.config.in_channels, height // down, width // down)
+        if latents is not None:
+            wanted = (cond.shape[0], size[0], total, *size[1:])
+            if latents.ndim != 5 or any(w not in (None, n) for n, w in zip(latents.shape, wanted, strict=True)):
+                raise UsageError(f"latents {tuple(latents.shape)} were given; this video takes {wanted}")
         rollout = self.rollout
         model = CausalTransformer(
             self.transformer,
@@ -178,7 +184,10 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         if num_inference_steps is None and rollout.timesteps:
             sampler = FewStep(rollout.timesteps)
         else:
-            sampler = ManyStep(type(self.scheduler).from_config(self.scheduler.config), num_inference_steps or 50)
+            sampler = ManyStep(
+                type(self.scheduler).from_config(self.scheduler.config),
+                50 if num_inference_steps is None else num_inference_steps,
+            )
         self._num_timesteps = sampler.steps
 
         def on_step(
@@ -188,7 +197,11 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             if callback_on_step_end is not None:
                 given = {"latents": now, "prompt_embeds": text["cond"], "negative_prompt_embeds": text.get("uncond")}
                 now = (callback_on_step_end(self, step, timestep, given) or {}).get("latents", now)
-            return None if self._interrupt else now
+            if self._interrupt:
+                # It was for this stream; another one of this pipeline goes on.
+                self._interrupt = False
+                return None
+            return now
 
         return CausalStream(
             self,
@@ -221,6 +234,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         **settings: Any,
     ) -> Any:
         """A whole video. See `stream` for the arguments; interrupted, it gives the chunks that are finished."""
+        if num_frames is None:
+            raise UsageError("a video without an end was asked for (num_frames=None); iterate over `stream` instead")
         chunks = self.stream(
             prompt,
             negative_prompt,

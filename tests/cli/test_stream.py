@@ -108,6 +108,11 @@ def test_a_stream_is_a_video_with_its_record(model: Path, run: Callable[..., Any
     again = run("-m", model, "-p", "a red circle", "--seed", 3, "-o", out)
     assert again.exit_code == 2
     assert "--overwrite" in again.output
+    from vidaccel.cli.main import app
+
+    rerun = CliRunner().invoke(app, ["rerun", str(out), "-o", str(tmp_path / "b.mp4")])
+    assert rerun.exit_code == 2
+    assert "this is a stream" in rerun.output + str(rerun.exception)
 
 
 def test_methods_and_their_settings(model: Path, run: Callable[..., Any], tmp_path: Path) -> None:
@@ -154,6 +159,19 @@ def test_an_interrupted_stream_keeps_its_chunks(model: Path, tmp_path: Path) -> 
     assert len(video.read_frames(tmp_path / "a.mp4", 100)) == 13
 
 
+def test_a_file_is_replaced_when_the_first_chunk_is_there(model: Path, tmp_path: Path) -> None:
+    pipe, job = stream.open_stream(stream.StreamJob("a circle", str(model), seed=3, device="cpu"))
+    (tmp_path / "a.mp4").write_bytes(b"an older video")
+
+    def interrupted(*args: Any, **more: Any) -> Any:
+        raise KeyboardInterrupt
+
+    pipe.transformer.forward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        stream.stream(pipe, job, tmp_path / "a.mp4", lambda done: None)
+    assert (tmp_path / "a.mp4").read_bytes() == b"an older video"
+
+
 def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     frames = np.zeros((400, 64, 64, 3), np.uint8)
     with (
@@ -170,7 +188,18 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--attention", "radial"), "--attention is for models that see all frames"),
+        (("--attention", "radial"), "--attention was given, which a stream"),
+        (("--negative-prompt", "a dog"), "CausalWanPipeline.stream"),
+        (("--steps", "0"), "steps 0 was asked for"),
+        (("--steps", "-3"), "above 0"),
+        (("--frames", "0"), "num_frames 0 was asked for"),
+        (("--fps", "0"), "fps 0 was asked for"),
+        (("--method", "tempcache", "--set", "tempcache.frames=abc"), "it takes int"),
+        (("--method", "tempcache", "--set", "tempcache.frames=1.5"), "it takes int"),
+        (("--method", "flashblock", "--set", "flashblock.threshold=high"), "it takes float"),
+        (("--method", "flashblock", "--set", "flashblock.calibrated=true"), "which only Python can give"),
+        (("--method", "hybrid", "--set", "hybrid.linear=x"), "which only Python can give"),
+        (("--method", "ann", "--set", "ann.block=0"), "block"),
         (("--method", "flashbock"), "flashblock"),
         (("--method", "flashblock", "--set", "flashblock.tau=1"), "threshold"),
         (("--set", "flashblock.threshold=1"), "none of the methods"),

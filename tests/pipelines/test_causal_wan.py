@@ -121,6 +121,64 @@ def test_a_decoder_laid_out_for_gpus_or_compiled_makes_the_same(device: str) -> 
         torch.testing.assert_close(decoded(), plain, atol=1e-4, rtol=0)
 
 
+def test_nothing_is_lost_where_decoding_or_rewriting_is_interrupted(pipe: CausalWanPipeline) -> None:
+    expected = [chunk.start for chunk in pipe.stream(**settings())]
+    stream = pipe.stream(**settings(output_type="pt"))
+    made = [next(stream)]
+    decode, write = stream._postprocess, stream._write
+
+    def interrupted(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    stream._postprocess = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    stream._postprocess = decode
+    made.append(next(stream))
+    stream._write = interrupted  # type: ignore[method-assign]
+    position = stream.position
+    with pytest.raises(KeyboardInterrupt):
+        stream.switch_prompt("a dog")
+    stream._write = write  # type: ignore[method-assign]
+    made += list(stream)
+    assert position == made[1].start + made[1].latents.shape[2]
+    assert [chunk.start for chunk in made] == expected
+    assert [chunk.number for chunk in made] == list(range(len(expected)))
+
+
+def test_an_interruption_ends_its_own_stream_alone(pipe: CausalWanPipeline) -> None:
+    def stop(pipe: Any, step: int, timestep: float, given: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step > 0
+        return given
+
+    other = pipe.stream(**settings())
+    assert not list(pipe.stream(**settings(callback_on_step_end=stop)))
+    assert len(list(other)) == len(list(pipe.stream(**settings())))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"num_inference_steps": 0}, "one step or more"),
+        ({"latents": torch.zeros(1, 16, 1, 4, 6)}, "this video takes"),
+        ({"latents": torch.zeros(1, 16, 4, 6)}, "this video takes"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(
+    pipe: CausalWanPipeline, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        pipe.stream(**settings(**given))
+
+
+def test_a_video_without_an_end_is_a_stream(pipe: CausalWanPipeline) -> None:
+    with pytest.raises(UsageError, match="iterate over `stream`"):
+        pipe(**settings() | {"num_frames": None})
+    stream = pipe.stream(**settings())
+    with pytest.raises(UsageError, match="3 prompts were given for a stream of 1"):
+        stream.switch_prompt(["a", "b", "c"])
+
+
 def test_guidance_has_two_caches_and_none_changes_nothing(pipe: CausalWanPipeline) -> None:
     plain = latents(pipe)
     guided = pipe.stream(**settings(guidance_scale=4.0, negative_prompt="a dog"))

@@ -205,6 +205,16 @@ class HoldingProcessor(ChoosingProcessor):
         return self.stock(attn, hidden_states, encoder_hidden_states, self.masks[branch], rope)
 
 
+@pytest.mark.parametrize("name", ["svg", "topk, adaptive", "light-forcing", "pyramid", "tempcache"])
+def test_drift_is_told_of_every_pattern_that_chooses(wan: Any, render: Any, name: str) -> None:
+    pattern, density = (DYNAMIC | MERGED)[name]
+    with vidaccel.accelerate(wan, replace(pattern, reselect=2), density=density, schedule=EVERYWHERE) as run:
+        render(wan, "ragged", steps=5)
+    told = [float(share) for call in run.trace.calls for share in call.drift.values()]
+    assert told
+    assert all(0 <= share <= 1 for share in told)
+
+
 @pytest.mark.parametrize("pattern", [TopK(block=16, reselect=2), Ann(bits=4, block=16, reselect=2)], ids=str)
 def test_choices_serve_two_steps(wan: Any, render: Any, pattern: Any) -> None:
     fresh = replace(pattern, reselect=1)

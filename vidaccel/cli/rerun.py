@@ -113,6 +113,11 @@ def read_job(data: Mapping[str, Any], attention: str | None = None) -> tuple[Any
 
     if data.get("vidaccel") != 1:
         raise UsageError(f"the record has version {data.get('vidaccel')!r:.20}; this vidaccel reads version 1")
+    if "stream" in data:
+        raise UsageError(
+            "this is a stream, which rerun does not make again; `vidaccel render` with the model, the prompt, the seed "
+            "and the methods of its record does"
+        )
     job, model, recipe = data.get("job"), data.get("model"), data.get("recipe")
     if not (isinstance(job, dict) and isinstance(model, dict) and isinstance(recipe, dict)):
         raise UsageError("the record holds no job, model and recipe")

@@ -44,8 +44,9 @@ def run_stream(
     """
     if given := [name for name, value in unused.items() if value]:
         raise UsageError(
-            f"--{given[0].replace('_', '-')} is for models that see all frames at once; a stream takes --method "
-            f"({', '.join(stream.METHODS)}) and --set method.setting=value"
+            f"--{given[0].replace('_', '-')} was given, which a stream on the command line does not take; it takes "
+            f"--method ({', '.join(stream.METHODS)}) and --set method.setting=value. CausalWanPipeline.stream, in "
+            "Python, takes images, videos and negative prompts"
         )
     if world.teams > 1:
         raise UsageError(
@@ -84,10 +85,17 @@ def run_stream(
             f"density {done.density:.2f}, cache {done.cache_bytes / 2**20:.0f} MiB"
         )
 
+    made = 0
+
+    def count(done: stream.ChunkDone) -> None:
+        nonlocal made
+        made = done.frames
+        tell(done)
+
     try:
-        result = stream.stream(pipe, ready, output, tell)
+        result = stream.stream(pipe, ready, output, count)
     except KeyboardInterrupt as stop:
-        kept = f"{output} holds the chunks that are finished" if output.exists() else "nothing was written"
+        kept = f"{output} holds the {made} frames that are finished" if made else "nothing was written"
         raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; {kept}") from None
     if not screen.json(result) and not screen.names([result["file"]]):
         reuse = result["reuse_rate"]

@@ -74,6 +74,11 @@ class FreeSwim:
                 f"freeswim guide_gib={self.guide_gib} was asked for; give GiB from 0 on, or None for all"
             )
         check_sides(self.name, "native", self.native, 1, ("height", "width"))
+        if self.native is not None and math.prod(self.native) < 2:
+            raise PatternError(
+                f"freeswim native={self.native} was asked for, a frame of one token; give the tokens (height, width) "
+                "of a frame at the model's own size"
+            )
         check_tile(self.name, self.tile)
 
     def check(self, density: float | None) -> None:

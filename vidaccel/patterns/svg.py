@@ -9,7 +9,7 @@ Cost: 6 samples x tokens x d flops a head, and 8 bytes for each logit: 0.8 GB fo
 Source: Sparse VideoGen, arXiv 2502.01776, section 4.2. Its masks are bands of the raster order, and of the order that
     puts frames innermost; here both keep tiles of one order, so that nothing is moved, and the first frames are seen by
     either (its released sink follows the permutation, and misses the first frame in temporal heads).
-Limits: padded text counts where it tries heads, never in the attention itself.
+Limits: one mask for a head; padded text counts for nothing, where heads are tried as in the attention itself.
 """
 
 from __future__ import annotations
@@ -62,10 +62,14 @@ class NearOrAcross(EqualRows):
 
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
-        filled = self.layout.filled
-        value = torch.where(filled[:, None, None], v[0], 0).transpose(0, 1)
+        # Not `layout.filled`, which is cached on first use: that cannot be asked for inside a compiled graph.
+        slot = torch.arange(self.layout.slots, device=q.device)
+        length = self.layout.k_len.reshape(-1, self.layout.blocks)[:, slot // self.layout.block]
+        # Samples are folded into heads, one after another.
+        filled = (slot % self.layout.block < length).repeat_interleave(q.shape[2] // len(length), dim=0)
+        value = torch.where(filled[..., None], v[0].transpose(0, 1), 0)
         logits = q[0, self.rows].transpose(0, 1) @ k[0].permute(1, 2, 0)
-        weights = (logits.float() * q.shape[-1] ** -0.5).masked_fill(~filled, -torch.inf).softmax(-1)
+        weights = (logits.float() * q.shape[-1] ** -0.5).masked_fill(~filled[:, None], -torch.inf).softmax(-1)
         whole = self._output(weights, value)
         errors = torch.stack(
             [(self._output(weights * keep, value) - whole).square().sum((1, 2)) for keep in self.kept_keys.unbind()]

@@ -27,6 +27,10 @@ SAMPLE = "sample-causal"
 _CLASS = "CausalWanPipeline"
 # Whose parts a folder shares that holds a causal transformer alone.
 _BASE = "wan-tiny"
+# Types of settings that a command line can give, and what fits them.
+_PLAIN: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+# What a video is where neither the job nor the model says.
+USUAL = {"height": 480, "width": 832, "num_frames": 81, "fps": 16, "max_sequence_length": 512}
 METHODS: dict[str, type[Any]] = {
     "ann": CausalAnn,
     "ann-cross": AnnCross,
@@ -117,10 +121,15 @@ def methods_from(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[Any
         found[name] = METHODS[name]()
     for key, value in settings.items():
         name, _, setting = key.partition(".")
-        known = {field.name for field in fields(METHODS[name])} if name in found else set()
+        known = {field.name: str(field.type) for field in fields(METHODS[name])} if name in found else {}
         if setting not in known:
             has = f"{name} has {', '.join(sorted(known))}" if known else f"{name!r} is none of the methods asked for"
             raise UsageError(f"--set {key} was given; {has}")
+        kind = known[setting].removesuffix(" | None")
+        if kind not in _PLAIN:
+            raise UsageError(f"--set {key} was given; it takes {kind}, which only Python can give")
+        if not (value is None and kind != known[setting]) and type(value) not in _PLAIN[kind]:
+            raise UsageError(f"--set {key}={value} was given; it takes {known[setting]}")
         found[name] = replace(found[name], **{setting: value})
     return tuple(found.values())
 
@@ -140,6 +149,10 @@ def open_stream(job: StreamJob, together: int = 1) -> tuple[Any, StreamJob]:
     """
     from ..pipelines.causal_wan import CausalWanPipeline
 
+    for name in ("num_frames", "height", "width", "fps", "steps", "max_sequence_length"):
+        given = getattr(job, name)
+        if given is not None and given <= 0:
+            raise UsageError(f"{name} {given:g} was asked for; it must be above 0")
     device = check_device(job.device)
     dtype = job.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     if dtype not in DTYPES:
@@ -160,8 +173,8 @@ def open_stream(job: StreamJob, together: int = 1) -> tuple[Any, StreamJob]:
         own = model.index.get("rollout")
         if rollout is None and not own:
             raise UsageError(
-                f"{job.model} is a {model.pipeline} that does not say how it rolls out; name its training with "
-                f"--rollout: {', '.join(ROLLOUTS)}"
+                f"{job.model} is a {model.pipeline} that does not say how it rolls out; take --model {SAMPLE}, "
+                f"or a causal model and name its training with --rollout: {', '.join(ROLLOUTS)}"
             )
         defaults = model.defaults() if model.pipeline != _CLASS else _optional(model.folder / "defaults.json")
         pipe = weights.load_as(CausalWanPipeline, model, DTYPES[dtype], rollout=rollout or Rollout.of(own or {}))
@@ -172,11 +185,10 @@ def open_stream(job: StreamJob, together: int = 1) -> tuple[Any, StreamJob]:
         heads = pipe.transformer.config.num_attention_heads
         enable_parallelism(pipe, together, uneven=device != "cpu" or heads % together != 0)
     filled: dict[str, Any] = {
-        "height": job.height or defaults.get("height", 480),
-        "width": job.width or defaults.get("width", 832),
-        "num_frames": job.num_frames or defaults.get("num_frames", 81),
-        "fps": job.fps or defaults.get("fps", 16),
-        "max_sequence_length": job.max_sequence_length or defaults.get("max_sequence_length", 512),
+        **{
+            name: given if (given := getattr(job, name)) is not None else defaults.get(name, usual)
+            for name, usual in USUAL.items()
+        },
         # Few-step models are taught without guidance.
         "guidance": job.guidance if job.guidance is not None else 1.0,
         "seed": random.SystemRandom().randrange(2**31) if job.seed is None else job.seed,

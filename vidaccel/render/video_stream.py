@@ -24,7 +24,7 @@ class VideoStream:
     """Writes frames as they come. A context manager; what was written before an error stays, and plays.
 
     Args:
-        path: where; an existing file is replaced.
+        path: where; an existing file is replaced when the first frames come.
         size: (height, width) in pixels.
         fps: frames in a second.
         record: plain data for the `comment` tag, known before the first frame.
@@ -47,10 +47,8 @@ class VideoStream:
         command += ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-metadata", f"comment={comment}"]
         command += ["-movflags", "+empty_moov+default_base_moof", "-frag_duration", f"{1e6 * _FRAGMENT / fps:.0f}"]
         command += ["-flush_packets", "1", "-f", "mp4", f"file:{path}"]
-        try:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._errors, bufsize=0)
-        except OSError as error:
-            raise VideoError(f"{path} could not be written: {error.strerror or error}") from None
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
 
     def write(self, frames: Frames) -> None:
         """Append (f, h, w, 3) bytes.
@@ -60,6 +58,11 @@ class VideoStream:
         """
         if frames.shape[1:3] != self._size:
             raise VideoError(f"frames of {frames.shape[1:3]} were given to a video of {self._size}")
+        if self._process is None:
+            try:
+                self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stderr=self._errors, bufsize=0)
+            except OSError as error:
+                raise VideoError(f"{self.path} could not be written: {error.strerror or error}") from None
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(np.ascontiguousarray(frames).data.cast("B"))
@@ -73,6 +76,8 @@ class VideoStream:
         Raises:
             VideoError: ffmpeg failed.
         """
+        if self._process is None:
+            return
         if self._process.stdin is not None and not self._process.stdin.closed:
             self._process.stdin.close()
         if self._process.wait():
@@ -93,6 +98,7 @@ class VideoStream:
             self._errors.close()
 
     def _reason(self) -> str:
+        assert self._process is not None
         self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()

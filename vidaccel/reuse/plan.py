@@ -144,7 +144,7 @@ class ChunkPlanner:
                 plan = plan._replace(rule=rule, reuses=not rests)
                 if rests:
                     note = (
-                        f"FlashBlock rests: beside it all {whole} blocks of the own chunk are attended to, where Light "
+                        f"FlashBlock is disabled: beside it all {whole} blocks of the own chunk are attended to, where Light "
                         f"Forcing keeps {kept} in all"
                     )
         elif isinstance(select, CausalAnn) and (history or extra):

@@ -135,3 +135,17 @@ def test_wrong_parameters_name_right_ones():
         SparseVideoGen(samples=0)
     with pytest.raises(PatternError, match=r"ask for 0\.\d+ or more, or for fewer sink_frames"):
         SparseVideoGen(block=16, sink_frames=2).plan(layout, 0.2, SITE)
+
+
+def test_padding_of_the_prompt_decides_nothing() -> None:
+    """Heads are told apart by what a call attends to, whatever stands behind the prompt."""
+    layout = TokenLayout.of((4, 8, 8), 20, 16)
+    plan = SparseVideoGen(block=16).plan(layout, 0.4, SITE)
+    select = plan.with_valid_text(torch.tensor([7])).select
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, layout.slots, 2, 8, generator=generator) for _ in range(3))
+    chosen = select.choose(q, k, v).mask.idx
+    padding = layout.text_blocks * layout.block - 7
+    k[:, -padding:] += 30 * torch.randn(1, padding, 2, 8, generator=generator)
+    v[:, -padding:] += 30 * torch.randn(1, padding, 2, 8, generator=generator)
+    assert torch.equal(select.choose(q, k, v).mask.idx, chosen)
