@@ -329,7 +329,7 @@ def test_reuse_that_would_lose_changes_nothing(transformer: Any) -> None:
     few = replace(LIGHT, density=0.2, base_density=0.1)
     both = build(transformer, few, FlashBlock(threshold=1e9), break_even=None)
     assert worst(run(both), run(build(transformer, few, break_even=None))) == 0
-    assert "FlashBlock rests" in both.chunk.note
+    assert "FlashBlock is disabled" in both.chunk.note
     assert both.reuse_rate is None
 
 

@@ -144,8 +144,8 @@ class ChunkPlanner:
                 plan = plan._replace(rule=rule, reuses=not rests)
                 if rests:
                     note = (
-                        f"FlashBlock is disabled: beside it all {whole} blocks of the own chunk are attended to, where Light "
-                        f"Forcing keeps {kept} in all"
+                        f"FlashBlock is disabled: beside it all {whole} blocks of the own chunk are attended to, where "
+                        f"Light Forcing keeps {kept} in all"
                     )
         elif isinstance(select, CausalAnn) and (history or extra):
             blocks = -(-(len(history) * self.slots + extra) // select.block)
