@@ -106,7 +106,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             height: pixels.
             width: pixels.
             num_frames: 4k+1 pixel frames, those of `image` or `video` included; None goes on for ever.
-            num_inference_steps: steps along the scheduler for each chunk; None takes the rollout's own few steps.
+            num_inference_steps: steps along the scheduler for each chunk, with the scheduler's own shift; None takes
+                the rollout's few steps, shifted as it says.
             guidance_scale: of classifier-free guidance; 1 is none. Each branch has a cache of its own.
             image: the first frame.
             video: the first frames, 4k+1 of them; it goes on from there.
@@ -115,8 +116,9 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             prompt_embeds: instead of `prompt`.
             negative_prompt_embeds: instead of `negative_prompt`.
             output_type: "np" (b, f, h, w, 3), "pt" (b, f, 3, h, w), "pil" (lists) or "latent".
-            callback_on_step_end: called as diffusers does, with the step counted over the whole stream; what it returns
-                for "latents" replaces them, and `pipe._interrupt = True` ends the stream after the last whole chunk.
+            callback_on_step_end: called with the pipeline, the step counted over the whole stream, the timestep, and
+                latents and prompt embeddings by diffusers' names. What it returns for "latents" replaces them, nothing
+                else does; `pipe._interrupt = True` ends the stream after the last whole chunk.
             max_sequence_length: text tokens.
             methods: what makes it faster: `FlashBlock`, `TempCache`, `HybridMemory`, `CausalLightForcing`,
                 `CausalAnn`, `AnnCross` of `vidaccel.reuse`, in any order.

@@ -52,7 +52,7 @@ class StreamJob:
         methods: names and settings of methods.
         height, width, num_frames, fps, max_sequence_length: None takes the model's own.
         steps: along the scheduler for each chunk; None takes the rollout's own few steps.
-        guidance: None takes the model's own.
+        guidance: None is 1, no guidance.
         seed: of the noise; None draws one.
         dtype: None is float32 on CPUs and bfloat16 on GPUs.
         device: None is a GPU where there is one.

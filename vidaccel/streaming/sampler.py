@@ -2,7 +2,8 @@
 
 Math (few steps), for a flow prediction v at noise level s: x0 = x - s v; then x = (1 - s') x0 + s' noise at the next
     level s', with noise of its own. In fp64, as Self-Forcing has it.
-Nothing here waits for the device: noise levels are Python numbers, timesteps are tensors made beforehand.
+Nothing here waits for the device: noise levels are Python numbers, timesteps are tensors made beforehand. A
+    scheduler of diffusers may: UniPC of order 2 and more solves a small system on it, which synchronises on CUDA.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class ManyStep:
     """Many steps along a diffusers scheduler (UniPC, flow-match Euler): causal models that were not distilled.
 
     Args:
-        scheduler: set anew for each chunk.
+        scheduler: set anew for each chunk, with its own shift; the rollout's is not used.
         steps: denoising steps.
     """
 
