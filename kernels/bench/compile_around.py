@@ -26,13 +26,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vidaccel.kernels import compact, elementwise, forecast, pool
-from vidaccel.kernels.bench_around import SHAPES
+from vidaccel.kernels.bench_around import SHAPES, Shape
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
     torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64", torch.int32: "i32",
     torch.int64: "i64", torch.uint8: "u8",
 }  # fmt: skip
+# Numbers that are 1 are compiled in.
+ONE = Shape("one block", (1, 4, 4), 1, 64, "rms", block=16)
 INSTRUCTIONS = r"\b(STL|LDL|LDG\.E[.\w]*|STG\.E[.\w]*|LDS|STS|BAR)\b"
 OPTIONS = ("num_warps", "num_stages")
 
@@ -52,13 +54,15 @@ class Launch:
         names = self.kernel.arg_names
         given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k not in OPTIONS}
         constants = {p.name for p in self.kernel.params if p.is_constexpr}
-        constants |= {name for name in names if given[name] is None}
+        plain = {p.name for p in self.kernel.params if p.do_not_specialize}
+        # As Triton does, which makes a number that is 1 part of the program, and tells it of multiples of 16.
+        constants |= {name for name in names if given[name] is None or (name not in plain and _is_one(given[name]))}
         types = {name: "constexpr" if name in constants else _type(given[name]) for name in names}
         key = str((types, {name: given[name] for name in constants}, kwargs.get("num_warps")))
         if key in self.seen:
             return
         self.seen.add(key)
-        even = [name for name in names if name not in constants and _is_even(given[name])]
+        even = [name for name in names if name not in constants | plain and _is_even(given[name])]
         source = ASTSource(
             fn=self.kernel,
             signature=types,
@@ -85,7 +89,7 @@ def usage(built: Any) -> dict[str, Any]:
 
 
 def table(capability: int) -> Iterator[dict[str, Any]]:
-    """Each kernel at the sizes of Wan, HunyuanVideo and CogVideoX."""
+    """Each kernel at the sizes of Wan, HunyuanVideo and CogVideoX, and at the smallest there is."""
     found: list[dict[str, Any]] = []
 
     def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -101,7 +105,7 @@ def table(capability: int) -> Iterator[dict[str, Any]]:
         forecast.error_sums([feature] * terms, [1.0] * terms, feature, None)
     yield from found
     found.clear()
-    for shape in SHAPES:
+    for shape in (*SHAPES, ONE):
         layout = shape.layout()
         n = layout.video_blocks
         video, text, rope = shape.streams(empty)
@@ -126,6 +130,10 @@ def _type(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"*{TYPES[value.dtype]}"
     return "fp32" if isinstance(value, float) else "i64" if abs(value) >= 2**31 else "i32"
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, int) and value == 1
 
 
 def _is_even(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Attention kernels on small problems under NVIDIA's compute-sanitizer, on a machine with a GPU.
 
     python kernels/bench/sanitize.py [--tools memcheck racecheck synccheck initcheck] [--backends gluon tma portable]
+                                     [--dims 128 64] [--blocks 128 64]
 
 The problems have what makes kernels reach too far: short blocks of video and text, an empty row, a window, a bias.
 Results are compared with the reference as well. Exit code 1 if a tool finds anything.
@@ -60,14 +61,14 @@ def solve(backend: str, d: int, block: int, window: bool, bias: bool) -> float:
     return float((out.cpu().float() - near).norm() / near.norm())
 
 
-def watch(tool: str, backend: str) -> str:
-    """Run all problems of a backend under a tool; what the tool said of them, "" if it found nothing."""
+def watch(tool: str, backend: str, sizes: list[str]) -> str:
+    """Run problems of a backend under a tool; what the tool said of them, "" if it found nothing."""
     command = [shutil.which("compute-sanitizer") or "compute-sanitizer", "--tool", tool, "--error-exitcode", str(FOUND)]
     command += ["--print-limit", "5"]
     if tool != "initcheck":
         # That one must see torch's kernels write.
         command += ["--kernel-name", "kns=block_sparse"]
-    command += [sys.executable, __file__, "--inside", backend]
+    command += [sys.executable, __file__, "--inside", backend, *sizes]
     # Each tensor has an allocation of its own, whose end the tools know.
     env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     if "PYTHONPATH" in os.environ:
@@ -81,19 +82,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--dims", nargs="+", type=int, choices=(128, 64), default=[128, 64])
+    parser.add_argument("--blocks", nargs="+", type=int, choices=(128, 64), default=[128, 64])
     parser.add_argument("--inside", choices=BACKENDS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    forms = [form for form in FORMS if form[0] in asked.dims and form[1] in asked.blocks]
+    sizes = ["--dims", *map(str, asked.dims), "--blocks", *map(str, asked.blocks)]
     if asked.inside:
-        far = {form: solve(asked.inside, *form) for form in FORMS}
+        far = {form: solve(asked.inside, *form) for form in forms}
         print(far)
         return int(not all(x < 0.02 for x in far.values()))
     bad = 0
     for backend in asked.backends:
         # Compiled before any tool watches: it would watch the compiler too, slowly.
-        for form in FORMS:
+        for form in forms:
             solve(backend, *form)
         for tool in asked.tools:
-            said = watch(tool, backend)
+            said = watch(tool, backend, sizes)
             bad += bool(said)
             print(f"{tool}, {backend}: {said or 'nothing found'}", flush=True)
     return int(bad > 0)

@@ -16,7 +16,7 @@ import torch
 
 from vidaccel.blocks import BlockMask
 from vidaccel.grid import Site, TokenLayout, VideoGrid
-from vidaccel.kernels import attention, bench, canary, merge
+from vidaccel.kernels import attention, bench, canary, gluon, merge
 from vidaccel.kernels.problem import Rows
 from vidaccel.lab.kernel_cases import SHAPES
 from vidaccel.patterns import Neighborhood
@@ -207,12 +207,14 @@ def real_problem(form: Form, shape: Any, device: str) -> tuple[Any, ...]:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(("d", "block"), gluon.CONFIGS)
 @pytest.mark.parametrize("name", FORMS)
-def test_compute_sanitizer_finds_nothing(name: str) -> None:
+def test_compute_sanitizer_finds_nothing(name: str, d: int, block: int) -> None:
     if shutil.which("compute-sanitizer") is None:
         pytest.skip("compute-sanitizer is not on the path; it comes with CUDA")
     if torch.cuda.get_device_capability() != (9, 0) and name != "portable":
         pytest.skip("needs compute capability 9.0")
     command = [sys.executable, "kernels/bench/sanitize.py", "--tools", "memcheck", "--backends", name]
+    command += ["--dims", str(d), "--blocks", str(block)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
