@@ -29,11 +29,15 @@ class Rival:
         found = []
         for method in self.methods:
             if isinstance(method, FlashBlock) and self.reuse is not None:
-                fresh = round((1 - self.reuse) * heads)
-                # Other heads in every layer, so that no layer has it easier.
+                # As many of all as asked; other heads in every layer, so that no layer has it easier.
+                share = (1 - self.reuse) * heads
+                ends = [round(share * number) for number in range(layers * steps + 1)]
                 table = tuple(
-                    tuple(tuple((head + layer) % heads < fresh for head in range(heads)) for layer in range(layers))
-                    for _ in range(steps)
+                    tuple(
+                        tuple((head + layer) % heads < ends[at + 1] - ends[at] for head in range(heads))
+                        for layer, at in enumerate(range(step, layers * steps, steps))
+                    )
+                    for step in range(steps)
                 )
                 method = FlashBlock(calibrated=table, refresh=method.refresh)
             found.append(method)

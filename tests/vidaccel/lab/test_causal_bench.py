@@ -107,8 +107,10 @@ def test_a_set_rate_is_spread_over_heads_and_layers() -> None:
     assert flash.calibrated is not None
     fresh = torch.tensor(flash.calibrated).float()
     assert fresh.shape == (4, 30, 12)
-    assert float(fresh.mean()) == pytest.approx(0.35, abs=0.02)
-    assert float(fresh.sum(2).std()) == 0
+    assert float(fresh.mean()) == pytest.approx(0.35)
+    assert set(fresh.sum(2).flatten().tolist()) == {4, 5}
+    # The layer whose attention is timed reuses no more than was said.
+    assert 0.64 < 1 - float(fresh[:, 15].mean()) < 0.65
 
 
 def test_a_rival_that_fails_is_a_row_and_the_others_go_on() -> None:
