@@ -19,9 +19,10 @@ and, where it is sparse,
     requested, delivered, visited    densities; visited also over text (`visited_pairs`)
     bound_ms, bound, reached         the dense call with its attention scaled by the visited pairs, the speed-up that
                                      would be, and how much of it there is
-    split                 {list: {part: ms}} of one block, in a pass with watches; eager only, dense rows have it too
-    watched_layer_ms      one block in that pass: beside layer_ms, what the watches cost
-    kernel_ms, kernel_alone_ms       attention in the layer, and the same call of it alone
+    split                 {list: {part: ms}} of one block, in a pass with watches; dense rows have it too, but compiled
+                          only sparse ones, by the time of their ops, and of layer_ms what is left is the rest
+    watched_layer_ms      eager: one block in that pass: beside layer_ms, what the watches cost
+    kernel_ms, kernel_alone_ms       attention in the layer; eager, the same call of it alone
     kernels               which ran
 `steps_bench.py` adds cache rows, with full_ms, skipped_ms (by branch), skipped_share (of a full call) and cache_bytes,
 and trajectory rows, with steps, computed_steps, calls, cache_bytes, seconds, dense_seconds (steps x calls a step x the
@@ -161,7 +162,7 @@ class ModelBench:
             calls = [call for one in side.values() if one.run for call in one.run.trace.calls]
             found["kernels"] = sorted({name for call in calls for name in call.kernels})
             found |= self._bound(found["call_ms"], found["against_ms"], found["visited_pairs"])
-            return found | ({} if compiled else self._split(side))
+            return found | (self._split_compiled(side, found["layer_ms"]) if compiled else self._split(side))
 
         variant = pattern.name if density is None else f"{pattern.name} {density:g}"
         self.measure("sparse", variant, compiled, measure)
@@ -295,6 +296,16 @@ class ModelBench:
             "kernel_ms": first["attention"] or None,
             "kernel_alone_ms": alone,
         }
+
+    def _split_compiled(self, sides: dict[str, Side], layer_ms: dict[str, float]) -> dict[str, Any]:
+        """The same of a compiled model: what one block more adds to the time in our ops."""
+        in_ops = {depth: pieces.in_ops(sides[depth], self.device) for depth in ("base", *layer_ms)}
+        split = {}
+        for name, ms in layer_ms.items():
+            more = self.depths[name][name] - 1
+            parts = {part: (in_ops[name][part] - base) / more for part, base in in_ops["base"].items()}
+            split[name] = {**parts, "rest": ms - sum(parts.values())}
+        return {"split": split, "kernel_ms": next(iter(split.values()))["attention"]}
 
     def _densities(self, planned: Planned) -> dict[str, Any]:
         plans = list(planned.plans.values())

@@ -3,6 +3,9 @@
 What is watched is what runs: blocks, attention layers and their linear layers by hooks, the kernel and what chooses its
 blocks where the processor finds them. Watches inside other watches are subtracted, so that every millisecond counts
 once. "rest" is everything outside the attention layer, and its linear layers.
+
+A compiled model has no such places, but calls the same ops: there torch's profiler tells their time (`in_ops`), and
+what the compiler wrote itself is rest.
 """
 
 from __future__ import annotations
@@ -22,9 +25,14 @@ from torch.overrides import TorchFunctionMode
 from .. import wrapping
 from ..family import family_of
 from ..trace import Stopwatch
-from . import rivals
+from . import rivals, timing
 
 PARTS = ("selection", "norm, RoPE, reorder", "attention", "rest")
+OPS = {
+    "selection": ("block_means", "keep_best", "common_cut", "means_behind", "coarse_to_fine"),
+    "norm, RoPE, reorder": ("to_kernel", "to_ranks", "to_model"),
+    "attention": ("attention",),
+}
 
 
 @dataclass
@@ -92,6 +100,25 @@ class _Dense(TorchFunctionMode):
         self._pieces.kernel = lambda: func(*args, **kwargs)
         with self._pieces.watch("kernel", query.device):
             return func(*args, **kwargs)
+
+
+def in_ops(call: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Milliseconds of a call in each of `OPS`, on the device; what an op calls counts as the op's."""
+    kind = torch.profiler.ProfilerActivity
+    activities = [kind.CPU, kind.CUDA] if device.type == "cuda" else [kind.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        timing.synchronize(device)
+    part_of = {f"vidaccel::{op}": part for part, ops in OPS.items() for op in ops}
+    found = dict.fromkeys(OPS, 0.0)
+    for event in profile.events():
+        above = event.cpu_parent
+        while above is not None and above.name not in part_of:
+            above = above.cpu_parent
+        if above is None and event.name in part_of:
+            taken = event.device_time_total if device.type == "cuda" else event.cpu_time_total
+            found[part_of[event.name]] += taken / 1e3
+    return found
 
 
 @contextlib.contextmanager

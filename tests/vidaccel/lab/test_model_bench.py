@@ -78,6 +78,17 @@ def test_every_model_takes_its_inputs_in_bf16(small_model: RealModel, size_of: A
         assert out.isfinite().all()
 
 
+def test_a_compiled_layer_is_split_by_its_ops(wan_model: RealModel, job: Any) -> None:
+    rows = Rows({})
+    ModelBench(job(wan_model, compiled=True), rows).run([(TopK(block=16), 0.4)])
+    compiled = next(row for row in rows.rows if row["kind"] == "sparse" and row["compiled"])
+    assert compiled["ok"], compiled["reason"]
+    split = compiled["split"]["blocks"]
+    assert sum(split.values()) == pytest.approx(compiled["layer_ms"]["blocks"], rel=1e-5)
+    assert split["attention"] == pytest.approx(compiled["kernel_ms"])
+    assert split["attention"] > 0
+
+
 def test_padded_text_is_also_trimmed_for_the_rivals(small: Any, job: Any) -> None:
     rows = Rows({})
     ModelBench(job(small("hunyuan-video-1.5")), rows).run([])
