@@ -267,7 +267,7 @@ def _row(
         "warm_up_s": each.ms[0] / 1e3,
         "first_ms": median(timed[:tenth]),
         "last_ms": median(timed[-tenth:]),
-        "tenths_ms": [median(timed[at : at + tenth]) for at in range(0, len(timed), tenth)],
+        "tenths_ms": [median(timed[at : at + tenth]) for at in range(0, len(timed) - tenth + 1, tenth)],
         "first_gib": gib and median(gib[:tenth]),
         "last_gib": gib and median(gib[-tenth:]),
         "timed_chunks": len(timed),
