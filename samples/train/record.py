@@ -45,7 +45,8 @@ class Record:
         temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
         # A cell a line: a tenth of the lines, and a difference shows which cells are new.
         head = json.dumps(self.data | {"cells": {}}, indent=1).removesuffix("{}\n}")
-        lines = ",\n".join(f"  {json.dumps(each)}: {json.dumps(cell)}" for each, cell in self.cells.items())
+        cells = ((json.dumps(each), json.dumps(cell, separators=(",", ":"))) for each, cell in self.cells.items())
+        lines = ",\n".join(f"  {each}: {cell}" for each, cell in cells)
         temporary.write_text(f"{head}{{\n{lines}\n }}\n}}\n")
         temporary.replace(self.file)
 

@@ -55,7 +55,7 @@ class Rows:
             return
         # A row a line: a difference shows which rows are new.
         head = json.dumps({**self._head(), "rows": []}, indent=1).removesuffix("[]\n}")
-        lines = ",\n".join(f"  {json.dumps(each)}" for each in self.rows)
+        lines = ",\n".join(f"  {json.dumps(each, separators=(',', ':'))}" for each in self.rows)
         with replacing(self._path) as temporary:
             temporary.write_text(f"{head}[\n{lines}\n ]\n}}\n", encoding="utf-8")
 
