@@ -128,7 +128,7 @@ KINDS: Mapping[str, tuple[Mapping[str, tuple[object, ...]], Columns]] = {
         },
     ),
     "layers": (
-        {"kind": ("dense", "sparse"), "compiled": (False,)},
+        {"kind": ("dense", "sparse")},
         {
             "model": lambda row: row["model"],
             "size": _size,
