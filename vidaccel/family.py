@@ -103,7 +103,10 @@ class Family(Protocol):
         ...
 
     def cross_sites(self, transformer: Any) -> list[str]:
-        """Names of the layers in which video attends to text alone, in `attn_processors`; none in joint attention."""
+        """Names of the layers in which video attends to text alone, in `attn_processors`.
+
+        None in joint attention, nor where their inputs are not known well enough to act on them.
+        """
         return []
 
     def read(self, transformer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
@@ -171,6 +174,15 @@ class Family(Protocol):
             config: the transformer's configuration.
         """
         ...
+
+    def native(self, config: Mapping[str, Any]) -> tuple[int, int] | None:
+        """(height, width) in latent tokens of the frames that the model was trained on; None where nobody says.
+
+        Args:
+            config: as above. Without another word it is the size of `defaults`, of 16 pixels a token.
+        """
+        size = self.defaults(config)
+        return (size["height"] // 16, size["width"] // 16) if "height" in size else None
 
     def stack(self, transformer: Any) -> Stack:
         """The blocks of a transformer."""

@@ -234,4 +234,4 @@ class FrontDoor:
         record.close(failed=output is None)
         for subscriber in reversed(self._entered):
             subscriber.after(record)
-        self.trace.calls.append(record)
+        self.trace.add(record)

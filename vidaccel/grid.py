@@ -54,12 +54,14 @@ class Site:
         index: number of the layer, counted over the sites of its kind.
         kind: "self" (video to video), "joint" (video and text together) or "cross" (video to text).
         family: the model family, such as "wan": patterns with a rule per family look at it.
+        native: (height, width) in latent tokens of the frames that the model was trained on; None where nobody says.
     """
 
     name: str
     index: int
     kind: str
     family: str
+    native: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,13 +11,14 @@ Cost: a guided call is a dense and a sparse one, from the first layer on that ru
     all other calls: nothing linear is done twice for rows that are equal. Kept outputs are layers x tokens x width:
     15.8 GB for Wan 1.3B at 1088x1920 and 81 frames.
 Source: FreeSwim, arXiv 2511.14712, sections 3.2 and 3.3. Its released code carries two copies through every call.
-Limits: families with cross-attention; no cache on the same transformer; of Wan 2.2's two experts, a period of 1 only.
-    Where the number of steps is not known, what is kept is freed at the next video or on removal.
+Limits: Wan and SkyReels-V2, whose cross-attention is known; no cache on the same transformer; of Wan 2.2's two
+    experts, a period of 1 only. Where the number of steps is not known, what is kept is freed at the next video or on
+    removal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from .caching.layer_swap import LayerSwap, Place
 from .errors import InstallError
 from .family import Call
 from .frontdoor import FrontDoor
-from .patterns import FreeSwim
+from .patterns import FreeSwim, Pattern, of_layer
 from .schedule import Step
 from .trace import CallRecord
 from .wrapping import SparseAttnProcessor
@@ -108,6 +109,7 @@ class Guide:
     Args:
         door: the transformer's front door.
         pattern: its period and memory.
+        layers: numbers of those whose cross-attention it guides; the second path goes through all.
         originals: every processor that stands in the transformer, by name.
         sites: our processors of its self-attention, by name.
 
@@ -115,32 +117,35 @@ class Guide:
         processors: one a cross-attention layer, by name.
 
     Raises:
-        InstallError: the family has no cross-attention, or a period was asked of one of two experts.
+        InstallError: the family's cross-attention is not known, or a period was asked of one of two experts.
     """
 
     def __init__(
         self,
         door: FrontDoor,
         pattern: FreeSwim,
+        layers: Set[int],
         originals: Mapping[str, Any],
         sites: Mapping[str, SparseAttnProcessor],
     ) -> None:
         names = door.family.cross_sites(door.transformer)
         if not names:
             raise InstallError(
-                f"freeswim guide={pattern.guide} was asked for, but {type(door.transformer).__name__} has no "
-                "cross-attention to guide; use guide=0"
+                f"freeswim guide={pattern.guide} was asked for, but vidaccel knows no cross-attention of "
+                f"{type(door.transformer).__name__} to guide; it knows that of Wan and SkyReels-V2. Use guide=0"
             )
         if door.expert is not None and pattern.guide > 1:
             raise InstallError(
                 f"freeswim guide={pattern.guide} was asked of a model with two experts, where nobody tells one of them "
                 "when to free what it keeps; use guide=1, or guide=0"
             )
-        self.processors = {name: CrossProcessor(originals[name]) for name in names}
         self._door = door
         self._pattern = pattern
+        self._guided = layers
         self._sites = sites
         self._blocks = {site.name.rsplit(".", 2)[0]: site for site in door.family.sites(door.transformer)}
+        guided = [name for name in names if self._blocks[name.rsplit(".", 2)[0]].index in layers]
+        self.processors = {name: CrossProcessor(originals[name]) for name in guided}
         self._layer = {site.name: site.index for site in self._blocks.values()}
         # Not the family's own stack alone: VACE has blocks that run before it.
         lists = tuple(dict.fromkeys(path.partition(".")[0] for path in self._blocks))
@@ -148,6 +153,29 @@ class Guide:
         self._swap = LayerSwap(door.transformer, stack, self._visit)
         self._made: _Made | None = None
         self._rows = self._first = 0
+
+    @classmethod
+    def of(
+        cls, door: FrontDoor, pattern: Pattern, originals: Mapping[str, Any], sites: Mapping[str, SparseAttnProcessor]
+    ) -> Guide | None:
+        """The second path that a pattern asks for, for all layers or some of them; None for none.
+
+        Raises:
+            InstallError: as above, or layers ask for several.
+        """
+        asked: dict[FreeSwim, set[int]] = {}
+        for site in door.family.sites(door.transformer):
+            part = of_layer(pattern, site.index)
+            if isinstance(part, FreeSwim) and part.guide:
+                own = FreeSwim(guide=part.guide, guide_gib=part.guide_gib)
+                asked.setdefault(own, set()).add(site.index)
+        if len(asked) > 1:
+            several = " and ".join(f"guide={one.guide}, guide_gib={one.guide_gib}" for one in asked)
+            raise InstallError(
+                f"layers ask for freeswim with {several}, but one second path goes through all of them; give all the "
+                "same, or guide=0 to some"
+            )
+        return next((cls(door, one, layers, originals, sites) for one, layers in asked.items()), None)
 
     def remove(self) -> None:
         """Free what is kept; also after a call that was interrupted from the keyboard."""
@@ -161,7 +189,8 @@ class Guide:
                 "freeswim's second path gives some calls twice the rows, which whatever else acts on this transformer, "
                 "such as a cache, cannot follow; drop the cache, or use guide=0"
             )
-        record.guided = mode = self._decide(call, step, record) if record.scheduled else "alone"
+        is_asked = any(self._layer[name] in self._guided for name, _ in record.scheduled)
+        record.guided = mode = self._decide(call, step, record) if is_asked else "alone"
         self._rows = call.latents.shape[0] if mode == "both" and call.latents is not None else 0
         for processor in self.processors.values():
             processor.mode, processor.rows = mode, self._rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .family import Call, attn_processors_of, place_processors, unwrap
 from .frontdoor import Clock, FrontDoor
 from .grid import Site, TokenLayout
 from .guide import Guide
-from .patterns import FreeSwim, Pattern, Plan, advice, check_density, check_given, would_lose
+from .patterns import Pattern, Plan, advice, check_density, check_given, check_model, of_layer, would_lose
 from .ranks import HeadPart, Ranks
 from .schedule import DENSE, Schedule, Step, check_schedule
 from .trace import CallRecord, Trace
@@ -27,6 +28,28 @@ logger = logging.getLogger(__name__)
 
 # Masks of one resolution are a few MiB; a server that sees many resolutions must not keep them all.
 _MOST_PLANS = 64
+
+
+class Recent(dict[tuple[Any, ...], Plan]):
+    """Plans by what they were made for, the latest used last. Beyond `_MOST_PLANS`, those of earlier steps go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._step: dict[tuple[Any, ...], int] = {}
+
+    def use(self, key: tuple[Any, ...], step: int, make: Callable[[], Plan]) -> Plan:
+        """The plan of a key, made where there is none.
+
+        Args:
+            key: what it is made for.
+            step: counts denoising steps; what this one or the one before has used stays, however much that is.
+            make: makes it.
+        """
+        plan = self.pop(key) if key in self else make()
+        while len(self) >= _MOST_PLANS and self._step[oldest := next(iter(self))] < step - 1:
+            del self[oldest], self._step[oldest]
+        self[key], self._step[key] = plan, step
+        return plan
 
 
 class Installation:
@@ -60,21 +83,22 @@ class Installation:
         self.processors = {
             site.name: SparseAttnProcessor(self.originals[site.name], door.family) for site in self.sites
         }
-        self.plans: dict[tuple[Any, ...], Plan] = {}
+        self.plans = Recent()
         self._losing: set[tuple[Any, ...]] = set()
-        self._texts: dict[tuple[Any, ...], Plan] = {}
+        self._texts = Recent()
+        self._steps = 0
+        self._at: tuple[int, int] | None = None
         self._exchanges: dict[tuple[Any, ...], Exchange] = {}
         self.choices = choices or Choices()
         self._stand_in = stand_in
         self._layers = 1 + max(site.index for site in self.sites)
+        self._heads = {site.name: _heads(door.transformer, site) for site in self.sites}
         self._unsubscribe = door.subscribe(self)
-        self._guide: Guide | None = None
-        if isinstance(pattern, FreeSwim) and pattern.guide:
-            try:
-                self._guide = Guide(door, pattern, self.originals, self.processors)
-            except InstallError:
-                self._unsubscribe()
-                raise
+        try:
+            self._guide = Guide.of(door, pattern, self.originals, self.processors)
+        except InstallError:
+            self._unsubscribe()
+            raise
 
     @classmethod
     def of(
@@ -107,7 +131,8 @@ class Installation:
 
         Raises:
             InstallError: the transformer is accelerated already, has no site, or its class is unknown.
-            PatternError: a density outside (0, 1], none for a pattern that needs one, or one beside a window.
+            PatternError: a density outside (0, 1], none for a pattern that needs one, one beside a window, or heads or
+                layers that the model does not have.
             RecipeError: a schedule that is none.
         """
         check_schedule(schedule)
@@ -132,8 +157,10 @@ class Installation:
                 stacklevel=3,
             )
         door = FrontDoor.of(transformer, clock or Clock(num_inference_steps), trace, expert)
-        if not door.family.sites(door.transformer):
+        sites = door.family.sites(door.transformer)
+        if not sites:
             raise InstallError(f"{type(door.transformer).__name__} has no video self-attention to make sparse")
+        check_model(pattern, 1 + max(site.index for site in sites), _heads(door.transformer, sites[0]))
         return cls(door, pattern, density, schedule, stand_in, choices)
 
     @staticmethod
@@ -180,6 +207,8 @@ class Installation:
 
     def before(self, call: Call, step: Step, record: CallRecord) -> None:
         """Write a plan, or None, on every processor."""
+        if self._at != (at := (self.door.clock.trajectory, step.index)):
+            self._at, self._steps = at, self._steps + 1
         ranks = Ranks.of(self.door.transformer)
         exchange = None if ranks is None else self._exchange(ranks, call, step)
         for text in call.notes:
@@ -210,7 +239,7 @@ class Installation:
         for site in self.sites:
             if site.name in displaced:
                 continue
-            plan = self._plan(call, step, record, site, None if ranks is None else self._heads(ranks, site))
+            plan = self._plan(call, step, record, site, ranks)
             processor = self.processors[site.name]
             processor.plan, processor.valid, processor.exchange = plan, valid, exchange
             if plan is None:
@@ -258,10 +287,6 @@ class Installation:
         if plan.varies and (used := choice or processor.held) is not None:
             record.measured[name] = kept_share(used.mask) if used.spent is None else used.spent
 
-    def _heads(self, ranks: Ranks, site: Site) -> HeadPart:
-        attn: Any = self.door.transformer.get_submodule(site.name.removesuffix(".processor"))
-        return ranks.heads(attn.heads)
-
     def _exchange(self, ranks: Ranks, call: Call, step: Step) -> Exchange:
         """What ranks swap in this call; looks whether all of them were given the same video to make."""
         if step.new_trajectory and call.latents is not None:
@@ -279,33 +304,29 @@ class Installation:
             )
         return self._exchanges[key]
 
-    def _plan(self, call: Call, step: Step, record: CallRecord, site: Site, heads: HeadPart | None) -> Plan | None:
+    def _plan(self, call: Call, step: Step, record: CallRecord, site: Site, ranks: Ranks | None) -> Plan | None:
         density = self.schedule.density(
             step, site.index, self._layers, record.branch, record.expert, self.density_requested
         )
         if density == DENSE:
             return None
+        total = self._heads[site.name]
+        heads = HeadPart.whole(total) if ranks is None else ranks.heads(total)
         key = (call.grid, call.text, call.device, density, site if self.pattern.per_site else site.family, heads)
-        if key not in self.plans:
-            if len(self.plans) >= _MOST_PLANS:
-                self._losing.discard(oldest := next(iter(self.plans)))
-                del self.plans[oldest]
+
+        def make() -> Plan:
             plan = self._make_plan(self.door.family.layout(call, self.pattern.block), density, site)
-            if would_lose(self.pattern, plan) and not self.schedule.even_if_slower:
-                self._losing.add(key)
-            self.plans[key] = (plan if heads is None else plan.of_heads(heads)).to(call.device)
+            if would_lose(of_layer(self.pattern, site.index), plan) and not self.schedule.even_if_slower:
+                self._losing = {*self._losing & self.plans.keys(), key}
+            return plan.of_heads(heads).to(call.device)
+
+        plan = self.plans.use(key, self._steps, make)
         if key in self._losing:
             return None
-        return self.plans[key] if call.valid is None else self._for_text(key, call)
-
-    def _for_text(self, key: tuple[Any, ...], call: Call) -> Plan:
-        """The plan of a layout for padded text: the same rows, other key lengths."""
-        own = (*key, call.valid)
-        if own not in self._texts:
-            if len(self._texts) >= _MOST_PLANS:
-                del self._texts[next(iter(self._texts))]
-            self._texts[own] = self.plans[key].with_valid_text(torch.tensor(call.valid))
-        return self._texts[own]
+        if (valid := call.valid) is None:
+            return plan
+        # Padded text: the same rows, other key lengths.
+        return self._texts.use((*key, valid), self._steps, lambda: plan.with_valid_text(torch.tensor(valid)))
 
     def _make_plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         plan = self.pattern.plan(layout, density, site)
@@ -316,7 +337,13 @@ class Installation:
         for text in (f"{message}{asked}, visited {plan.visited:.3f}", *plan.notes):
             if self.door.trace.note(text):
                 logger.info(text)
-        told = advice(self.pattern, plan, layout, density, site, forced=self.schedule.even_if_slower)
+        pattern = of_layer(self.pattern, site.index)
+        told = advice(pattern, plan, layout, density, site, forced=self.schedule.even_if_slower)
         if told and self.door.trace.note(told):
             warnings.warn(told, VidaccelWarning, stacklevel=2)
         return plan
+
+
+def _heads(transformer: nn.Module, site: Site) -> int:
+    attn: Any = transformer.get_submodule(site.name.removesuffix(".processor"))
+    return int(attn.heads)

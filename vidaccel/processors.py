@@ -29,7 +29,10 @@ from .patterns import (
     TopK,
     Union,
     check_given,
+    check_model,
+    nested,
 )
+from .ranks import HeadPart
 from .schedule import Schedule
 from .wrapping import SparseAttnProcessor
 
@@ -46,11 +49,12 @@ class NamedAttnProcessor:
         density: wanted fraction of video-video pairs, in (0, 1]; None lets the pattern's own parameters decide.
         schedule: which steps and layers stay dense; all are sparse without one.
         num_inference_steps: needed by schedules with fractions or dense last steps.
-        grid: (t, y, x) latent tokens, instead of a transformer: one fixed plan, no schedule.
+        grid: (t, y, x) latent tokens, instead of a transformer: one fixed plan, the same for all layers and steps.
         pattern: the pattern's own parameters.
 
     Raises:
-        InstallError: at the first call, when neither `transformer` nor `grid` was given.
+        InstallError: what differs between layers or steps was asked for with `grid`; at the first call, when neither
+            `transformer` nor `grid` was given.
         PatternError: a density that the pattern cannot have, or none where it needs one.
     """
 
@@ -72,11 +76,7 @@ class NamedAttnProcessor:
         self._fixed: dict[torch.device, Plan] = {}
         if grid is not None:
             check_given(self._pattern, density)
-        if grid is not None and isinstance(self._pattern, FreeSwim) and self._pattern.guide:
-            raise InstallError(
-                f"{type(self).__name__} with guide= needs the transformer, to give it a second path; "
-                "leave grid= out and name the transformer, or use guide=0"
-            )
+            self._check_fixed(schedule, num_inference_steps)
         if transformer is not None:
             Installation.of(
                 transformer,
@@ -85,6 +85,23 @@ class NamedAttnProcessor:
                 schedule=schedule or Schedule(),
                 num_inference_steps=num_inference_steps,
                 stand_in=self,
+            )
+
+    def _check_fixed(self, schedule: Schedule | None, steps: int | None) -> None:
+        """Raise InstallError for what a fixed plan cannot do: it sees neither step nor branch nor layer."""
+        parts = list(nested(self._pattern))
+        asked = {
+            "schedule=": schedule is not None,
+            "num_inference_steps=": steps is not None,
+            "guide=": any(isinstance(part, FreeSwim) and part.guide for part in parts),
+            "reselect=": any(getattr(part, "reselect", 1) != 1 for part in parts),
+            "flashblock": any(isinstance(part, FlashBlock) for part in parts),
+            "a pattern for each layer": self._pattern.per_site,
+        }
+        if wrong := [what for what, is_asked in asked.items() if is_asked]:
+            raise InstallError(
+                f"{type(self).__name__} was given grid= and {', '.join(wrong)}, but a fixed grid tells nothing of "
+                "layers and steps; leave grid= out and name the transformer, or use vidaccel.accelerate(pipe, ...)"
             )
 
     def __call__(self, attn: Any, hidden_states: torch.Tensor, *inputs: Any, **kwargs: Any) -> Any:
@@ -98,15 +115,16 @@ class NamedAttnProcessor:
         family = attention_family_of(attn)
         processor = SparseAttnProcessor(attn._default_processor_cls(), family)
         if family.is_video(attn, hidden_states, inputs[0] if inputs else kwargs.get("encoder_hidden_states")):
-            processor.plan = self._fixed_plan(family, hidden_states.device)
+            processor.plan = self._fixed_plan(family, hidden_states.device, attn.heads)
         return processor(attn, hidden_states, *inputs, **kwargs)
 
-    def _fixed_plan(self, family: Family, device: torch.device) -> Plan:
+    def _fixed_plan(self, family: Family, device: torch.device, heads: int) -> Plan:
         assert self._grid is not None
         if device not in self._fixed:
             layout = family.layout(Call(self._grid, 0, torch.zeros(1), None, device), self._pattern.block)
-            site = Site("", 0, "self", family.name)
-            self._fixed[device] = self._pattern.plan(layout, self._density, site).to(device)
+            check_model(self._pattern, 1, heads)
+            plan = self._pattern.plan(layout, self._density, Site("", 0, "self", family.name))
+            self._fixed[device] = plan.of_heads(HeadPart.whole(heads)).to(device)
         return self._fixed[device]
 
 

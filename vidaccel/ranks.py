@@ -115,24 +115,31 @@ class Ranks:
 
 @dataclass(frozen=True)
 class HeadPart:
-    """The heads of a layer that one rank attends with.
+    """The heads of a layer that one rank attends with; `whole` are all of them, where no ranks share.
 
     Attributes:
         first: the first.
         end: one past the last.
         total: of the layer.
         each: of every rank, empty ones included.
-        ranks: all of them.
+        ranks: all of them; None where there is one.
     """
 
     first: int
     end: int
     total: int
     each: int
-    ranks: Ranks
+    ranks: Ranks | None
+
+    @classmethod
+    def whole(cls, total: int) -> HeadPart:
+        """All heads of a layer."""
+        return cls(0, total, total, total, None)
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """(samples * own heads, ...) -> (samples * all heads, ...), from all ranks."""
+        if self.ranks is None:
+            return x
         own = self.end - self.first
         x = x.unflatten(0, (-1, own))
         filled = x.new_zeros(self.ranks.count, x.shape[0], self.each, *x.shape[2:])

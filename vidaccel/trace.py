@@ -1,4 +1,4 @@
-"""What really ran: an append-only record that the front door and the kernels write, and reports read.
+"""What really ran: a record that the front door and the kernels write, and reports read.
 
 While a transformer call is under way its record is `current()`; a kernel adds its name to it, so that a processor that
 was displaced, or a fallback that nobody asked for, shows up as a difference between `scheduled` and `kernels`.
@@ -151,12 +151,16 @@ class CallRecord:
         )
 
 
+MOST_CALLS = 2000
+"""Records that a trace keeps, some 20 kB each where blocks are chosen: 20 videos of 50 steps and two branches."""
+
+
 @dataclass
 class Trace:
-    """All calls of one acceleration, what was decided, and which kernels were checked.
+    """The latest calls of one acceleration, what was decided, and which kernels were checked.
 
     Attributes:
-        calls: one record a transformer call.
+        calls: one record a transformer call, the last `MOST_CALLS`.
         notes: decisions and warnings, in words, each once.
         checked: kernel and shape of every canary that passed.
     """
@@ -164,6 +168,13 @@ class Trace:
     calls: list[CallRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     checked: set[Hashable] = field(default_factory=set)
+
+    def add(self, record: CallRecord) -> None:
+        """Record a call that has ended; where there are too many, the first ones go, and a note says so."""
+        self.calls.append(record)
+        if len(self.calls) > MOST_CALLS:
+            del self.calls[:-MOST_CALLS]
+            self.note(f"only the last {MOST_CALLS} calls of the transformer are recorded; those before are not counted")
 
     def note(self, text: str) -> bool:
         """Record a decision; True the first time it is said."""

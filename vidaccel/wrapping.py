@@ -123,15 +123,14 @@ class SparseAttnProcessor:
         if once := self.same_rows:
             inputs = (hidden_states[:once], encoder_hidden_states, attention_mask, inputs[3])
         query, key, value = self.family.project(attn, plan.layout, *inputs, exchange)
+        first = second = (query, key, value)
+        if self.full_rows and not once:
+            first, second = zip(*(x.tensor_split((-self.full_rows,)) for x in first), strict=True)
+        out, choice = attend(plan, *first, self.held)
+        if plan.is_watched:
+            self.chosen = choice
         if self.full_rows:
-            split = ((x, x) if once else x.tensor_split((-self.full_rows,)) for x in (query, key, value))
-            first, second = zip(*split, strict=True)
-            sparse, _ = attend(plan, *first)
-            out = torch.cat([sparse, attend_to_all(plan, *second)])
-        else:
-            out, choice = attend(plan, query, key, value, self.held)
-            if plan.is_watched:
-                self.chosen = choice
+            out = torch.cat([out, attend_to_all(plan, *second)])
         if exchange is None:
             return self.family.output(attn, to_model(plan.layout, out), *inputs)
         return self.family.output(attn, exchange.leave(out, attn.heads, plan.layout.slot_of), *inputs)

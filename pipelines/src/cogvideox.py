@@ -28,7 +28,7 @@ class CogVideoX(JointFamily):
     def sites(self, transformer: Any) -> list[Site]:
         """`attn1` of every block."""
         return [
-            Site(f"transformer_blocks.{n}.attn1.processor", n, "joint", self.name)
+            Site(f"transformer_blocks.{n}.attn1.processor", n, "joint", self.name, self.native(transformer.config))
             for n in range(len(transformer.transformer_blocks))
         ]
 

@@ -32,7 +32,8 @@ class Hunyuan(JointFamily):
         names = [
             f"{blocks}.{n}.attn.processor" for blocks in LISTS for n in range(len(getattr(transformer, blocks, ())))
         ]
-        return [Site(name, layer, "joint", self.name) for layer, name in enumerate(names)]
+        native = self.native(transformer.config)
+        return [Site(name, layer, "joint", self.name, native) for layer, name in enumerate(names)]
 
     def read(self, transformer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """`hidden_states` is (b, channels, frames, height, width) of latents."""
@@ -46,6 +47,10 @@ class Hunyuan(JointFamily):
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """24 frames a second."""
         return {"fps": 24}
+
+    def native(self, config: Mapping[str, Any]) -> tuple[int, int] | None:
+        """720x1280 pixels."""
+        return (45, 80)
 
     def split_plan(self, transformer: Any) -> dict[str, Any]:
         """Both streams at the first block, RoPE's tables where they are made.

@@ -19,7 +19,7 @@ from ..family import Call
 from ..grid import TokenLayout, VideoGrid
 from .dense import attend_to_valid
 from .hunyuan import Hunyuan, patch
-from .joint import Heads, valid_text
+from .joint import Heads, JointFamily, valid_text
 
 # Text is kept in steps of so many tokens, so that prompts of similar lengths share a layout.
 STEP = 64
@@ -56,6 +56,10 @@ class Hunyuan15(Hunyuan):
         """24 frames a second; the checkpoint's own resolution, 480p or 720p, at 16:9."""
         height, width = (720, 1280) if config.get("target_size", 0) > 640 else (480, 848)
         return {"fps": 24, "height": height, "width": width}
+
+    def native(self, config: Mapping[str, Any]) -> tuple[int, int] | None:
+        """That resolution."""
+        return JointFamily.native(self, config)
 
     def project(
         self,

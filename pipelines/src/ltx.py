@@ -26,7 +26,7 @@ class LTX(Family):
     def sites(self, transformer: Any) -> list[Site]:
         """`attn1` of every block."""
         return [
-            Site(f"transformer_blocks.{n}.attn1.processor", n, "self", self.name)
+            Site(f"transformer_blocks.{n}.attn1.processor", n, "self", self.name, self.native(transformer.config))
             for n in range(len(transformer.transformer_blocks))
         ]
 
@@ -87,6 +87,10 @@ class LTX(Family):
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The frame rate that the pipeline gives to its RoPE."""
         return {"fps": 25}
+
+    def native(self, config: Mapping[str, Any]) -> tuple[int, int] | None:
+        """Its pipeline's 512x704 pixels, 32 a token."""
+        return (16, 22)
 
     def split_plan(self, transformer: Any) -> dict[str, Any]:
         """None that works.

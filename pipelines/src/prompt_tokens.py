@@ -55,7 +55,7 @@ class Prompts:
         module: Any = door.transformer
         name, config = type(module).__name__, module.config
         sites = door.family.cross_sites(module)
-        if not sites:
+        if any(site.kind == "joint" for site in door.family.sites(module)):
             raise InstallError(
                 f"{name} has no cross-attention: its text stands beside the video in one attention, as about 1 % of "
                 "its keys or less, which patterns keep whole; AnnCA is for Wan"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..family import Call
 from .wan import Wan
 
 
@@ -15,9 +16,29 @@ class SkyReels(Wan):
 
     name = "skyreels"
 
+    masked = (
+        "SkyReels-V2 was asked for a causal_block_size above 1 (its transformer's num_frame_per_block), for which "
+        "diffusers masks the frames of later blocks; sparse patterns cannot honour that mask: use causal_block_size=1, "
+        "which goes with any ar_step, or a cache alone"
+    )
+
+    def read(self, transformer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """As Wan's, with one timestep for all frames.
+
+        With `ar_step` later frames lag behind, so that the largest one stands still for many steps; their mean falls at
+        each.
+        """
+        call = super().read(transformer, args, kwargs)
+        time = call.timestep
+        return call._replace(timestep=time.double().mean(-1) if time.ndim > 1 else time)
+
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """24 frames a second."""
         return {"fps": 24}
+
+    def native(self, config: Mapping[str, Any]) -> tuple[int, int] | None:
+        """544x960 pixels; the 720p checkpoints have the same configuration as 540p ones."""
+        return (34, 60)
 
     def modulation(self, block: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
         """The projected time embedding, (b, 6, width); where it is (b, 6, tokens, width), the last token's."""

@@ -24,9 +24,14 @@ _THIRDS = (lambda x: x.chunk(3, -1)[0], lambda x: x.chunk(3, -1)[1], lambda x: x
 
 
 class Wan(DenseOnRanks):
-    """The Wan family; `WAN` is its one instance."""
+    """The Wan family; `WAN` is its one instance.
+
+    Attributes:
+        masked: the error where self-attention is given a mask.
+    """
 
     name = "wan"
+    masked = "an attention mask was passed to Wan's self-attention; sparse patterns cannot honour it: pass none"
 
     def sites(self, transformer: Any) -> list[Site]:
         """`attn1` of every block; VACE's own blocks run first and count as the layers that they feed."""
@@ -35,7 +40,8 @@ class Wan(DenseOnRanks):
             for n, layer in enumerate(getattr(transformer.config, "vace_layers", ()))
         ]
         names += [(f"blocks.{n}.attn1.processor", n) for n in range(len(transformer.blocks))]
-        return [Site(name, layer, "self", self.name) for name, layer in names]
+        native = self.native(transformer.config)
+        return [Site(name, layer, "self", self.name, native) for name, layer in names]
 
     def cross_sites(self, transformer: Any) -> list[str]:
         """`attn2` of every block, VACE's own ones too."""
@@ -70,10 +76,10 @@ class Wan(DenseOnRanks):
         """q, k, v in kernel order: normalised across heads, split, rotated, reordered.
 
         Raises:
-            InstallError: an attention mask; stock Wan passes none, and a block mask cannot carry it.
+            InstallError: an attention mask; Wan's pipelines pass none, and a block mask cannot carry it.
         """
         if attention_mask is not None:
-            raise InstallError("an attention mask was passed to Wan's self-attention; sparse patterns cannot honour it")
+            raise InstallError(self.masked)
         if attn.fused_projections:
             states, linears = attn.to_qkv(hidden_states), _THIRDS
         else:
@@ -91,6 +97,10 @@ class Wan(DenseOnRanks):
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """24 frames a second for TI2V-5B, whose VAE has 48 channels, 16 for the others."""
         return {"fps": 24 if config.get("out_channels") == 48 else 16}
+
+    def native(self, config: Mapping[str, Any]) -> tuple[int, int] | None:
+        """480x832 pixels, 16 a token; 704x1280 for TI2V-5B, 32 a token. 14B was trained at 720x1280 as well."""
+        return (22, 40) if config.get("out_channels") == 48 else (30, 52)
 
     def stack(self, transformer: Any) -> Stack:
         """`blocks`; VACE's own blocks run before them and stay as they are."""

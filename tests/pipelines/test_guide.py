@@ -6,13 +6,14 @@ import math
 from typing import Any
 
 import pytest
+import tiny_pipelines
 import torch
 
 import vidaccel
 from vidaccel import processors
 from vidaccel.errors import InstallError, PatternError
 from vidaccel.grid import Site, TokenLayout
-from vidaccel.patterns import FreeSwim
+from vidaccel.patterns import FreeSwim, PerLayer, TopK
 from vidaccel.pipelines.wan import WAN
 from vidaccel.schedule import Schedule
 
@@ -31,6 +32,7 @@ class TwoRows:
         self.mask, self.factor = mask_of(pattern, size)
         self.period, self.mode, self.calls = pattern.guide, "both", 0
         self.kept: dict[str, torch.Tensor] = {}
+        self.unguided: tuple[str, ...] = ()
         self.dense = dense
         self.transformer = pipe.transformer
         self.stock = dict(pipe.transformer.attn_processors)
@@ -56,7 +58,7 @@ class TwoRows:
             if encoder_hidden_states is None and not name.startswith(self.dense):
                 return self.video(attn, hidden_states, rotary_emb)
             out = self.stock[name](attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-            if encoder_hidden_states is None:
+            if encoder_hidden_states is None or name.startswith(self.unguided):
                 return out
             if self.mode == "both":
                 self.kept[name] = out.chunk(2)[1]
@@ -122,6 +124,37 @@ def test_copies_part_at_the_first_sparse_layer(wan: Any, render: Any, dense_laye
     naive = TwoRows(wan, pattern, (7, 7, 9), *(f"blocks.{layer}." for layer in range(dense_layers)))
     torch.testing.assert_close(latents, render(wan, "ragged", **given), atol=5e-5, rtol=1e-4)
     naive.remove()
+
+
+def test_layers_of_its_own(wan: Any, render: Any) -> None:
+    """Per layer, the window keeps its logit scale and its second path, which guides those layers alone."""
+    window, guided = (FreeSwim((4, 4), block=16, logit_scale=2.0, guide=guide) for guide in (0, 2))
+    given = {"prompt": ["a cat", "two dogs"], "negative_prompt": ["bad", "worse"]}
+    with vidaccel.accelerate(wan, PerLayer({0: window, 1: guided, 2: window}), schedule=Schedule()) as run:
+        latents = render(wan, "ragged", **given)
+    assert {call.guided for call in run.trace.calls} == {"both", "kept", "alone"}
+    naive = TwoRows(wan, guided, (7, 7, 9))
+    naive.unguided = ("blocks.0.", "blocks.2.")
+    torch.testing.assert_close(latents, render(wan, "ragged", **given), atol=5e-5, rtol=1e-4)
+    naive.remove()
+    with vidaccel.accelerate(wan, guided, schedule=Schedule()):
+        whole = render(wan, "ragged", **given)
+    with vidaccel.accelerate(wan, PerLayer({0: guided, 2: guided}), schedule=Schedule()):
+        assert torch.equal(render(wan, "ragged", **given), whole)
+    before = dict(wan.transformer.attn_processors)
+    with pytest.raises(InstallError, match=r"guide=2.*guide=1.*one second path goes through all"):
+        vidaccel.accelerate(wan, PerLayer({0: guided, 1: FreeSwim((4, 4), block=16, guide=1)}))
+    assert dict(wan.transformer.attn_processors) == before
+    assert not wan.transformer._forward_pre_hooks
+
+
+def test_beside_what_chooses_for_several_steps(wan: Any, render: Any) -> None:
+    """A guided call keeps and uses the choices of other layers as all calls do."""
+    pattern = PerLayer({0: TopK(block=16, reselect=2), 2: FreeSwim(block=16, guide=1)})
+    with vidaccel.accelerate(wan, pattern, density=0.5, schedule=Schedule()) as run:
+        render(wan)
+    assert [len(call.held) for call in run.trace.calls] == [0, 0, 2, 2] * 2
+    assert all(len(call.drift) == (2 if call.step == 2 else 0) for call in run.trace.calls)
 
 
 def test_control_blocks_of_vace(make_wan: Any, render: Any) -> None:
@@ -247,6 +280,14 @@ def test_two_experts(make_wan: Any, render: Any) -> None:
     with vidaccel.accelerate(pipe, FreeSwim((4, 4), block=16, guide=1), schedule=Schedule()) as run:
         render(pipe)
     assert {(call.expert, call.guided) for call in run.trace.calls} == {("high", "both"), ("low", "both")}
+
+
+@pytest.mark.parametrize("family", ["ltx", "cogvideox"])
+def test_families_whose_cross_attention_is_not_known(family: str) -> None:
+    """LTX-Video has one; what is said holds for it too."""
+    pipe = getattr(tiny_pipelines, family)()
+    with pytest.raises(InstallError, match=r"knows no cross-attention of \w+ to guide; it knows that of Wan and"):
+        vidaccel.accelerate(pipe, FreeSwim((4, 4), block=16, guide=1))
 
 
 def test_wrong_parameters_name_right_ones(wan: Any, render: Any) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_pipelines
 import torch
 from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounter
 
 import vidaccel
-from vidaccel import processors
+from vidaccel import install, processors, trace
 from vidaccel.caching import CGTaylor
-from vidaccel.errors import MaskError, PatternError, VidaccelWarning
-from vidaccel.grid import Site, TokenLayout
+from vidaccel.errors import InstallError, MaskError, PatternError, VidaccelWarning
+from vidaccel.family import Call, family_named, family_of
+from vidaccel.grid import Site, TokenLayout, VideoGrid
 from vidaccel.patterns import (
     PATTERNS,
     Ann,
@@ -392,6 +395,114 @@ def test_a_density_beside_what_decides_it_is_refused_before_anything_runs(wan: A
         vidaccel.accelerate(wan, FlashBlock(), density=0.1)
     with pytest.raises(PatternError, match="'ranked' has no density of its own"):
         vidaccel.accelerate(wan, Radial(rule="ranked"))
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: NAMED["radial"](grid=(7, 8, 8), density=0.4, schedule=Schedule(dense_steps=1)), "schedule="),
+        (lambda: NAMED["topk"](grid=(7, 8, 8), density=0.4, reselect=2), "reselect="),
+        (
+            lambda: NAMED["union"](parts=({"name": "topk", "reselect": (0, 2)},), grid=(7, 8, 8), density=0.4),
+            "reselect=",
+        ),
+        (lambda: NAMED["flashblock"](grid=(7, 8, 8), density=0.4), "flashblock"),
+        (lambda: NAMED["per-layer"](layers={0: "topk"}, grid=(7, 8, 8), density=0.4), "a pattern for each layer"),
+        (lambda: NAMED["radial"](grid=(7, 8, 8), density=0.4, num_inference_steps=4), "num_inference_steps="),
+    ],
+)
+def test_a_fixed_grid_refuses_what_differs_between_layers_and_steps(make: Any, what: str) -> None:
+    with pytest.raises(InstallError, match=rf"was given grid= and {what}, but.*name the transformer, or use vidaccel"):
+        make()
+
+
+HEADS = {
+    "fixed": PerHead((Radial(block=16), SlidingWindow(block=16)), (0, 1, 1)),
+    "choosing": PerHead((TopK(block=16),), (0,)),
+    "windows": SlidingWindow(heads=((1, 1, 1),) * 4, block=16),
+    "per layer": PerLayer({0: Radial(block=16), 1: PerHead((TopK(block=16), Radial(block=16)), (0, 1, 0))}),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_another_number_of_heads_is_refused(wan: Any, name: str) -> None:
+    density = None if name == "windows" else 0.4
+    with pytest.raises(PatternError, match=r"with [134] heads, but the model has 2; name as many"):
+        vidaccel.accelerate(wan, HEADS[name], density=density)
+    if name != "per layer":
+        named = NAMED[HEADS[name].name](grid=(7, 8, 8), density=density, **vars_of(HEADS[name]))
+        attn = wan.transformer.blocks[0].attn1
+        with pytest.raises(PatternError, match="but the model has 2"):
+            named(attn, torch.randn(1, 448, 64))
+
+
+def vars_of(pattern: Any) -> dict[str, Any]:
+    return {each.name: getattr(pattern, each.name) for each in fields(pattern)}
+
+
+def test_layers_that_the_model_does_not_have_are_refused(wan: Any) -> None:
+    with pytest.raises(PatternError, match=r"from layers \[0, 2, 3\] on.*has 3 layers, 0 to 2; leave out 3"):
+        vidaccel.accelerate(wan, PerLayer({0: "radial", 2: "topk", 3: "radial"}), density=0.4)
+
+
+def test_plans_in_use_are_not_made_again(make_wan: Any, render: Any, monkeypatch: Any) -> None:
+    """However many layers, branches and resolutions there are; those that are not in use go."""
+    monkeypatch.setattr(install, "_MOST_PLANS", 5)
+    wan, made = make_wan(layers=4), []
+    plan = SlidingWindow.plan
+    monkeypatch.setattr(SlidingWindow, "plan", lambda *given: (made.append(given), plan(*given))[1])
+    pattern = PerLayer({0: SlidingWindow(block=16)})
+    schedule = Schedule(branch={"uncond": 0.3}, even_if_slower=True)
+    with vidaccel.accelerate(wan, pattern, density=0.5, schedule=schedule) as run:
+        plans = run._installations[0].plans
+        render(wan, "even")
+        assert len(made) == len(plans) == 8
+        render(wan, "ragged")
+        assert len(made) == 16
+        assert {str(each.layout.grid) for each in plans.values()} == {"7x7x9"}
+        render(wan, "ragged")
+        assert len(made) == 16
+
+
+SIZES = {
+    "wan": (30, 52), "hunyuan": (45, 80), "hunyuan15": (30, 53), "cogvideox": (30, 45), "mochi": (30, 53),
+    "ltx": (16, 22), "skyreels": (34, 60),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_freeswim_knows_the_size_of_a_family(name: str) -> None:
+    transformer = getattr(tiny_pipelines, name)().transformer
+    height, width = SIZES[name]
+    family = family_of(transformer)
+    grid = VideoGrid(2, 2 * height, 2 * width)
+    layout = family.layout(Call(grid, 0, torch.zeros(1), None, torch.device("cpu")), 128)
+    plan = FreeSwim(logit_scale=2.0).plan(layout, None, family.sites(transformer)[0])
+    assert plan.rule == f"window 2x{height // 2 * 2 + 1}x{width // 2 * 2 + 1}"
+    assert plan.scale == pytest.approx((math.log(2 * height * width) / math.log(height * width)) ** 0.5)
+
+
+def test_freeswim_tells_checkpoints_of_a_family_apart() -> None:
+    for name, config, size in (
+        ("CogVideoX", {"patch_size_t": 2}, (48, 85)),
+        ("HunyuanVideo15", {"target_size": 960}, (45, 80)),
+        ("Wan", {"out_channels": 48}, (22, 40)),
+    ):
+        assert family_named(f"{name}Transformer3DModel").native(config) == size
+
+
+def test_a_trace_keeps_the_latest_calls(wan: Any, render: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(trace, "MOST_CALLS", 10)
+    with vidaccel.accelerate(wan, "radial", density=0.4) as run:
+        render(wan)
+        assert not any("are recorded" in note for note in run.trace.notes)
+        render(wan)
+        assert [(call.trajectory or 0, call.step) for call in run.trace.calls] == [
+            (0, step) for step in (3, 3, 0, 0, 1, 1, 2, 2, 3, 3)
+        ]
+        assert any(
+            "only the last 10 calls of the transformer are recorded" in note for note in run.report().data["notes"]
+        )
 
 
 def test_parameters_that_do_not_fit_the_video(wan: Any, render: Any) -> None:

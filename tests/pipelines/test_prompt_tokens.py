@@ -94,6 +94,8 @@ def test_compiled_blocks_see_one_form(render: Callable[..., Any]) -> None:
 def test_families_without_cross_attention_say_so(family: str) -> None:
     with pytest.raises(InstallError, match="no cross-attention"):
         ann_cross(getattr(tiny_pipelines, family)().transformer)
+    with pytest.raises(InstallError, match="that of this LTXVideoTransformer3DModel is another one"):
+        ann_cross(tiny_pipelines.ltx().transformer)
 
 
 def test_twice_is_too_often(wan: Any) -> None:

@@ -345,9 +345,11 @@ def test_density_of_one_keeps_everything():
 
 
 def test_tile_larger_than_the_budget_is_said():
-    plan = Radial(rule="ranked").plan(TokenLayout.of((3, 2, 2)), 0.1, WAN)
+    plan = Radial(rule="ranked").plan(TokenLayout.of((3, 2, 2)), 0.6, WAN)
     assert plan.delivered == 1.0
-    assert "come no nearer to 0.1 than 1.000" in plan.notes[0]
+    assert "come no nearer to 0.6 than 1.000" in plan.notes[0]
+    with pytest.raises(PatternError, match=r"density 0\.1 was asked for.* keeps 1; ask for density 1 or more"):
+        Radial(rule="ranked").plan(TokenLayout.of((3, 2, 2)), 0.1, WAN)
 
 
 def disagreement(grid: tuple[int, int, int], decay: float, site: Site, bs: list[float]) -> list[float]:

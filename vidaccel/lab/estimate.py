@@ -316,7 +316,8 @@ def kept_bytes(plan: Plan, model: RealModel, calls: int) -> float:
 def _first_layer(model: RealModel, grid: VideoGrid, block: int) -> tuple[TokenLayout, Site]:
     family = family_named(model.transformer)
     call = Call(grid, model.joint_text, torch.zeros(1), None, torch.device("cpu"))
-    return family.layout(call, block), Site("", 0, "self" if model.cross else "joint", family.name)
+    site = Site("", 0, "self" if model.cross else "joint", family.name, family.native(model.config))
+    return family.layout(call, block), site
 
 
 def _sparse_shares(schedule: Schedule, steps: int, layers: int, density: float | None) -> list[float]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from .ann import Ann
-from .combine import PerLayer, Union
+from .combine import PerLayer, Union, of_layer
 from .dense import Dense
 from .flashblock import FlashBlock
 from .freeswim import FreeSwim
 from .gain import advice, break_even, sparse_rate, would_lose
 from .light_forcing import LightForcing
 from .neighborhood import Neighborhood
-from .parameters import check_density, check_given
+from .parameters import check_density, check_given, check_model, nested
 from .per_head import PerHead
 from .plan import Choice, Pattern, Plan, Select, Selection
 from .pyramid import Pyramid
@@ -64,6 +64,9 @@ __all__ = [
     "break_even",
     "check_density",
     "check_given",
+    "check_model",
+    "nested",
+    "of_layer",
     "sparse_rate",
     "would_lose",
 ]

@@ -12,7 +12,8 @@ Limits: one part may choose its blocks from q and k, and comes first; not if it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, reduce
 from typing import Any, ClassVar, cast
@@ -26,7 +27,7 @@ from ..order import Sides
 from .dynamic import EqualRows, dynamic_plan, row_length
 from .freeswim import FreeSwim
 from .neighborhood import Neighborhood
-from .parameters import check_density, check_given, check_sink
+from .parameters import check_density, check_given, check_sink, nested
 from .plan import Pattern, Plan
 from .sliding_window import SlidingWindow
 from .solve import TOLERANCE
@@ -55,6 +56,7 @@ class Union:
         if not self.parts:
             raise PatternError("a union of no patterns was asked for; give one or more")
         object.__setattr__(self, "parts", tuple(as_recipe(part) for part in self.parts))
+        check_shared(self.name, self.patterns)
         choosing = [part.name for part in self.patterns if getattr(part, "chooses", False)]
         if len(choosing) > 1:
             raise PatternError(
@@ -168,8 +170,10 @@ class Union:
             )
         low, high, wanted, plans = density - floor, density, (density - floor) / (1 - floor), [full]
         for _ in range(_MOST_TRIES):
-            plans.append(join(wanted))
-            kept = plans[-1].delivered
+            kept = 0.0
+            with suppress(PatternError):  # so little the first part cannot have
+                plans.append(join(wanted))
+                kept = plans[-1].delivered
             if abs(kept - density) <= TOLERANCE / 2 * density:
                 break
             low, high = (wanted, high) if kept < density else (low, wanted)
@@ -219,10 +223,37 @@ class PerLayer:
         for part in self.patterns.values():
             check_given(part, density)
 
+    def check_model(self, layers: int, heads: int) -> None:
+        """See `Pattern`."""
+        if beyond := [start for start in self.layers if start >= layers]:
+            raise PatternError(
+                f"per-layer patterns from layers {list(self.layers)} on were asked for, but this transformer has "
+                f"{layers} layers, 0 to {layers - 1}; leave out {', '.join(map(str, beyond))}, or begin earlier"
+            )
+
+    def at(self, layer: int) -> Pattern:
+        """The pattern of a layer."""
+        return self.patterns[max(start for start in self.patterns if start <= layer)]
+
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan one layer; see `Pattern.plan`."""
-        start = max(start for start in self.patterns if start <= site.index)
-        return self.patterns[start].plan(layout, density, site)
+        return self.at(site.index).plan(layout, density, site)
+
+
+def of_layer(pattern: Pattern, layer: int) -> Pattern:
+    """What a layer runs, where patterns differ between layers; the pattern itself elsewhere."""
+    return of_layer(pattern.at(layer), layer) if isinstance(pattern, PerLayer) else pattern
+
+
+def check_shared(name: str, parts: Sequence[Pattern]) -> None:
+    """Raise PatternError where a part that shares layers with others asks for what acts on a layer as a whole."""
+    for part in (each for whole in parts for each in nested(whole)):
+        if isinstance(part, FreeSwim) and (part.logit_scale != 1 or part.guide):
+            raise PatternError(
+                f"{name} was given a freeswim with logit_scale={part.logit_scale:g} and guide={part.guide}, which act "
+                "on whole layers, other parts' keys too; leave them at 1 and 0, or give freeswim layers of its own "
+                "with per-layer"
+            )
 
 
 def first_frames(layout: TokenLayout, frames: int, block: int) -> BlockMask:

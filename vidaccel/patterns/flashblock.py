@@ -31,7 +31,7 @@ from ..blocks import BlockMask
 from ..errors import PatternError
 from ..grid import Site, TokenLayout, VideoGrid
 from ..ranks import HeadPart
-from .combine import as_pattern, as_recipe
+from .combine import as_pattern, as_recipe, check_shared
 from .parameters import check_density, check_given
 from .plan import Choice, Pattern, Plan, Residual, Select
 
@@ -85,6 +85,7 @@ class FlashBlock:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "part", as_recipe(self.part))
+        check_shared(self.name, self.patterns)
         if self.every < 2 or self.probe < 1 or not self.threshold >= 0:
             raise PatternError(
                 f"flashblock every={self.every}, threshold={self.threshold}, probe={self.probe} was asked for; every "
@@ -95,6 +96,11 @@ class FlashBlock:
     def pattern(self) -> Pattern:
         """The part, as a pattern."""
         return as_pattern(self.part)
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The part alone, as patterns of several parts have theirs."""
+        return (self.pattern,)
 
     @property
     def per_site(self) -> bool:

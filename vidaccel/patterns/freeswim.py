@@ -27,17 +27,15 @@ from .plan import Plan
 from .product import product_plan, settle
 from .solve import Choice, most_even
 
-NATIVE = (30, 52)
-"""Latent tokens of a frame of 480x832 pixels, the native size of Wan 2.1."""
-
 
 @dataclass(frozen=True)
 class FreeSwim:
     """FreeSwim's self-attention window.
 
     Attributes:
-        native: (height, width) in latent tokens of the frames that the model was trained on. None: 30x52 (480x832
-            pixels of Wan 2.1), or what a density that is asked for allows, of the same shape as the video.
+        native: (height, width) in latent tokens of the frames that the model was trained on. None: what its family says
+            (Wan 2.1: 30x52, for 480x832 pixels), or what a density that is asked for allows, of the same shape as the
+            video.
         tile: tokens of a block along (time, height, width), see `order`; None for what touches the fewest blocks.
         block: slots of a block.
         sink_frames: first latent frames that every query sees, in whole tiles.
@@ -93,13 +91,20 @@ class FreeSwim:
         """Plan all layers of one grid; see `Pattern.plan`.
 
         Raises:
-            PatternError: a native size and a density together.
+            PatternError: a native size and a density together, or neither for a site that has none.
         """
         self.check(density)
-        grid = layout.grid
+        grid, native = layout.grid, self.native or site.native
+        if native is None and (density is None or self.logit_scale != 1):
+            raise PatternError(
+                f"freeswim was asked for without native, and at which size this {site.family} model was trained is not "
+                "known here; give native=(height, width) in latent tokens of a frame, such as (30, 52) for 480x832 "
+                "pixels of Wan 2.1"
+            )
         check_sink(self.name, self.sink_frames, grid)
         if density is None:
-            height, width = self.native or NATIVE
+            assert native is not None
+            height, width = native
             window = (grid.t, min(height // 2 * 2 + 1, grid.y), min(width // 2 * 2 + 1, grid.x))
         else:
             window = settle(
@@ -113,13 +118,15 @@ class FreeSwim:
         axes = _axes(grid, window)
         forecast = tile_order(axes, self.tile, self.block, self.sink_frames)
         plan = product_plan(layout, [axes], forecast, self.block, f"window {sides(window)}", density, self.sink_frames)
-        native = math.prod(self.native or NATIVE)
         if self.guide:
             often = "every step" if self.guide == 1 else f"one of {self.guide} steps of the conditional branch"
             plan = replace(
                 plan, notes=(*plan.notes, f"in {often} a second path attends to all; densities leave it out")
             )
-        return replace(plan, scale=math.sqrt(math.log(native * self.logit_scale) / math.log(native)))
+        if native is None or self.logit_scale == 1:
+            return plan
+        tokens = math.prod(native)
+        return replace(plan, scale=math.sqrt(math.log(tokens * self.logit_scale) / math.log(tokens)))
 
     def _solve(self, grid: VideoGrid, density: float) -> Sides:
         choices = [

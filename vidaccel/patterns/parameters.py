@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import PatternError
@@ -59,6 +59,39 @@ def check_given(pattern: Pattern, density: float | None) -> None:
     check = getattr(pattern, "check", None)
     if check is not None:
         check(density)
+
+
+def nested(pattern: Pattern) -> Iterator[Pattern]:
+    """A pattern, and all those that it is made of."""
+    yield pattern
+    parts: Any = getattr(pattern, "patterns", ())
+    for part in parts.values() if isinstance(parts, Mapping) else parts:
+        yield from nested(part)
+
+
+def check_model(pattern: Pattern, layers: int, heads: int) -> None:
+    """Raise PatternError where a pattern, or a part of it, is made for another number of layers or heads."""
+    for part in nested(pattern):
+        check = getattr(part, "check_model", None)
+        if check is not None:
+            check(layers, heads)
+
+
+def check_heads(pattern: str, named: int, heads: int) -> None:
+    """Raise PatternError unless as many heads are named as there are."""
+    if named != heads:
+        raise PatternError(
+            f"{pattern} was asked for with {named} heads, but the model has {heads}; name as many, one after another"
+        )
+
+
+def check_reached(density: float | None, nearest: float, rule: str, grid: VideoGrid, instead: str = "") -> None:
+    """Raise PatternError where the nearest that a pattern has is more than twice the density that was asked for."""
+    if density is not None and nearest > 2 * density:
+        raise PatternError(
+            f"density {density:.3g} was asked for, but the nearest there is on a {grid} grid, {rule}, keeps "
+            f"{nearest:.3g}; ask for density {nearest:.3g} or more{instead}"
+        )
 
 
 def check_needed(pattern: str, density: float | None, instead: str = "") -> None:

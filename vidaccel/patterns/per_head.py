@@ -22,9 +22,9 @@ from ..blocks import BlockMask
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
 from ..ranks import HeadPart
-from .combine import as_pattern, as_recipe, reblocked
+from .combine import as_pattern, as_recipe, check_shared, reblocked
 from .dynamic import EqualRows, rows_up_to
-from .parameters import check_given
+from .parameters import check_given, check_heads
 from .plan import Choice, Pattern, Plan, Select
 
 
@@ -53,8 +53,9 @@ class HeadsChoose(Select):
     def of_heads(self, part: HeadPart) -> HeadsChoose:
         """See `patterns.plan.Select`."""
         heads = self.fixed.shape[0]
-        if heads != part.total:
-            raise _other_heads(heads, part.total)
+        check_heads(PerHead.name, heads, part.total)
+        if part.ranks is None:
+            return self
         if any(getattr(each, "adaptive", False) for each in self.parts):
             raise PatternError(
                 "per-head with an adaptive topk shares one threshold among the heads of that part, which are on "
@@ -68,8 +69,6 @@ class HeadsChoose(Select):
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
         heads = self.fixed.shape[0]
-        if q.shape[2] % heads:
-            raise _other_heads(heads, q.shape[2])
         samples = q.shape[2] // heads
         keep = self.fixed.repeat(samples, 1, 1)
         first = heads * torch.arange(samples, device=q.device)[:, None]
@@ -79,10 +78,6 @@ class HeadsChoose(Select):
             keep = keep.index_copy(0, mine, chosen.mask.video_map() > 0)
         rows = (~keep).byte().argsort(dim=-1, stable=True)[..., : self.most]
         return Choice(rows_up_to(rows, keep.sum(-1), self.layout))
-
-
-def _other_heads(named: int, there: int) -> PatternError:
-    return PatternError(f"per-head names the parts of {named} heads, but the model has {there}; name as many")
 
 
 @dataclass(frozen=True)
@@ -102,6 +97,7 @@ class PerHead:
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(as_recipe(part) for part in self.parts))
         object.__setattr__(self, "heads", tuple(self.heads))
+        check_shared(self.name, self.patterns)
         if set(self.heads) != set(range(len(self.parts))):
             raise PatternError(
                 f"per-head heads {self.heads} were asked for with {len(self.parts)} parts; give each head the number "
@@ -130,6 +126,10 @@ class PerHead:
         """See `Pattern.check`."""
         for part in self.patterns:
             check_given(part, density)
+
+    def check_model(self, layers: int, heads: int) -> None:
+        """See `Pattern`."""
+        check_heads(self.name, len(self.heads), heads)
 
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan one layer; see `Pattern.plan`.
@@ -167,7 +167,7 @@ class PerHead:
                     "of a layer share one; give it layers of its own with per-layer"
                 )
             own.append(mine)
-            choosing.append(select)
+            choosing.append(select.of_heads(HeadPart.whole(len(mine))))
             kept += [(plan.delivered, plan.visited)] * len(mine)
             # Rows of one threshold may be longer than they are on average.
             most = max(most, video if getattr(select, "adaptive", False) else select.kept)

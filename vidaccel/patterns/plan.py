@@ -95,7 +95,7 @@ class Select(ABC):
         return replace(self, **{name: part.to(device) for name, part in parts.items() if hasattr(part, "to")})
 
     def of_heads(self, part: HeadPart) -> Self:
-        """The same on one of several ranks, which is given the q, k and v of its own heads."""
+        """The same for heads that are counted, so that samples are told apart; on one of several ranks, its own."""
         return self
 
     @abstractmethod
@@ -201,7 +201,7 @@ class Plan:
         return replace(self, text_bias=torch.where(seen, 0.0, -torch.inf))
 
     def of_heads(self, part: HeadPart) -> Plan:
-        """The same plan for the heads of one of several ranks. Its densities stay those of all heads.
+        """The same plan for the heads of a model, or of one of several ranks. Its densities stay those of all heads.
 
         Raises:
             PatternError: a mask of another number of heads.
@@ -211,7 +211,7 @@ class Plan:
                 f"a mask of {self.mask.heads} heads was planned ({self.rule}), but the model has {part.total}; plan as "
                 "many, or one for all"
             )
-        mask = self.mask and self.mask.of_heads(part.first, part.end)
+        mask = self.mask if part.ranks is None else self.mask and self.mask.of_heads(part.first, part.end)
         return replace(self, mask=mask, select=self.select and self.select.of_heads(part))
 
     def to(self, device: torch.device | str) -> Plan:
@@ -227,7 +227,8 @@ class Pattern(Protocol):
 
     A pattern with fields that decide its density themselves names them in `knobs`, so that a command line knows that
     such a field and a recipe's density replace each other. One that can do nothing with some densities, or without one,
-    on any grid, has a method `check(density)` that raises PatternError: it is asked before anything runs.
+    on any grid, has a method `check(density)` that raises PatternError, and one that fits only some models
+    `check_model(layers, heads)`: they are asked before anything runs.
 
     Attributes:
         name: what recipes and reports call it.

@@ -18,6 +18,7 @@ from ..errors import PatternError
 from ..grid import TokenLayout
 from ..order import Sides
 from .axes import Axis, Forecast, tile_order
+from .parameters import check_reached
 from .plan import Plan
 from .solve import TOLERANCE
 from .touched import joined
@@ -79,6 +80,7 @@ def product_plan(
     """
     tiled = layout.to("cpu").tiled(forecast.tile, block, forecast.fold)
     mask = product_mask(tiled, heads, sink)
+    check_reached(requested, mask.density, rule, layout.grid, ", or for fewer sink_frames" if sink else "")
     notes = []
     if requested is not None and abs(mask.density - requested) > TOLERANCE * requested:
         notes.append(f"{rule} comes no nearer to {requested} than {mask.density:.3f} on a {layout.grid} grid")

@@ -26,7 +26,7 @@ from ..errors import PatternError
 from ..grid import Site, TokenLayout
 from ..order import described, fullest
 from .decay import decay_thresholds, keeps_neighbours
-from .parameters import check_density, check_needed
+from .parameters import check_density, check_needed, check_reached
 from .plan import Plan
 
 Rule = Literal["auto", "released", "ranked"]
@@ -212,6 +212,8 @@ def _ranked(layout: TokenLayout, density: float, sink: bool, notes: list[str]) -
             f"ask for more than {thick / layout.grid.t:.3f}, or for sink=False"
         )
     mask = _mask(keep, tiled)
+    rule = f"radial in whole tiles of {described(tiled.tile)}"
+    check_reached(density, mask.density, rule, layout.grid, ", or for smaller blocks")
     if abs(mask.density - density) > TOLERANCE * density:
         notes.append(f"tiles of {described(tiled.tile)} come no nearer to {density} than {mask.density:.3f}")
     return Plan.of(mask, density, f"ranked, a={TIME_DECAY:g}, b={SPACE_DECAY:g}", tuple(notes))

@@ -26,7 +26,7 @@ from ..errors import PatternError
 from ..grid import Site, TokenLayout, VideoGrid
 from ..order import Sides, choose_tile
 from .axes import Axis, simulate
-from .parameters import AXES, check_knob, check_sides, check_sink, sides
+from .parameters import AXES, check_heads, check_knob, check_sides, check_sink, sides
 from .plan import Plan
 from .product import product_plan
 from .solve import Choice, most_even
@@ -94,6 +94,11 @@ class SlidingWindow:
     def check(self, density: float | None) -> None:
         """See `Pattern.check`."""
         check_knob(self.name, "window", self.window if self.heads is None else self.heads, density)
+
+    def check_model(self, layers: int, heads: int) -> None:
+        """See `Pattern`."""
+        if self.heads is not None:
+            check_heads(self.name, len(self.heads), heads)
 
     def plan(self, layout: TokenLayout, density: float | None, site: Site) -> Plan:
         """Plan all layers of one grid; see `Pattern.plan`.

@@ -3,8 +3,8 @@
 Idea: what matters is decided by the content, call by call and head by head, at the price of one look at block means.
 Math: score[i, j] = <mean q of tile i, mean k of tile j>; a row keeps its own tile, the tiles of the first frames, and
     the best of the rest, round(density x tiles) in all. With p[i, j] = softmax_j(score / sqrt(d)), rows may differ:
-    `adaptive` takes one threshold on p for all rows and heads that keeps as many on average; `top_p` keeps the fewest
-    best tiles of a row whose p add up to it, and no more than the density allows.
+    `adaptive` takes one threshold on p for all rows and heads of a sample that keeps as many on average; `top_p` keeps
+    the fewest best tiles of a row whose p add up to it, and no more than the density allows.
 Cost: one pass over q and k and a product of their means a call: below 1 % of the flops of dense attention at 75,600
     tokens.
 Source: MoBA (arXiv 2502.13189), VSA (arXiv 2505.13389); top-p per row: SpargeAttn (arXiv 2502.18137).
@@ -49,7 +49,8 @@ class BestBlocks(EqualRows):
         kept: video blocks in a row; on average, where rows are adaptive.
         adaptive: rows whose attention is spread keep more than others.
         top_p: mass at which a row ends, after at most `kept` blocks; None where all rows are full.
-        part: the heads that are given, where other ranks have others: one threshold for all needs the scores of all.
+        part: the heads of a sample that are given, where other ranks have others: one threshold for all needs the
+            scores of all, and no other sample's. None: what is given is one sample.
     """
 
     adaptive: bool = False
@@ -67,10 +68,12 @@ class BestBlocks(EqualRows):
             return Choice(self._until(self.top_p, (scores * q.shape[-1] ** -0.5).softmax(-1)))
         if self.adaptive:
             scores = scores * q.shape[-1] ** -0.5
-            if self.part is None:
-                return Choice(likeliest_blocks(scores, self.forced, self.kept, self.layout))
-            everyone = likeliest_blocks(self.part.gather(scores), self.forced, self.kept, self.layout)
-            keep = self.part.own(everyone.video_map() > 0)
+            part = self.part or HeadPart.whole(len(scores))
+            samples = part.gather(scores).split(part.total)
+            masks = [likeliest_blocks(each, self.forced, self.kept, self.layout) for each in samples]
+            if part.ranks is None:
+                return Choice(_listed(masks))
+            keep = part.own(torch.cat([mask.video_map() > 0 for mask in masks]))
             rows = (~keep).byte().argsort(dim=-1, stable=True)
             return Choice(rows_up_to(rows, keep.sum(-1), self.layout))
         return Choice(best_blocks(scores, self.forced, self.kept, self.layout))
@@ -85,12 +88,21 @@ class BestBlocks(EqualRows):
         return rows_up_to(ascending, needed.sum(-1), self.layout)
 
 
+def _listed(masks: list[BlockMask]) -> BlockMask:
+    """The heads of all masks, one mask after another; their lists must be full to the end."""
+    first, *others = masks
+    ptr = [first.ptr, *(mask.ptr[1:] + n * len(first.idx) for n, mask in enumerate(others, 1))]
+    idx, n_full = (torch.cat([getattr(mask, name) for mask in masks]) for name in ("idx", "n_full"))
+    return BlockMask(torch.cat(ptr), idx, n_full, first.layout) if others else first
+
+
 @dataclass(frozen=True)
 class TopK:
     """Block top-k by pooled scores.
 
     Attributes:
-        adaptive: rows and heads whose attention is spread keep more blocks, those that look at few keep fewer.
+        adaptive: rows and heads whose attention is spread keep more blocks, those that look at few keep fewer; every
+            sample of a batch keeps as many.
         block: slots of a block.
         sink_frames: first latent frames that every query sees, in whole tiles.
         top_p: a row ends where its tiles hold this share of its attention, by their means; the density is then the most

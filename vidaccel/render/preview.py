@@ -42,7 +42,7 @@ def preview(job: ReadyJob, model: Model) -> dict[str, Any]:
             return DENSE
         if asked not in plans:
             call = Call(grid, 0, torch.zeros(1), None, torch.device("cpu"))
-            site = Site("", 0, "self", model.family.name)
+            site = Site("", 0, "self", model.family.name, model.family.native(model.transformer))
             layout = model.family.layout(call, pattern.block)
             plans[asked] = pattern.plan(layout, asked, site)
             useless = advice(pattern, plans[asked], layout, asked, site, forced=schedule.even_if_slower)

@@ -12,6 +12,7 @@ from vidaccel.errors import PatternError
 from vidaccel.grid import Site, TokenLayout
 from vidaccel.patterns import (
     Ann,
+    FlashBlock,
     FreeSwim,
     LightForcing,
     Neighborhood,
@@ -248,6 +249,10 @@ def test_wrong_parts_name_right_ones():
         PerHead((Radial(block=64), Radial()), (0, 1))
     with pytest.raises(PatternError, match="the first range begins at layer 0"):
         PerLayer({2: Radial()})
+    for own in (FreeSwim(logit_scale=2.0), FreeSwim(guide=2), PerLayer({0: FreeSwim(guide=1)})):
+        for make in (lambda p: Union((Radial(), p)), lambda p: PerHead((Radial(), p), (0, 1)), FlashBlock):
+            with pytest.raises(PatternError, match="give freeswim layers of its own with per-layer"):
+                make(own)
     with pytest.raises(PatternError, match=r"sliding-window stands behind radial.*its own window or heads"):
         Union((Radial(block=16), SlidingWindow(block=16))).plan(layout, 0.5, site())
     with pytest.raises(PatternError, match="other than the first keep"):

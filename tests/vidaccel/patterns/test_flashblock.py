@@ -103,7 +103,7 @@ def test_one_budget_pays_for_dense_calls_and_sparse_ones() -> None:
         ({}, 0.2, "every=10"),
         ({"part": Ann(block=16)}, 0.5, "moves or merges"),
         ({"part": TempCache(block=16)}, 0.5, "moves or merges"),
-        ({"part": FreeSwim(block=16, logit_scale=2)}, 0.9, "changes logits"),
+        ({"part": FreeSwim(block=16, logit_scale=2)}, 0.9, "act on whole layers"),
         ({"every": 1}, 0.5, "every=1"),
         (
             {"every": 2, "part": TopK(block=16, sink_frames=3)},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from vidaccel.blocks import BlockMask
 from vidaccel.errors import PatternError
 from vidaccel.grid import Site, TokenLayout
-from vidaccel.patterns import FreeSwim, Neighborhood, SlidingWindow
+from vidaccel.patterns import FreeSwim, Neighborhood, Radial, SlidingWindow
 from vidaccel.patterns.sliding_window import sliding_axis
 from vidaccel.recipe import Recipe
 
@@ -171,12 +173,28 @@ def test_inward_window_is_a_neighborhood():
         assert torch.equal(one.mask.to_dense(), two.mask.to_dense())
 
 
+@pytest.mark.parametrize("sink", [0, 1])
+@pytest.mark.parametrize("pattern", [Radial, SlidingWindow, FreeSwim, Neighborhood])
+def test_a_density_that_is_far_too_small_names_the_nearest(pattern, sink):
+    layout = TokenLayout.of((7, 9, 14), block=16)
+    own = pattern(block=16, **({} if pattern is Radial else {"sink_frames": sink}))
+    with pytest.raises(PatternError, match=r"density 0\.0001 was asked") as told:
+        own.plan(layout, 1e-4, SITE)
+    if pattern is not Neighborhood:  # it tells all that it has
+        nearest = float(re.search("ask for density ([0-9.]+)", str(told.value))[1])
+        assert own.plan(layout, nearest, SITE).delivered == pytest.approx(nearest, rel=0.05)
+        own.plan(layout, 0.7 * nearest, SITE)  # a note will do
+
+
 def test_inward_window_at_published_sizes():
-    plan = FreeSwim().plan(TokenLayout.of((21, 68, 120)), None, SITE)
+    wan = replace(SITE, native=(30, 52))
+    plan = FreeSwim().plan(TokenLayout.of((21, 68, 120)), None, wan)
     assert plan.delivered == pytest.approx(0.2013, abs=5e-5)
     assert plan.visited < 0.23
-    native = FreeSwim().plan(TokenLayout.of((21, 30, 52)), None, SITE)
+    native = FreeSwim().plan(TokenLayout.of((21, 30, 52)), None, wan)
     assert native.delivered == 1
+    with pytest.raises(PatternError, match=r"at which size this wan model was trained is not known.*give native="):
+        FreeSwim().plan(TokenLayout.of((21, 68, 120)), None, SITE)
     solved = FreeSwim().plan(TokenLayout.of((5, 45, 80)), 0.3, SITE)
     assert solved.delivered == pytest.approx(0.3, rel=0.05)
     with pytest.raises(PatternError, match="both given"):

@@ -13,7 +13,8 @@ from vidaccel.choices import kept_share
 from vidaccel.errors import PatternError
 from vidaccel.grid import Site, TokenLayout
 from vidaccel.kernels.select import block_means, rows_of
-from vidaccel.patterns import TopK, Union
+from vidaccel.patterns import PerHead, Radial, TopK, Union
+from vidaccel.ranks import HeadPart
 from vidaccel.wrapping import attend
 
 SITE = Site("blocks.0.attn1.processor", 0, "self", "wan")
@@ -92,6 +93,7 @@ def test_rows_are_the_best_blocks(layout, density, sink, batch, seed):
 @given(layouts(), st.floats(0.3, 1.0), st.sampled_from([1, 2]), st.integers(0, 1000))
 def test_adaptive_rows_share_one_threshold(layout, density, batch, seed):
     plan = TopK(adaptive=True, block=16, sink_frames=0).plan(layout, max(density, 1 / layout.video_blocks), SITE)
+    plan = plan.of_heads(HeadPart.whole(2))
     tiled = plan.layout
     q, k, v = (folded(x) for x in tensors(tiled, batch, seed=seed))
     mask = plan.select(q, k, v).mask
@@ -100,13 +102,13 @@ def test_adaptive_rows_share_one_threshold(layout, density, batch, seed):
     assert kinds[:, :, video:].all()
     kept = kinds[:, :video, :video]
     assert kept.diagonal(dim1=1, dim2=2).all()
-    assert int(kept.sum()) == plan.select.kept * video * 2 * batch
+    assert kept.unflatten(0, (batch, 2)).flatten(1).sum(1).tolist() == [plan.select.kept * video * 2] * batch
     assert len(mask.idx) == int(mask.ptr[-1]) == int(kinds.sum())
     likely = (block_means(q, tiled) @ block_means(k, tiled).transpose(1, 2) / 4).softmax(-1)
     own = torch.eye(video, dtype=torch.bool)
-    least = torch.where(kept & ~own, likely, 1).min()
-    most = torch.where(kept, 0, likely).max()
-    assert least >= most - 1e-6
+    least = torch.where(kept & ~own, likely, 1).unflatten(0, (batch, 2)).flatten(1).amin(1)
+    most = torch.where(kept, 0, likely).unflatten(0, (batch, 2)).flatten(1).amax(1)
+    assert (least >= most - 1e-6).all()
     assert TopK(block=16, sink_frames=0).plan(layout, plan.requested, SITE).visited == plan.visited
 
 
@@ -141,6 +143,20 @@ def test_top_p_is_counted_as_it_was():
         choice = plan.select.choose(*tensors(plan.layout, seed=seed))
         assert float(kept_share(choice.mask)) == pytest.approx(choice.mask.density, rel=1e-5)
         assert choice.mask.density < plan.delivered
+
+
+@pytest.mark.parametrize("text", [0, 5])
+@pytest.mark.parametrize("parts", [None, (0, 0, 1)])
+def test_a_sample_chooses_as_it_does_alone(parts, text):
+    adaptive = TopK(adaptive=True, block=16)
+    pattern = adaptive if parts is None else PerHead((adaptive, Radial(block=16)), parts)
+    plan = pattern.plan(TokenLayout.of((4, 7, 9), text, 16), 0.4, SITE).of_heads(HeadPart.whole(3))
+    q, k, v = tensors(plan.layout, batch=3, heads=3)
+    q = q * torch.tensor([0.5, 4.0, 20.0])[:, None, None, None]  # one's attention is spread, another's is not
+    together, _ = attend(plan, q, k, v)
+    for n in range(3):
+        alone, _ = attend(plan, q[n : n + 1], k[n : n + 1], v[n : n + 1])
+        torch.testing.assert_close(together[n, plan.layout.filled], alone[0, plan.layout.filled])
 
 
 def test_adaptive_rows_differ_in_length():
