@@ -18,6 +18,7 @@ from .family import Call, attn_processors_of, place_processors, unwrap
 from .frontdoor import Clock, FrontDoor
 from .grid import Site, TokenLayout
 from .guide import Guide
+from .kernels import prepare
 from .patterns import Pattern, Plan, advice, check_density, check_given, check_model, of_layer, would_lose
 from .ranks import HeadPart, Ranks
 from .schedule import DENSE, Schedule, Step, check_schedule
@@ -207,6 +208,8 @@ class Installation:
 
     def before(self, call: Call, step: Step, record: CallRecord) -> None:
         """Write a plan, or None, on every processor."""
+        if self._at is None:
+            self._prepare(call)
         if self._at != (at := (self.door.clock.trajectory, step.index)):
             self._at, self._steps = at, self._steps + 1
         ranks = Ranks.of(self.door.transformer)
@@ -256,6 +259,13 @@ class Installation:
                 )
         if self._guide is not None:
             self._guide.before(call, step, record)
+
+    def _prepare(self, call: Call) -> None:
+        """Tune kernels that were never used on this GPU before the first step, not within it."""
+        transformer = self.door.transformer
+        d = getattr(transformer.config, "attention_head_dim", None)
+        if d is not None:
+            prepare(d, self.pattern.block, transformer.dtype, call.device)
 
     def after(self, record: CallRecord) -> None:
         """Take the plans away, after the last step the choices too; say so where fewer layers ran than scheduled."""

@@ -17,7 +17,7 @@ import torch
 from .. import trace
 from ..blocks import BlockMask
 from ..errors import BackendError, MaskError
-from . import canary
+from . import canary, portable
 from .problem import Problem, Rows, Verdict
 
 logger = logging.getLogger(__name__)
@@ -185,6 +185,22 @@ def choose(problem: Problem, backend: str = "auto") -> str:
     log: Callable[..., None] = logger.warning if reasons and name == "reference" else logger.info
     log("%s runs %s%s", name, problem, "".join(f"; {reason}" for reason in reasons))
     return name
+
+
+def prepare(d: int, block: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Tune the kernel that `auto` takes, where it has never run on such a GPU: seconds, once (see `tune.py`).
+
+    Args:
+        d: channels of a head.
+        block: slots in a block.
+        dtype: of q, k and v.
+        device: where they will be.
+    """
+    for window in (False, True):
+        problem = Problem(1, 1, block, block, d, dtype, device, block=block, partial=window)
+        able = (name for name in PREFERRED.get(device.type, ()) if _load(name).can_run(problem).ok)
+        if next(able, None) == "portable":
+            portable.config(d, block, dtype, window, device)
 
 
 def _load(name: str) -> Backend:

@@ -1,9 +1,10 @@
 """Launch parameters for GPUs that no shipped table was measured on: a few are timed once, and remembered.
 
-Idea: a kernel's own table serves the GPUs that it was measured on. On others the first call of each (kernel, head dim,
+Idea: a kernel's own table serves the GPUs that it was measured on. On others the first use of each (kernel, head dim,
     block, dtype, windows or not, GPU, Triton) times some candidates on random numbers, outside of CUDA graphs, and the
-    winner is kept in a file. The mask of that call plays no part, so that what runs never depends on what was asked.
-    Processes that work together under torch.distributed all take what the first of them to choose took.
+    winner is kept in a file; `attention.prepare` does that before a pipeline's first step. The mask of a call plays no
+    part, so that what runs never depends on what was asked. Processes that work together under torch.distributed all
+    take what the first of them to choose took.
 Cost: a few seconds once, most of them for compiling.
 """
 

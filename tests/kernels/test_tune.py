@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from vidaccel.kernels import portable, tma, tune
+from vidaccel.kernels import Verdict, gluon, portable, prepare, tma, tune
 
 
 class Pair(NamedTuple):
@@ -125,6 +125,16 @@ def test_a_folder_that_cannot_be_written_is_said(
     with caplog.at_level(logging.WARNING):
         assert tune.fastest(CANDIDATES, KEY, Clock(2.0, 1.0, 3.0)) == CANDIDATES[1]
     assert "cannot be written" in caplog.text
+
+
+def test_the_kernel_that_serves_is_tuned_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned: list[bool] = []
+    monkeypatch.setattr(gluon, "can_run", lambda problem: Verdict(not problem.partial))
+    monkeypatch.setattr(portable, "can_run", lambda problem: Verdict(True))
+    monkeypatch.setattr(portable, "config", lambda d, block, dtype, window, device: tuned.append(window))
+    prepare(128, 64, torch.bfloat16, torch.device("cuda"))
+    prepare(128, 64, torch.bfloat16, torch.device("cpu"))
+    assert tuned == [True]
 
 
 def test_without_a_gpu_the_table_serves() -> None:

@@ -57,6 +57,15 @@ def test_schedules(wan: Any, assert_equals_masked_stock: Any, schedule: Schedule
         assert names == {f"blocks.{n}.attn1.processor" for n in range(3) if sparse(call.step, n, call.branch)}
 
 
+def test_kernels_are_tuned_once_before_the_first_step(wan: Any, render: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("vidaccel.install.prepare", lambda *given: asked.append((given, len(run.trace.calls))))
+    with accelerate(wan, schedule=Schedule(dense_steps=1)) as run:
+        render(wan)
+    d = wan.transformer.config.attention_head_dim
+    assert asked == [((d, RADIAL.block, torch.float32, torch.device("cpu")), 0)]
+
+
 def test_densities_of_branches_differ(wan: Any, assert_equals_masked_stock: Any) -> None:
     run = accelerate(wan, 0.6, Schedule(branch={"uncond": 0.3}))
     assert_equals_masked_stock(wan, run)

@@ -38,7 +38,7 @@ ARROWS = {
     "choices": BELOW | {"blocks", "patterns"},
     "guide": BELOW | {"caching", "family", "frontdoor", "patterns", "schedule", "wrapping"},
     "install": BELOW
-    | {"checked", "choices", "exchange", "family", "frontdoor", "guide", "patterns", "schedule", "wrapping"},
+    | {"checked", "choices", "exchange", "family", "frontdoor", "guide", "kernels", "patterns", "schedule", "wrapping"},
     "processors": BELOW | {"family", "install", "patterns", "schedule", "wrapping"},
     "pipelines": BELOW | {"blocks", "exchange", "family", "frontdoor", "kernels", "patterns", "reuse", "streaming"},
     "recipe": BELOW | {"caching", "patterns", "schedule"},
