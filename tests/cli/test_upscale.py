@@ -16,7 +16,7 @@ import vidaccel
 from vidaccel.errors import UsageError
 from vidaccel.patterns import FreeSwim
 from vidaccel.render import RenderJob, StepDone, find, open_pipeline, recipe_for, render, video
-from vidaccel.render.upscale import enlarge, memory, noised_latents, refined_steps, second_pipeline
+from vidaccel.render.upscale import enlarge, memory, most, noised_latents, refined_steps, second_pipeline
 
 UP = ["render", "--prompt", "a red circle", "--seed", "7", "--upscale", "2x", "--steps", "4"]
 
@@ -93,6 +93,17 @@ def test_memory_is_told_before_it_starts(invoke: Callable[..., Any], wan: Path, 
     assert "cross-attention outputs in host memory" not in needs
     tight = replace(job, recipe=replace(job.recipe, attention=replace(job.recipe.attention, guide_gib=0.0)))
     assert memory(tight, model)["cross-attention outputs in host memory"] == needs["cross-attention outputs kept"]
+    # From configurations alone, as where weights are still on the hub.
+    assert memory(job, replace(model, kind="hub"))["weights"] == pytest.approx(needs["weights"], rel=0.02)
+    bare = replace(model, kind="hub", folder=tmp_path)
+    assert memory(job, bare)["weights of text_encoder"] is None
+    offloaded = memory(replace(job, offload="model"), model)
+    assert offloaded["weights"] + offloaded["weights in host memory"] == pytest.approx(needs["weights"])
+    assert offloaded["weights in host memory"] > 0
+    decoder = needs["or, after them, the VAE's decoder, about"]
+    assert most(needs) == pytest.approx(
+        needs["weights"] + max(decoder, needs["activations of a block, about"] + needs["cross-attention outputs kept"])
+    )
 
     done = invoke(*UP, "-m", wan, "-o", tmp_path / "up.mp4")
     assert done.exit_code == 0, done.output

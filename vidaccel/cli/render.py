@@ -277,9 +277,10 @@ def render(
 
 def _in_words(memory: dict[str, float | None]) -> str:
     """GiB by what needs it; None is not known yet."""
+    from ..render.upscale import most
+
     parts = [f"{name} {'unknown' if gib is None else f'{gib:.3g}'}" for name, gib in memory.items()]
-    total = sum(gib or 0 for name, gib in memory.items() if "host" not in name)
-    return f"{total:.3g} GiB on the device and more: {', '.join(parts)}"
+    return f"{most(memory):.3g} GiB on the device and more: {', '.join(parts)}"
 
 
 def _show(screen: Screen, job: Any, model: Any, planned: dict[str, Any], paths: list[Path]) -> None:

@@ -25,7 +25,8 @@ def fetch(reference: str, revision: str | None, *, weights: bool) -> Path:
             return Path(DiffusionPipeline.download(reference, use_safetensors=True, revision=revision))
         from huggingface_hub import snapshot_download
 
-        wanted = ["model_index.json", "defaults.json", "transformer/config.json", "vae/config.json"]
+        wanted = ["model_index.json", "defaults.json"]
+        wanted += [f"{part}/config.json" for part in ("transformer", "vae", "text_encoder")]
         return Path(snapshot_download(reference, allow_patterns=wanted, revision=revision))
     except Exception as error:
         raise ModelError(

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from ..errors import UsageError
 from ..patterns import FreeSwim
 from ..recipe import Recipe
 from .models import Model
+from .source import read_json
 
 if TYPE_CHECKING:
     from .job import ReadyJob
@@ -31,6 +34,10 @@ STRENGTH = 0.7
 GUIDE = 2
 _GUIDE_GIB = 8.0
 _HEADER_BYTES = 2**26
+_BLOCK, _KEPT = "activations of a block, about", "cross-attention outputs kept"
+_DECODER = "or, after them, the VAE's decoder, about"
+# Four frames of its last stage, so many times: 4.5 GiB less weights at 480x832 in bf16. Pipelines load it in fp32.
+_DECODED, _VAE_ITEMSIZE = 15, 4
 
 
 def check(job: ReadyJob, model: Model) -> None:
@@ -123,9 +130,10 @@ def noised_latents(second: Any, frames: npt.NDArray[np.floating[Any]], job: Read
 
 
 def memory(job: ReadyJob, model: Model) -> dict[str, float | None]:
-    """GiB that the second stage needs, by what needs it; None where nobody can know before weights are fetched.
+    """GiB that the second stage needs, by what needs it; None where a hub's files do not say before they are fetched.
 
-    Activations are an estimate: the tensors that a block of the transformer holds at a time.
+    Activations are an estimate: the tensors that a block of the transformer holds at a time, and what the VAE's decoder
+    held at 480x832 (`kernels/bench/NOTES.md`), which comes in their place.
     """
     config = model.transformer
     width = config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)
@@ -138,25 +146,56 @@ def memory(job: ReadyJob, model: Model) -> dict[str, float | None]:
     limit = pattern.guide_gib if isinstance(pattern, FreeSwim) else None
     here = kept if limit is None else min(kept, int(limit * 2**30))
     height, width_px = job.size
+    parts = _weight_bytes(model, job)
+    known = [size for size in parts.values() if size is not None]
+    # Model offload has one part there at a time, the others a layer or less.
+    weights = {"none": sum(known), "model": max(known, default=0)}.get(job.offload, 0)
     found: dict[str, float | None] = {
-        "weights": _weight_bytes(model, job),
-        "activations of a block, about": held * (2 if guide else 1),
-        "cross-attention outputs kept": here,
+        "weights": weights,
+        **{f"weights of {name}": None for name, size in parts.items() if size is None},
+        "weights in host memory": sum(known) - weights,
+        _BLOCK: held * (2 if guide else 1),
+        _KEPT: here,
+        _DECODER: _DECODED * model.vae.get("base_dim", 96) * 4 * height * width_px * _VAE_ITEMSIZE,
         "cross-attention outputs in host memory": kept - here,
         "frames in host memory": 3 * 4 * job.num_frames * height * width_px,
     }
     return {name: None if size is None else size / 2**30 for name, size in found.items() if size != 0}
 
 
-def _weight_bytes(model: Model, job: ReadyJob) -> int | None:
-    """Bytes of all weights in the dtypes that they are loaded in; None for a hub's model."""
+def most(needs: Mapping[str, float | None]) -> float:
+    """GiB on the device at a time, of what `memory` found and knows."""
+    gib = {name: size or 0 for name, size in needs.items()}
+    return gib.get("weights", 0) + max(gib[_BLOCK] + gib.get(_KEPT, 0), gib[_DECODER])
+
+
+def _weight_bytes(model: Model, job: ReadyJob) -> dict[str, int | None]:
+    """Bytes of each part's weights in the dtypes that they are loaded in; a hub's by its configuration, if it is there."""
+    names = ("text_encoder", "transformer", "vae")
     if model.kind == "hub":
+        count = {name: _configured(model, name) for name in names}
+    else:
+        count = {name: sum(map(_parameters, (model.folder / name).glob("*.safetensors"))) for name in names}
+    itemsize = {"vae": _VAE_ITEMSIZE}
+    return {
+        name: None if number is None else number * itemsize.get(name, job.torch_dtype.itemsize)
+        for name, number in count.items()
+    }
+
+
+def _configured(model: Model, name: str) -> int | None:
+    """Parameters of a part that is built without memory."""
+    library, kind = model.index[name]
+    if library not in ("diffusers", "transformers") or not (model.folder / name / "config.json").is_file():
         return None
-    total = 0
-    for file in model.folder.glob("*/*.safetensors"):
-        itemsize = 4 if file.parent.name == "vae" else job.torch_dtype.itemsize
-        total += _parameters(file) * itemsize
-    return total
+    try:
+        config, made = read_json(model.folder / name / "config.json"), getattr(import_module(library), kind)
+        with torch.device("meta"):
+            part = made.from_config(config) if library == "diffusers" else made(made.config_class.from_dict(config))
+    # A configuration of a newer release, say; it is no reason not to begin.
+    except Exception:
+        return None
+    return sum(int(parameter.numel()) for parameter in part.parameters())
 
 
 def _parameters(file: Path) -> int:
