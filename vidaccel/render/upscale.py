@@ -170,7 +170,7 @@ def most(needs: Mapping[str, float | None]) -> float:
 
 
 def _weight_bytes(model: Model, job: ReadyJob) -> dict[str, int | None]:
-    """Bytes of each part's weights in the dtypes that they are loaded in; a hub's by its configuration, if it is there."""
+    """Bytes of each part's weights as they are loaded; a hub's by its configuration, if that is there."""
     names = ("text_encoder", "transformer", "vae")
     if model.kind == "hub":
         count = {name: _configured(model, name) for name in names}
