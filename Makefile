@@ -15,6 +15,8 @@ help:
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,triton]'
+	# Apart, for one test: where diffusers finds torchao it imports it, and both write to stderr.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target .venv/apart torchao
 	@touch $@
 
 setup: .venv/.ready
