@@ -49,6 +49,7 @@ class Moment(NamedTuple):
     embeds: dict[str, torch.Tensor]
     past: list[tuple[int, torch.Tensor]]
     made: int
+    given: int
 
 
 class Guidance(NamedTuple):
@@ -116,7 +117,8 @@ class CausalStream(Iterator[Chunk]):
         self._encode_prompt = encode_prompt
         self._on_step = on_step
         self._past: list[tuple[int, torch.Tensor]] = []
-        self._made = 0
+        # Chunks in all, and those of them that the prefix gave.
+        self._made = self._given = 0
         self._stopped = False
         # A chunk that is in the caches and not yet decoded, and frames whose keys are still to be written anew: what an
         # interruption leaves for the next call.
@@ -157,6 +159,7 @@ class CausalStream(Iterator[Chunk]):
         if start < known:
             assert self._prefix is not None
             latents = self._prefix[:, :, start : start + length]
+            self._given += 1
         else:
             made = self.sampler.run(self._draw(start, length), self._flow, self._step)
             if made is None:
@@ -213,7 +216,15 @@ class CausalStream(Iterator[Chunk]):
         """The stream as it is now; taken between chunks."""
         decoder = None if self._decode is None else self._decode.snapshot()
         states = [generator.get_state() for generator in self._generators()]
-        return Moment(self.model.snapshot(), decoder, states, dict(self._guidance.embeds), list(self._past), self._made)
+        return Moment(
+            self.model.snapshot(),
+            decoder,
+            states,
+            dict(self._guidance.embeds),
+            list(self._past),
+            self._made,
+            self._given,
+        )
 
     def restore(self, moment: Moment) -> None:
         """Go back to a snapshot of this stream; with the same prompts it then makes the same chunks again."""
@@ -224,7 +235,8 @@ class CausalStream(Iterator[Chunk]):
             generator.set_state(state)
         self._guidance = self._guidance._replace(embeds=dict(moment.embeds))
         self.model.new_prompt()
-        self._past, self._made, self._stopped = list(moment.past), moment.made, False
+        self._past, self._made, self._given = list(moment.past), moment.made, moment.given
+        self._stopped = False
         self._undecoded, self._dropped = None, set()
 
     def _generators(self) -> list[torch.Generator]:
@@ -263,7 +275,8 @@ class CausalStream(Iterator[Chunk]):
     def _step(self, index: int, timestep: float, latents: torch.Tensor) -> torch.Tensor | None:
         if self._stopped:
             return None
-        return self._on_step(self._made * self.sampler.steps + index, timestep, latents, self._guidance.embeds)
+        step = (self._made - self._given) * self.sampler.steps + index
+        return self._on_step(step, timestep, latents, self._guidance.embeds)
 
     def _write(self, latents: torch.Tensor) -> None:
         """The pass that leaves a clean chunk in the caches."""

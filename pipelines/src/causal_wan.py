@@ -14,7 +14,7 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         negative_prompt_embeds: torch.Tensor | None = None,
         output_type: str = "np",
         callback_on_step_end: OnStepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 512,
         methods: Iterable[Any] = (),
         max_cache_bytes: int | None = None,
@@ -106,8 +107,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             height: pixels.
             width: pixels.
             num_frames: 4k+1 pixel frames, those of `image` or `video` included; None goes on for ever.
-            num_inference_steps: steps along the scheduler for each chunk, with the scheduler's own shift; None takes
-                the rollout's few steps, shifted as it says.
+            num_inference_steps: steps along the scheduler for each chunk; None takes the rollout's few steps. Both
+                with the rollout's shift, where the scheduler knows one.
             guidance_scale: of classifier-free guidance; 1 is none. Each branch has a cache of its own.
             image: the first frame.
             video: the first frames, 4k+1 of them; it goes on from there.
@@ -117,8 +118,9 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             negative_prompt_embeds: instead of `negative_prompt`.
             output_type: "np" (b, f, h, w, 3), "pt" (b, f, 3, h, w), "pil" (lists) or "latent".
             callback_on_step_end: called with the pipeline, the step counted over the whole stream, the timestep, and
-                latents and prompt embeddings by diffusers' names. What it returns for "latents" replaces them, nothing
-                else does; `pipe._interrupt = True` ends the stream after the last whole chunk.
+                the tensors below by name. What it returns for "latents" replaces them, nothing else does;
+                `pipe._interrupt = True` ends the stream after the last whole chunk.
+            callback_on_step_end_tensor_inputs: "latents", "prompt_embeds", "negative_prompt_embeds", or some of them.
             max_sequence_length: text tokens.
             methods: what makes it faster: `FlashBlock`, `TempCache`, `HybridMemory`, `CausalLightForcing`,
                 `CausalAnn`, `AnnCross` of `vidaccel.reuse`, in any order.
@@ -130,12 +132,17 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
                 chunks run dense, and their note says so.
 
         Raises:
-            UsageError: a size or number of frames that cannot be.
+            UsageError: a size, a number of frames or a callback's input that cannot be.
             InstallError: the transformer cannot run causally as it is.
         """
         self._check(prompt, prompt_embeds, height, width)
         if num_inference_steps is not None and num_inference_steps < 1:
             raise UsageError(f"num_inference_steps {num_inference_steps} was given; a chunk takes one step or more")
+        if unknown := sorted({*callback_on_step_end_tensor_inputs} - {*self._callback_tensor_inputs}):
+            raise UsageError(
+                f"callback_on_step_end_tensor_inputs names {unknown[0]!r}; there are "
+                f"{', '.join(self._callback_tensor_inputs)}"
+            )
         total = None if num_frames is None else self._latent_frames(num_frames, "num_frames")
         device = self._execution_device
         if cuda_graphs and device.type != "cuda":
@@ -186,8 +193,10 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         if num_inference_steps is None and rollout.timesteps:
             sampler = FewStep(rollout.timesteps)
         else:
+            config = self.scheduler.config
+            shift = {name: rollout.shift for name in ("flow_shift", "shift") if name in config}
             sampler = ManyStep(
-                type(self.scheduler).from_config(self.scheduler.config),
+                type(self.scheduler).from_config(config, **shift),
                 50 if num_inference_steps is None else num_inference_steps,
             )
         self._num_timesteps = sampler.steps
@@ -197,7 +206,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         ) -> torch.Tensor | None:
             self._current_timestep = timestep
             if callback_on_step_end is not None:
-                given = {"latents": now, "prompt_embeds": text["cond"], "negative_prompt_embeds": text.get("uncond")}
+                known = {"latents": now, "prompt_embeds": text["cond"], "negative_prompt_embeds": text.get("uncond")}
+                given = {name: known[name] for name in callback_on_step_end_tensor_inputs}
                 now = (callback_on_step_end(self, step, timestep, given) or {}).get("latents", now)
             if self._interrupt:
                 # It was for this stream; another one of this pipeline goes on.

@@ -125,6 +125,32 @@ def test_methods_and_their_settings(model: Path, run: Callable[..., Any], tmp_pa
     assert video.read_record(out)["methods"]["tempcache"]["frames"] == 2
 
 
+def test_a_stream_begins_with_a_picture_or_goes_on_with_a_video(
+    model: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    how = ("-m", model, "-p", "a circle", "--seed", 1, "--device", "cpu", "--format", "json")
+    guided = ("--steps", 2, "--guidance", 3, "--negative-prompt", "a dog")
+    done = run(*how, *guided, "--image", tmp_path / "red.png", "--frames", 9, "-o", tmp_path / "a.mp4")
+    assert done.exit_code == 0, done.output
+    first = video.read_frames(tmp_path / "a.mp4", 99)
+    assert len(first) == 9
+    assert video.read_record(tmp_path / "a.mp4")["stream"]["negative_prompt"] == "a dog"
+    assert first[0, ..., 0].mean() > first[0, ..., 2].mean() + 50
+    # Of 9 frames all go on, of 8 the last 5.
+    for frames in (8, 9):
+        video.write(tmp_path / "b.mp4", first[:frames], 12, {})
+        done = run(*how, "--video", tmp_path / "b.mp4", "--frames", 25, "-o", tmp_path / f"{frames}.mp4")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["frames"] == 25
+    whole = video.read_frames(tmp_path / "9.mp4", 99)
+    assert video.psnr(whole[:9], first) > video.psnr(whole[-9:], first)
+    done = run(*how, "--video", tmp_path / "b.mp4", "--frames", 9, "-o", tmp_path / "c.mp4")
+    assert "ask for more with --frames" in done.output + str(done.exception)
+
+
 def test_the_file_plays_before_the_stream_ends(tmp_path: Path) -> None:
     """What is on disk after the first chunk is a video already; so is what an error or a signal leaves."""
     path = tmp_path / "a.mp4"
@@ -189,7 +215,12 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (("--attention", "radial"), "--attention was given, which a stream"),
-        (("--negative-prompt", "a dog"), "CausalWanPipeline.stream"),
+        (("--negative-prompt", "a dog"), "guidance is off"),
+        (("--image", "a.png", "--video", "a.mp4"), "begins with one of them"),
+        (("--image", "no.png"), "no.png cannot be read"),
+        (("--video", "no.mp4"), "no.mp4 was given, which is not a file"),
+        (("--offload", "model"), "--offload model was given"),
+        (("--offload", "cache"), "needs a GPU"),
         (("--steps", "0"), "steps 0 was asked for"),
         (("--steps", "-3"), "above 0"),
         (("--frames", "0"), "num_frames 0 was asked for"),
@@ -206,7 +237,7 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         (("--rollout", "self-forced"), "longlive"),
         (("--frames", "24"), "21 or 25"),
         (("--height", "50"), "multiples of 16"),
-        (("--graphs", "--device", "cpu"), "CUDA graphs need a GPU"),
+        (("--graphs", "--device", "cpu"), "needs a GPU"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(
@@ -238,12 +269,12 @@ def test_graphs_are_for_streams(run: Callable[..., Any], tmp_path: Path) -> None
 
 
 @pytest.mark.gpu
-def test_graphs_make_the_same_video(model: Path) -> None:
+@pytest.mark.parametrize("how", ["graphs", "offload_cache"])
+def test_the_same_video_is_made(model: Path, how: str) -> None:
     frames = []
-    for graphs in (False, True):
-        pipe, job = stream.open_stream(
-            stream.StreamJob("a circle", str(model), seed=3, num_frames=81, device="cuda", graphs=graphs)
-        )
+    for asked in (False, True):
+        job = stream.StreamJob("a circle", str(model), seed=3, num_frames=81, device="cuda", **{how: asked})
+        pipe, job = stream.open_stream(job)
         frames.append(np.concatenate([video.to_uint8(chunk.frames[0]) for chunk in stream.begin(pipe, job)]))
     assert len(frames[0]) == 81
     assert video.psnr(*frames) > 40

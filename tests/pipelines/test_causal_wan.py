@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vidaccel.errors import StreamError, UsageError
 from vidaccel.pipelines.causal_calibration import calibrated
@@ -160,6 +161,7 @@ def test_an_interruption_ends_its_own_stream_alone(pipe: CausalWanPipeline) -> N
     ("given", "words"),
     [
         ({"num_inference_steps": 0}, "one step or more"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "there are latents, prompt_embeds"),
         ({"latents": torch.zeros(1, 16, 1, 4, 6)}, "this video takes"),
         ({"latents": torch.zeros(1, 16, 4, 6)}, "this video takes"),
     ],
@@ -197,6 +199,9 @@ def test_many_steps_follow_the_scheduler_in_every_chunk(pipe: CausalWanPipeline)
     found = latents(pipe, num_frames=5, num_inference_steps=4, guidance_scale=3.0, latents=noise)
     stock = WanPipeline(**dict(pipe.components.items()), transformer_2=None)
     stock.set_progress_bar_config(disable=True)
+    name = "flow_shift" if "flow_shift" in pipe.scheduler.config else "shift"
+    assert pipe.scheduler.config[name] != ROLLOUT.shift
+    stock.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{name: ROLLOUT.shift})
     expected = stock(**settings(num_frames=5, num_inference_steps=4, guidance_scale=3.0, latents=noise)).frames
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     long = latents(pipe, num_inference_steps=3)
@@ -280,11 +285,16 @@ def test_callbacks_see_every_step_and_can_change_it(pipe: CausalWanPipeline) -> 
     steps: list[tuple[int, float]] = []
 
     def watch(host: Any, step: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
+        assert list(values) == ["latents"]
         steps.append((step, timestep))
         return {"latents": torch.zeros_like(values["latents"])} if step == 7 else {}
 
     found = latents(pipe, callback_on_step_end=watch)
     assert [step for step, _ in steps] == list(range(8))
+    steps.clear()
+    latents(pipe, callback_on_step_end=watch, image=Image.new("RGB", (48, 32)))
+    # The first frame is given, six are made.
+    assert [step for step, _ in steps] == list(range(6))
     assert {timestep for _, timestep in steps} == set(ROLLOUT.timesteps)
     assert found[:, :, 6:].abs().max() == 0
     assert found[:, :, :6].abs().min() > 0

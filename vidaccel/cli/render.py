@@ -30,9 +30,12 @@ def render(
     ] = "wan-tiny",
     negative_prompt: Annotated[str | None, typer.Option(help="What not to show.", rich_help_panel=_INPUT)] = None,
     image: Annotated[
-        Path | None, typer.Option(help="First frame, for image-to-video models.", rich_help_panel=_INPUT)
+        Path | None, typer.Option(help="First frame, for image-to-video models and streams.", rich_help_panel=_INPUT)
     ] = None,
-    video: Annotated[Path | None, typer.Option(help="Video to start from (Wan).", rich_help_panel=_INPUT)] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(help="Video to start from (Wan), or that a stream goes on with.", rich_help_panel=_INPUT),
+    ] = None,
     strength: Annotated[
         float | None,
         typer.Option(help="How much of --video, or of the enlarged video, is made anew.", rich_help_panel=_INPUT),
@@ -125,7 +128,9 @@ def render(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_MACHINE)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=_MACHINE)] = None,
-    offload: Annotated[str, typer.Option(help="none, model, sequential or group.", rich_help_panel=_MACHINE)] = "none",
+    offload: Annotated[
+        str, typer.Option(help="none, model, sequential or group; of streams cache.", rich_help_panel=_MACHINE)
+    ] = "none",
     context_parallel: Annotated[
         int,
         typer.Option(help="Processes (GPUs) that make one video together, under torchrun.", rich_help_panel=_MACHINE),
@@ -180,14 +185,21 @@ def render(
             seed=seed,
             dtype=dtype,
             device=world.device(device),
+            negative_prompt=negative_prompt,
+            image=None if image is None else str(image),
+            video=None if video is None else str(video),
             graphs=graphs,
+            offload_cache=offload == "cache",
             even_if_slower=even_if_slower,
         )
-        unused = {"negative_prompt": negative_prompt, "image": image, "video": video, "strength": strength}
-        unused |= {"upscale": upscale}
+        unused: dict[str, Any] = {"strength": strength, "upscale": upscale}
         unused |= {"attention": attention, "density": density, "cache": cache, "recipe": recipe, "report": report}
         unused |= {"dense_steps": dense_steps, "dense_last_steps": dense_last_steps, "dense_layers": dense_layers}
-        unused |= {"dense_backend": dense_backend, "dry_run": dry_run, "offload": offload != "none"}
+        unused |= {
+            "dense_backend": dense_backend,
+            "dry_run": dry_run,
+            f"offload {offload}": offload not in ("none", "cache"),
+        }
         path = targets(texts, output, is_batch=False)[0]
         run_stream(
             screen,

@@ -186,7 +186,7 @@ def pipeline_arguments(pipe: Any, job: ReadyJob) -> dict[str, Any]:
     Raises:
         UsageError: a file that cannot be read, or a video that is too short.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     parameters = inspect.signature(pipe.__call__).parameters
     names: tuple[str, ...] = (
@@ -202,11 +202,7 @@ def pipeline_arguments(pipe: Any, job: ReadyJob) -> dict[str, Any]:
     found = {name: getattr(job, name) for name in names if name in parameters and getattr(job, name) is not None}
     found["generator"] = torch.Generator("cpu").manual_seed(job.seed)
     if job.image:
-        try:
-            with Image.open(job.image) as image:
-                found["image"] = image.convert("RGB").resize((job.width, job.height), Image.Resampling.LANCZOS)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise UsageError(f"image {job.image} cannot be read: {error}") from None
+        found["image"] = video.read_image(Path(job.image), job.height, job.width)
     if job.video:
         clip = video.read_frames(Path(job.video), job.num_frames)
         if len(clip) < (job.num_frames):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from .. import _samples
@@ -53,10 +54,14 @@ class StreamJob:
         height, width, num_frames, fps, max_sequence_length: None takes the model's own.
         steps: along the scheduler for each chunk; None takes the rollout's own few steps.
         guidance: None is 1, no guidance.
+        negative_prompt: what not to show, under guidance.
+        image: file of the first frame.
+        video: file of the video that is gone on with, from the end of its last 4k+1 frames that fit.
         seed: of the noise; None draws one.
         dtype: None is float32 on CPUs and bfloat16 on GPUs.
         device: None is a GPU where there is one.
         graphs: play forwards back that come again, as CUDA graphs.
+        offload_cache: keep keys and values in host memory.
         even_if_slower: choose blocks even where dense attention is as fast.
     """
 
@@ -70,11 +75,15 @@ class StreamJob:
     fps: float | None = None
     steps: int | None = None
     guidance: float | None = None
+    negative_prompt: str | None = None
+    image: str | None = None
+    video: str | None = None
     max_sequence_length: int | None = None
     seed: int | None = None
     dtype: str | None = None
     device: str | None = None
     graphs: bool = False
+    offload_cache: bool = False
     even_if_slower: bool = False
 
 
@@ -153,12 +162,18 @@ def open_stream(job: StreamJob, together: int = 1) -> tuple[Any, StreamJob]:
         given = getattr(job, name)
         if given is not None and given <= 0:
             raise UsageError(f"{name} {given:g} was asked for; it must be above 0")
+    if job.negative_prompt is not None and (job.guidance or 1) <= 1:
+        raise UsageError(
+            "a negative prompt was given, but guidance is off, so it has no effect; add --guidance above 1 to a model "
+            "that was trained with it, or leave it out"
+        )
     device = check_device(job.device)
     dtype = job.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is unknown; possible: {', '.join(DTYPES)}")
-    if job.graphs and not device.startswith("cuda"):
-        raise UsageError(f"--graphs was asked for on {device}; CUDA graphs need a GPU")
+    if (job.graphs or job.offload_cache) and not device.startswith("cuda"):
+        what = "--graphs" if job.graphs else "--offload cache"
+        raise UsageError(f"{what} was asked for on {device}; it needs a GPU")
     folder = _folder(job.model)
     rollout: Rollout | None = None if job.rollout is None else Rollout.of(job.rollout)
     if _is_bare(folder):
@@ -246,6 +261,8 @@ def begin(pipe: Any, job: StreamJob) -> Any:
     assert job.seed is not None
     return pipe.stream(
         job.prompt,
+        job.negative_prompt,
+        **_beginning(pipe, job),
         height=job.height,
         width=job.width,
         num_frames=job.num_frames,
@@ -255,8 +272,36 @@ def begin(pipe: Any, job: StreamJob) -> Any:
         generator=torch.Generator("cpu").manual_seed(job.seed),
         methods=job.methods,
         cuda_graphs=job.graphs,
+        offload_cache=job.offload_cache,
         even_if_slower=job.even_if_slower,
     )
+
+
+def _beginning(pipe: Any, job: StreamJob) -> dict[str, Any]:
+    """The job's image or video, read.
+
+    Raises:
+        UsageError: both were given, a file that cannot be read, or a video that leaves nothing to make.
+    """
+    assert job.height is not None
+    assert job.width is not None
+    assert job.num_frames is not None
+    if job.image and job.video:
+        raise UsageError("an image and a video were both given; a stream begins with one of them")
+    if job.image:
+        return {"image": video.read_image(Path(job.image), job.height, job.width)}
+    if not job.video:
+        return {}
+    if not Path(job.video).is_file():
+        raise UsageError(f"video {job.video} was given, which is not a file")
+    clip = video.read_frames(Path(job.video), job.num_frames)
+    if len(clip) in (0, job.num_frames):
+        raise UsageError(
+            f"{job.video} has {len(clip) or 'no'} frames{' or more' if len(clip) else ''}, {job.num_frames} were asked "
+            "for, those of the video included; ask for more with --frames"
+        )
+    scale = pipe.vae_scale_factor_temporal
+    return {"video": clip[(len(clip) - 1) % scale :].astype(np.float32) / 255}
 
 
 def record(pipe: Any, job: StreamJob) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..encode import ffmpeg, write_mp4
-from ..errors import VideoError
+from ..errors import UsageError, VideoError
 
 Frames = npt.NDArray[np.uint8]
 
@@ -131,6 +131,21 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise VideoError(f"the comment in {path} is not a record of vidaccel's")
     return record
+
+
+def read_image(path: Path, height: int, width: int) -> Any:
+    """A picture from a file, as a PIL image of that size.
+
+    Raises:
+        UsageError: no picture in it.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UsageError(f"image {path} cannot be read: {error}") from None
 
 
 def read_frames(path: Path, count: int) -> Frames:

@@ -88,7 +88,7 @@ class ManyStep:
     """Many steps along a diffusers scheduler (UniPC, flow-match Euler): causal models that were not distilled.
 
     Args:
-        scheduler: set anew for each chunk, with its own shift; the rollout's is not used.
+        scheduler: set anew for each chunk.
         steps: denoising steps.
     """
 
