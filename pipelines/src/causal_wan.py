@@ -94,6 +94,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 512,
         methods: Iterable[Any] = (),
+        density: float | None = None,
         max_cache_bytes: int | None = None,
         offload_cache: bool = False,
         cuda_graphs: bool = False,
@@ -124,6 +125,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             max_sequence_length: text tokens.
             methods: what makes it faster: `FlashBlock`, `TempCache`, `HybridMemory`, `CausalLightForcing`,
                 `CausalAnn`, `AnnCross` of `vidaccel.reuse`, in any order.
+            density: one budget over all methods, of the pairs of a dense chunk (`Methods.within`); None leaves each
+                its own.
             max_cache_bytes: of keys and values of each branch.
             offload_cache: keep them in host memory; slower, and the GPU holds one layer's at a time.
             cuda_graphs: play forwards back that come again, once the window is full: no launches from Python. Weights
@@ -176,6 +179,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             if latents.ndim != 5 or any(w not in (None, n) for n, w in zip(latents.shape, wanted, strict=True)):
                 raise UsageError(f"latents {tuple(latents.shape)} were given; this video takes {wanted}")
         rollout = self.rollout
+        chosen = Methods.of(methods, math.inf if even_if_slower else None)
         model = CausalTransformer(
             self.transformer,
             rollout,
@@ -184,7 +188,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             branches=tuple(embeds),
             dtype=self.transformer.dtype,
             device=device,
-            methods=Methods.of(methods, math.inf if even_if_slower else None),
+            methods=chosen if density is None else chosen.within(density, rollout),
             max_bytes=max_cache_bytes,
             host=offload_cache,
             replays=Replays() if cuda_graphs else None,

@@ -175,6 +175,7 @@ def render(
             texts[0],
             model,
             rollout,
+            density=density,
             height=height,
             width=width,
             num_frames=frames,
@@ -193,7 +194,7 @@ def render(
             even_if_slower=even_if_slower,
         )
         unused: dict[str, Any] = {"strength": strength, "upscale": upscale}
-        unused |= {"attention": attention, "density": density, "cache": cache, "recipe": recipe, "report": report}
+        unused |= {"attention": attention, "cache": cache, "recipe": recipe, "report": report}
         unused |= {"dense_steps": dense_steps, "dense_last_steps": dense_last_steps, "dense_layers": dense_layers}
         unused |= {
             "dense_backend": dense_backend,

@@ -45,7 +45,7 @@ def run_stream(
     if given := [name for name, value in unused.items() if value]:
         raise UsageError(
             f"--{given[0].replace('_', '-')} was given, which a stream on the command line does not take; it takes "
-            f"--method ({', '.join(stream.METHODS)}), --set method.setting=value and --offload cache"
+            f"--method ({', '.join(stream.METHODS)}), --density, --set method.setting=value and --offload cache"
         )
     if world.teams > 1:
         raise UsageError(

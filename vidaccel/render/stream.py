@@ -51,6 +51,7 @@ class StreamJob:
         model: "sample-causal", a folder, or a hub id.
         rollout: a preset's name; None takes the model's own.
         methods: names and settings of methods.
+        density: one budget over all of them; None leaves each its own.
         height, width, num_frames, fps, max_sequence_length: None takes the model's own.
         steps: along the scheduler for each chunk; None takes the rollout's own few steps.
         guidance: None is 1, no guidance.
@@ -69,6 +70,7 @@ class StreamJob:
     model: str = SAMPLE
     rollout: str | None = None
     methods: tuple[Any, ...] = ()
+    density: float | None = None
     height: int | None = None
     width: int | None = None
     num_frames: int | None = None
@@ -271,6 +273,7 @@ def begin(pipe: Any, job: StreamJob) -> Any:
         max_sequence_length=job.max_sequence_length,
         generator=torch.Generator("cpu").manual_seed(job.seed),
         methods=job.methods,
+        density=job.density,
         cuda_graphs=job.graphs,
         offload_cache=job.offload_cache,
         even_if_slower=job.even_if_slower,

@@ -7,12 +7,13 @@ nearest neighbours), and what of the result is used again (FlashBlock). Each wor
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ..errors import UsageError
+from ..streaming import Rollout
 from .flashblock import FlashBlock
 
 
@@ -177,6 +178,56 @@ class Methods:
                 raise UsageError(f"{method!r} and another method do the same thing; give one of them")
             found[place] = method
         return cls(**found, break_even=break_even)
+
+    def within(self, density: float, rollout: Rollout) -> Methods:
+        """The same methods under one budget: pairs of a chunk, of those of a dense one, over all methods together.
+
+        Light Forcing counts merged keys in its own budget. Nearest neighbours get what the own chunk leaves, and so do
+        merged keys where nothing is chosen among them; theirs holds from when the window is full. What FlashBlock
+        reuses comes off on top.
+
+        Args:
+            density: in (0, 1).
+            rollout: chunks and window.
+
+        Raises:
+            UsageError: no method that has a density, or less than the least that these can have.
+        """
+        if not 0 < density < 1:
+            raise UsageError(f"density {density:g} was asked for; it lies above 0 and below 1, where all is dense")
+        select, merge = self.select, self.merge or (self.hybrid.substitute if self.hybrid else None)
+        if isinstance(select, CausalLightForcing):
+            base = min(select.base_density, density)
+            return replace(self, select=replace(select, density=density, base_density=base))
+        if select is None and self.merge is None:
+            raise UsageError(
+                f"density {density:g} was asked for, but none of the methods has one: FlashBlock goes by its threshold "
+                "of drift, AnnCross and hybrid memory by settings of their own; add Light Forcing, AnnSA or TempCache"
+            )
+        if rollout.window is None:
+            raise UsageError(
+                f"density {density:g} was asked for, but without a window a dense chunk sees more and more; give the "
+                "rollout a window, take Light Forcing, or set the methods' own densities"
+            )
+        near = rollout.window
+        if merge is not None and merge.recent is not None:
+            near = min(near, rollout.sink + merge.recent + rollout.chunk)
+        merged = 0 if merge is None else merge.frames
+        wanted = density * rollout.window
+        if isinstance(select, CausalAnn):
+            past = near - rollout.chunk + merged
+            least = (rollout.chunk + 0.01 * past) / rollout.window
+            if wanted >= least * rollout.window:
+                return replace(self, select=replace(select, density=min(1.0, (wanted - rollout.chunk) / past)))
+        else:
+            assert self.merge is not None
+            least = (near + 1) / rollout.window
+            if wanted >= near + 1:
+                return replace(self, merge=replace(self.merge, frames=int(wanted + 1e-6) - near))
+        raise UsageError(
+            f"density {density:g} was asked for, but the frames that these methods keep whole, in a window of "
+            f"{rollout.window}, leave {least:.2f} at least; ask for that, or take Light Forcing"
+        )
 
     @property
     def block(self) -> int | None:

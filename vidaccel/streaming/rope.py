@@ -10,6 +10,7 @@ Source: RoFormer (arXiv 2104.09864) on three axes, as Wan has it. Angles are com
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -54,9 +55,8 @@ class VideoRope:
     def moved(self, k: torch.Tensor, by: int) -> torch.Tensor:
         """Rotated keys (..., d) as if they stood `by` frames later."""
         channels = self.channels[0]
-        angle = self._angles(torch.tensor([by]), channels)[0]
         high = torch.promote_types(k.dtype, torch.float32)
-        cos, sin = (part.to(k.device, high) for part in (angle.cos(), angle.sin()))
+        cos, sin = _turn(self, by, k.device, high)
         time = k[..., :channels].to(high)
         swapped = torch.stack([-time[..., 1::2], time[..., 0::2]], -1).flatten(-2)
         return torch.cat([(time * cos + swapped * sin).to(k.dtype), k[..., channels:]], -1)
@@ -65,3 +65,10 @@ class VideoRope:
         """(positions, channels) fp64."""
         frequency = 1.0 / self.theta ** (torch.arange(0, channels, 2, dtype=torch.float64) / channels)
         return torch.outer(positions, frequency).repeat_interleave(2, dim=1)
+
+
+# Every layer of a chunk asks for the same.
+@lru_cache(maxsize=4)
+def _turn(rope: VideoRope, by: int, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    angle = rope._angles(torch.tensor([by]), rope.channels[0])[0]
+    return angle.cos().to(device, dtype), angle.sin().to(device, dtype)

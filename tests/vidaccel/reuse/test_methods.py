@@ -1,0 +1,67 @@
+"""One density over methods that go together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from vidaccel.errors import UsageError
+from vidaccel.reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, Methods, TempCache
+from vidaccel.reuse.plan import ChunkPlanner
+from vidaccel.streaming import Rollout
+
+ROLLOUT = Rollout(chunk=3, window=12)
+EACH = {
+    "light-forcing": (CausalLightForcing(block=16),),
+    "light-forcing among merged keys": (TempCache(frames=3), CausalLightForcing(block=16)),
+    "neighbours": (CausalAnn(block=16),),
+    "neighbours among merged keys": (TempCache(frames=2, recent=3), CausalAnn(block=16), FlashBlock()),
+    "merged keys": (TempCache(), AnnCross()),
+}
+
+
+def density_of(methods: Methods, rollout: Rollout) -> float:
+    """Of a chunk far behind the first ones, all of whose history is there."""
+    planner = ChunkPlanner(replace(methods, break_even=1e9), rollout, (8, 8), torch.device("cpu"))
+    start = 300
+    kept = list(range(rollout.sink)) + list(range(start - (planner.window or 12) + 3 + rollout.sink, start))
+    return planner.plan(start, 3, kept).density
+
+
+@pytest.mark.parametrize("sink", [0, 1])
+@pytest.mark.parametrize("density", [0.5, 0.45])
+@pytest.mark.parametrize("name", EACH)
+def test_a_chunk_has_the_density_that_was_asked_for(name: str, density: float, sink: int) -> None:
+    rollout = replace(ROLLOUT, sink=sink)
+    methods = Methods.of(EACH[name])
+    light = isinstance(methods.select, CausalLightForcing)
+    # Light Forcing's is a mean that later chunks fall below; level, it is theirs.
+    within = methods.within(density, rollout)
+    if light:
+        assert isinstance(within.select, CausalLightForcing)
+        within = replace(within, select=replace(within.select, base_density=density))
+    # Merged keys come in whole frames, of which a twelfth is the window's share.
+    grain = 1 / 12 if methods.select is None else 16 / (12 * 64)
+    assert (
+        density - grain - 1e-9 <= density_of(within, rollout) <= density + 1e-9 + grain * (methods.select is not None)
+    )
+    assert (within.flash, within.cross) == (methods.flash, methods.cross)
+
+
+@pytest.mark.parametrize(
+    ("methods", "rollout", "density", "words"),
+    [
+        ((), ROLLOUT, 0.5, "none of the methods has one"),
+        ((FlashBlock(),), ROLLOUT, 0.5, "threshold"),
+        ((CausalAnn(),), ROLLOUT, 0.25, "leave 0.26 at least"),
+        ((TempCache(),), ROLLOUT, 0.3, "leave 0.33 at least"),
+        ((CausalAnn(),), Rollout(window=None), 0.5, "without a window"),
+        ((CausalLightForcing(),), ROLLOUT, 1.0, "above 0 and below 1"),
+    ],
+)
+def test_what_cannot_be_is_said(methods: Any, rollout: Rollout, density: float, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Methods.of(methods).within(density, rollout)
