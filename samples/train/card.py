@@ -202,18 +202,18 @@ def _aspects(dense: dict[str, Any]) -> str:
 
 
 def _columns(cells: dict[str, Any]) -> list[str]:
-    return [str(number + 1) for number in range(len(cells["dense"]["stretches"]))]
+    return [str(number + 1) for number in range(len(cells["dense"]["stretches"]["right"]))]
 
 
 def _stretches(name: str, cell: dict[str, Any]) -> list[str]:
     reused = f", {cell['reuse_rate']:.0%} reused" if "reuse_rate" in cell else ""
-    row = [name, f"{cell['density']:.2f}{reused}", *(str(stretch["right"]) for stretch in cell["stretches"])]
-    last, second = cell["stretches"][-1], cell["stretches"][min(1, len(cell["stretches"]) - 1)]
-    if "right_to_dense" not in last:
+    found = cell["stretches"]
+    row = [name, f"{cell['density']:.2f}{reused}", *map(str, found["right"])]
+    if "right_to_dense" not in found:
         return [*row, "", "", ""]
-    difference, low, high = last["right_to_dense"]
+    difference, low, high = found["right_to_dense"][-1]
     row.append(f"{difference:+.2f} ({low:+.2f} to {high:+.2f})")
-    return [*row, *(f"{one['psnr_to_dense']:.1f}" for one in (second, last))]
+    return [*row, *(f"{psnr:.1f}" for psnr in (found["psnr_to_dense"][:2][-1], found["psnr_to_dense"][-1]))]
 
 
 if __name__ == "__main__":

@@ -146,7 +146,8 @@ def main(words: list[str] | None = None) -> None:
         result["judged_seconds"] = round(time.monotonic() - begun - result["seconds"], 2)
         shown = {key: value for key, value in result.items() if key not in ("answers", "stretches")}
         log.info("%s: %s of %d in each stretch; %s", name, [sum(row) for row in answers], len(scenes), shown)
-        record.add(name, result | {"answers": ["".join("01"[a] for a in row) for row in answers]})
+        columns = {key: [row[key] for row in result["stretches"]] for key in result["stretches"][0]}
+        record.add(name, result | {"stretches": columns, "answers": ["".join("01"[a] for a in row) for row in answers]})
         longest = max(longest, time.monotonic() - begun)
 
 

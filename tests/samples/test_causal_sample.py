@@ -55,8 +55,8 @@ def test_the_export_streams_and_is_measured(tmp_path: Path) -> None:
     evaluate_causal.main([*words, "--only", "no history", "--steps", "1"])
     cells = json.loads((tmp_path / "report.json").read_text())["cells"]
     assert list(cells) == ["dense", "no history"]
-    assert len(cells["dense"]["stretches"]) == 1
-    assert cells["no history"]["stretches"][0]["psnr_to_dense"] < 100
+    assert len(cells["dense"]["stretches"]["right"]) == 1
+    assert cells["no history"]["stretches"]["psnr_to_dense"][0] < 100
     assert cells["no history"]["density"] <= cells["dense"]["density"]
 
 
@@ -77,7 +77,7 @@ def test_the_shipped_model_draws_what_its_reports_say(tmp_path: Path) -> None:
         assert now["answers"] == before["answers"], name
         assert now["density"] == before["density"], name
         if name != "dense":
-            found, expected = (cell["stretches"][0]["psnr_to_dense"] for cell in (now, before))
+            found, expected = (cell["stretches"]["psnr_to_dense"][0] for cell in (now, before))
             assert found == pytest.approx(expected, abs=0.3), name
     captions = [scene.caption() for scene in evaluate.unseen(large["settings"]["prompts"])]
     places = [captions.index(scene.caption()) for scene in evaluate.unseen(prompts)]
