@@ -49,7 +49,6 @@ class Moment(NamedTuple):
     embeds: dict[str, torch.Tensor]
     past: list[tuple[int, torch.Tensor]]
     made: int
-    given: int
 
 
 class Guidance(NamedTuple):
@@ -117,8 +116,9 @@ class CausalStream(Iterator[Chunk]):
         self._encode_prompt = encode_prompt
         self._on_step = on_step
         self._past: list[tuple[int, torch.Tensor]] = []
-        # Chunks in all, and those of them that the prefix gave.
-        self._made = self._given = 0
+        # Chunks in all, and those of them that the prefix gives, which take no steps.
+        self._made = 0
+        self._given = 0 if prefix is None else len(list(self.rollout.chunks(prefix.shape[2])))
         self._stopped = False
         # A chunk that is in the caches and not yet decoded, and frames whose keys are still to be written anew: what an
         # interruption leaves for the next call.
@@ -159,7 +159,6 @@ class CausalStream(Iterator[Chunk]):
         if start < known:
             assert self._prefix is not None
             latents = self._prefix[:, :, start : start + length]
-            self._given += 1
         else:
             made = self.sampler.run(self._draw(start, length), self._flow, self._step)
             if made is None:
@@ -216,15 +215,7 @@ class CausalStream(Iterator[Chunk]):
         """The stream as it is now; taken between chunks."""
         decoder = None if self._decode is None else self._decode.snapshot()
         states = [generator.get_state() for generator in self._generators()]
-        return Moment(
-            self.model.snapshot(),
-            decoder,
-            states,
-            dict(self._guidance.embeds),
-            list(self._past),
-            self._made,
-            self._given,
-        )
+        return Moment(self.model.snapshot(), decoder, states, dict(self._guidance.embeds), list(self._past), self._made)
 
     def restore(self, moment: Moment) -> None:
         """Go back to a snapshot of this stream; with the same prompts it then makes the same chunks again."""
@@ -235,8 +226,7 @@ class CausalStream(Iterator[Chunk]):
             generator.set_state(state)
         self._guidance = self._guidance._replace(embeds=dict(moment.embeds))
         self.model.new_prompt()
-        self._past, self._made, self._given = list(moment.past), moment.made, moment.given
-        self._stopped = False
+        self._past, self._made, self._stopped = list(moment.past), moment.made, False
         self._undecoded, self._dropped = None, set()
 
     def _generators(self) -> list[torch.Generator]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, WanPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.video_processor import VideoProcessor
 
@@ -121,7 +122,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             callback_on_step_end: called with the pipeline, the step counted over the whole stream, the timestep, and
                 the tensors below by name. What it returns for "latents" replaces them, nothing else does;
                 `pipe._interrupt = True` ends the stream after the last whole chunk.
-            callback_on_step_end_tensor_inputs: "latents", "prompt_embeds", "negative_prompt_embeds", or some of them.
+            callback_on_step_end_tensor_inputs: "latents", "prompt_embeds", "negative_prompt_embeds", or some of them;
+                callbacks of diffusers' own classes name them themselves.
             max_sequence_length: text tokens.
             methods: what makes it faster: `FlashBlock`, `TempCache`, `HybridMemory`, `CausalLightForcing`,
                 `CausalAnn`, `AnnCross` of `vidaccel.reuse`, in any order.
@@ -141,6 +143,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         self._check(prompt, prompt_embeds, height, width)
         if num_inference_steps is not None and num_inference_steps < 1:
             raise UsageError(f"num_inference_steps {num_inference_steps} was given; a chunk takes one step or more")
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         if unknown := sorted({*callback_on_step_end_tensor_inputs} - {*self._callback_tensor_inputs}):
             raise UsageError(
                 f"callback_on_step_end_tensor_inputs names {unknown[0]!r}; there are "

@@ -262,16 +262,16 @@ def test_samples_start_from_their_own_preset(
     invoke: Callable, failed: Callable, wan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vidaccel._samples.path", lambda name: wan)
-    plain = json.loads(invoke(*RED, "--dry-run", "--format", "json").stdout)
+    options = [*RED, "--height", "128", "--width", "128", "--dry-run", "--format", "json"]
+    plain = json.loads(invoke(*options).stdout)
     assert plain["model"]["kind"] == "sample"
     assert plain["recipe_hash"] == Recipe.load("wan-tiny").hash
-    denser = json.loads(
-        invoke(*RED, "--density", "0.6", "--attention", "radial", "--dry-run", "--format", "json").stdout
-    )
+    denser = json.loads(invoke(*options, "--density", "0.6", "--attention", "radial").stdout)
     assert denser["recipe"] == plain["recipe"] | {"density": 0.6}
-    dense = json.loads(invoke(*RED, "--attention", "dense", "--dry-run", "--format", "json").stdout)
+    dense = json.loads(invoke(*options, "--attention", "dense").stdout)
     assert dense["effective_density"] == 1
     assert dense["plans"] == []
+    failed(invoke(*RED, "--dry-run"), 2, "on a 3x4x4 grid", "run it dense")
 
 
 PROMPTS = "# three\na red circle\n\nA Blue   square, moving!\nein grüner Kreis/../..\n"

@@ -218,7 +218,7 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         (("--density", "0.5", "--method", "flashblock"), "none of the methods has one"),
         (("--negative-prompt", "a dog"), "guidance is off"),
         (("--image", "a.png", "--video", "a.mp4"), "begins with one of them"),
-        (("--image", "no.png"), "no.png cannot be read"),
+        (("--image", "no.png"), "no.png was given, which is not a file"),
         (("--video", "no.mp4"), "no.mp4 was given, which is not a file"),
         (("--offload", "model"), "--offload model was given"),
         (("--offload", "cache"), "needs a GPU"),

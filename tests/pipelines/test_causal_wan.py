@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.callbacks import PipelineCallback
 from PIL import Image
 
 from vidaccel.errors import StreamError, UsageError
@@ -295,9 +296,32 @@ def test_callbacks_see_every_step_and_can_change_it(pipe: CausalWanPipeline) -> 
     latents(pipe, callback_on_step_end=watch, image=Image.new("RGB", (48, 32)))
     # The first frame is given, six are made.
     assert [step for step, _ in steps] == list(range(6))
+    steps.clear()
+    stream = pipe.stream(**settings(callback_on_step_end=watch, image=Image.new("RGB", (48, 32))))
+    write, stream._write = stream._write, lambda latents: 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        next(stream)
+    stream._write = write  # type: ignore[method-assign]
+    list(stream)
+    # An interruption while the given frame was written changes nothing.
+    assert [step for step, _ in steps] == list(range(6))
     assert {timestep for _, timestep in steps} == set(ROLLOUT.timesteps)
     assert found[:, :, 6:].abs().max() == 0
     assert found[:, :, :6].abs().min() > 0
+
+
+def test_callbacks_of_diffusers_name_what_they_want(pipe: CausalWanPipeline) -> None:
+    class Watch(PipelineCallback):  # type: ignore[misc]
+        tensor_inputs = ("prompt_embeds", "negative_prompt_embeds")
+        seen: list[Any] = []
+
+        def callback_fn(self, host: Any, step: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
+            self.seen.append(values)
+            return values
+
+    latents(pipe, num_frames=5, guidance_scale=3.0, callback_on_step_end=Watch())
+    assert [list(values) for values in Watch.seen] == [["prompt_embeds", "negative_prompt_embeds"]] * 2
+    assert all(values[name].shape[:2] == (1, 8) for values in Watch.seen for name in values)
 
 
 def test_an_interruption_keeps_what_is_finished(pipe: CausalWanPipeline) -> None:

@@ -164,6 +164,11 @@ def open_stream(job: StreamJob, together: int = 1) -> tuple[Any, StreamJob]:
         given = getattr(job, name)
         if given is not None and given <= 0:
             raise UsageError(f"{name} {given:g} was asked for; it must be above 0")
+    if job.image and job.video:
+        raise UsageError("an image and a video were both given; a stream begins with one of them")
+    for name in ("image", "video"):
+        if (beginning := getattr(job, name)) and not Path(beginning).is_file():
+            raise UsageError(f"{name} {beginning} was given, which is not a file")
     if job.negative_prompt is not None and (job.guidance or 1) <= 1:
         raise UsageError(
             "a negative prompt was given, but guidance is off, so it has no effect; add --guidance above 1 to a model "
@@ -284,19 +289,15 @@ def _beginning(pipe: Any, job: StreamJob) -> dict[str, Any]:
     """The job's image or video, read.
 
     Raises:
-        UsageError: both were given, a file that cannot be read, or a video that leaves nothing to make.
+        UsageError, VideoError: a file that cannot be read, or a video that leaves nothing to make.
     """
     assert job.height is not None
     assert job.width is not None
     assert job.num_frames is not None
-    if job.image and job.video:
-        raise UsageError("an image and a video were both given; a stream begins with one of them")
     if job.image:
         return {"image": video.read_image(Path(job.image), job.height, job.width)}
     if not job.video:
         return {}
-    if not Path(job.video).is_file():
-        raise UsageError(f"video {job.video} was given, which is not a file")
     clip = video.read_frames(Path(job.video), job.num_frames)
     if len(clip) in (0, job.num_frames):
         raise UsageError(

@@ -226,7 +226,8 @@ class Methods:
                 return replace(self, merge=replace(self.merge, frames=int(wanted + 1e-6) - near))
         raise UsageError(
             f"density {density:g} was asked for, but the frames that these methods keep whole, in a window of "
-            f"{rollout.window}, leave {least:.2f} at least; ask for that, or take Light Forcing"
+            f"{rollout.window}, leave {min(least, 1):.2f} at least; "
+            f"{'ask for that' if least < 1 else 'keep fewer with TempCache.recent'}, or take Light Forcing"
         )
 
     @property

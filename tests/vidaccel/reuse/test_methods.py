@@ -58,6 +58,7 @@ def test_a_chunk_has_the_density_that_was_asked_for(name: str, density: float, s
         ((FlashBlock(),), ROLLOUT, 0.5, "threshold"),
         ((CausalAnn(),), ROLLOUT, 0.25, "leave 0.26 at least"),
         ((TempCache(),), ROLLOUT, 0.3, "leave 0.33 at least"),
+        ((TempCache(recent=None),), ROLLOUT, 0.9, "leave 1.00 at least; keep fewer with TempCache.recent"),
         ((CausalAnn(),), Rollout(window=None), 0.5, "without a window"),
         ((CausalLightForcing(),), ROLLOUT, 1.0, "above 0 and below 1"),
     ],

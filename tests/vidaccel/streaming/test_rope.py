@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from vidaccel.pipelines.rotary import rotate_pairs
-from vidaccel.streaming import VideoRope
+from vidaccel.streaming import CacheShape, KVCache, VideoRope
 
 
 def test_rotary_is_the_table_of_diffusers_to_the_last_bit() -> None:
@@ -38,3 +41,32 @@ def test_products_depend_on_distance_alone_at_any_frame() -> None:
         return rotated_q[0, :, 0] @ rotated_k[0, :, 0].T
 
     torch.testing.assert_close(product(0), product(50_000), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_layers_share_the_angles_of_a_move(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    rope, shape, asked = VideoRope((12, 6, 6)), CacheShape(3, 1, 6, 2, 24, dtype), []
+    generator = torch.Generator().manual_seed(0)
+    written = torch.randn(3, 1, 12, 2, 24, generator=generator).to(dtype)
+    cache = KVCache(shape, window=6, sink=2, movable_sink=True)
+    cache.begin(2)
+    for layer, keys in zip(cache.layers, written, strict=True):
+        layer.write(keys, keys)
+    cache.commit()
+    angles, high = VideoRope._angles, torch.promote_types(dtype, torch.float32)
+
+    def counted(self: VideoRope, positions: torch.Tensor, channels: int) -> Any:
+        asked.append(positions.tolist())
+        return angles(self, positions, channels)
+
+    monkeypatch.setattr(VideoRope, "_angles", counted)
+    cache.move_sink(rope.moved, 2 + 4321)
+    assert asked == [[4321]]
+    for layer, keys in zip(cache.layers, written, strict=True):
+        # To the last bit what a layer that computes its own angles has.
+        angle = angles(rope, torch.tensor([4321]), 12)[0]
+        cos, sin = angle.cos().to(high), angle.sin().to(high)
+        time = keys[..., :12].to(high)
+        turned = time * cos + torch.stack([-time[..., 1::2], time[..., 0::2]], -1).flatten(-2) * sin
+        expected = torch.cat([turned.to(dtype), keys[..., 12:]], -1)
+        assert torch.equal(layer.keys[:, :2].flatten(1, 2), expected)
