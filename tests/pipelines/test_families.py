@@ -63,6 +63,8 @@ PROMPTS = {"prompt": ["a cat", "two dogs that run"], "negative_prompt": ["bad", 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot help")
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_kind = pytest.mark.parametrize("how", KINDS, ids=lambda how: how.name)
+# Two kinds a family, all of them in all.
+COMPILED = [(family, how) for n, family in enumerate(FAMILIES) for how in (RADIAL, KINDS[n % 3 + 1])]
 
 
 def build(family: str) -> Any:
@@ -374,8 +376,7 @@ def test_quantised_linears(assert_equals_masked_stock: Any, family: str, how: An
 
 
 @pytest.mark.slow
-@each_kind
-@each_family
+@pytest.mark.parametrize(("family", "how"), COMPILED, ids=lambda value: getattr(value, "name", value))
 def test_compiled_blocks(render: Any, family: str, how: Any) -> None:
     """blocks compiled with `fullgraph=True`"""
     torch._dynamo.reset()

