@@ -348,7 +348,7 @@ def test_tile_larger_than_the_budget_is_said():
     plan = Radial(rule="ranked").plan(TokenLayout.of((3, 2, 2)), 0.6, WAN)
     assert plan.delivered == 1.0
     assert "come no nearer to 0.6 than 1.000" in plan.notes[0]
-    with pytest.raises(PatternError, match=r"density 0\.1 was asked for.* keeps 1; ask for density 1 or more"):
+    with pytest.raises(PatternError, match=r"density 0\.1 was asked for.* keeps 1; run it dense, or ask for smaller"):
         Radial(rule="ranked").plan(TokenLayout.of((3, 2, 2)), 0.1, WAN)
 
 

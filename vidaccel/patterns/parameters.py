@@ -88,10 +88,10 @@ def check_heads(pattern: str, named: int, heads: int) -> None:
 def check_reached(density: float | None, nearest: float, rule: str, grid: VideoGrid, instead: str = "") -> None:
     """Raise PatternError where the nearest that a pattern has is more than twice the density that was asked for."""
     if density is not None and nearest > 2 * density:
-        legal = f"ask for density {nearest:.3g} or more" if nearest < 1 else "run it dense"
+        ways = [f"ask for density {nearest:.3g} or more" if nearest < 1 else "run it dense", instead]
         raise PatternError(
             f"density {density:.3g} was asked for, but the nearest there is on a {grid} grid, {rule}, keeps "
-            f"{nearest:.3g}; {legal}{instead}"
+            f"{nearest:.3g}; {', or '.join(filter(None, ways))}"
         )
 
 

@@ -80,7 +80,7 @@ def product_plan(
     """
     tiled = layout.to("cpu").tiled(forecast.tile, block, forecast.fold)
     mask = product_mask(tiled, heads, sink)
-    check_reached(requested, mask.density, rule, layout.grid, ", or for fewer sink_frames" if sink else "")
+    check_reached(requested, mask.density, rule, layout.grid, "ask for fewer sink_frames" if sink else "")
     notes = []
     if requested is not None and abs(mask.density - requested) > TOLERANCE * requested:
         notes.append(f"{rule} comes no nearer to {requested} than {mask.density:.3f} on a {layout.grid} grid")

@@ -213,7 +213,7 @@ def _ranked(layout: TokenLayout, density: float, sink: bool, notes: list[str]) -
         )
     mask = _mask(keep, tiled)
     rule = f"radial in whole tiles of {described(tiled.tile)}"
-    check_reached(density, mask.density, rule, layout.grid, ", or for smaller blocks")
+    check_reached(density, mask.density, rule, layout.grid, "ask for smaller blocks")
     if abs(mask.density - density) > TOLERANCE * density:
         notes.append(f"tiles of {described(tiled.tile)} come no nearer to {density} than {mask.density:.3f}")
     return Plan.of(mask, density, f"ranked, a={TIME_DECAY:g}, b={SPACE_DECAY:g}", tuple(notes))
