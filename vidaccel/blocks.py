@@ -150,6 +150,14 @@ class BlockMask:
         ptr = self.ptr[rows.start : rows.stop + 1]
         return replace(self, ptr=ptr - ptr[0], idx=self.idx[ptr[0] : ptr[-1]], n_full=self.n_full[rows])
 
+    def repeated(self, samples: int) -> BlockMask:
+        """The rows of the heads once for each sample; all of it where heads share them. Waits for nothing."""
+        if self.heads == 1:
+            return self
+        starts = len(self.idx) * torch.arange(samples, dtype=self.ptr.dtype, device=self.ptr.device)[:, None]
+        ptr = torch.cat([self.ptr[:1], (starts + self.ptr[1:]).flatten()])
+        return replace(self, ptr=ptr, idx=self.idx.repeat(samples), n_full=self.n_full.repeat(samples))
+
     def union(self, other: BlockMask) -> BlockMask:
         """Keep what either mask keeps. Partial blocks of both must follow the same window.
 

@@ -23,14 +23,15 @@ class SkyReels(Wan):
     )
 
     def read(self, transformer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
-        """As Wan's, with one timestep for all frames.
+        """As Wan's, with one timestep for all frames: the largest, and a little of their mean.
 
         With `ar_step` later frames lag behind, so that the largest one stands still for many steps; their mean falls at
-        each.
+        each. It does not rise where the next stretch of a long video begins, most of whose frames may be known: the
+        largest does.
         """
         call = super().read(transformer, args, kwargs)
-        time = call.timestep
-        return call._replace(timestep=time.double().mean(-1) if time.ndim > 1 else time)
+        time = call.timestep.double()
+        return call._replace(timestep=time.amax(-1) + 1e-3 * time.mean(-1) if time.ndim > 1 else call.timestep)
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """24 frames a second."""

@@ -449,6 +449,20 @@ def test_frames_that_lag_behind(render: Any) -> None:
         render(pipe, ar_step=1, causal_block_size=7)
 
 
+@pytest.mark.parametrize("ar_step", [0, 1])
+def test_each_stretch_of_a_long_video_begins_anew(render: Any, ar_step: int) -> None:
+    """SkyReels-V2 with `overlap_history`: known frames, with next to no noise, do not hide that new ones begin."""
+    pipe = tiny_pipelines.skyreels(forcing=True)
+    long = {"frames": 33, "base_num_frames": 17, "overlap_history": 5, "addnoise_condition": 20}
+    with accelerate(pipe, TOPK, Schedule(dense_steps=1)) as run:
+        render(pipe, num_inference_steps=4, ar_step=ar_step, **long)
+    calls = [call for call in run.trace.calls if call.branch == "cond"]
+    stretches = [n for n, call in enumerate(calls) if call.step == 0]
+    assert len(stretches) == 3
+    assert stretches[1] == calls[0].total
+    assert [n for n, call in enumerate(calls) if not call.scheduled] == stretches
+
+
 def test_image_to_video_without_contexts_is_one_branch(render: Any) -> None:
     """HunyuanVideo's pipeline names no guidance branch; embeddings tell them apart, once a second one is seen."""
     pipe = tiny_pipelines.hunyuan("token_replace")

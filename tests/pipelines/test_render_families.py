@@ -11,8 +11,8 @@ import pytest
 import tiny_pipelines
 from typer.testing import CliRunner
 
-from vidaccel.errors import UsageError
-from vidaccel.patterns import Radial
+from vidaccel.errors import PatternError, UsageError
+from vidaccel.patterns import FreeSwim, Pattern, PerHead, PerLayer, Radial, SlidingWindow
 from vidaccel.recipe import Recipe
 from vidaccel.render import RenderJob, find, open_pipeline, preview, render
 from vidaccel.schedule import Schedule
@@ -73,6 +73,25 @@ def test_defaults_give_the_grid_of_the_real_model(name: str, grid: tuple[int, in
     if name == "skyreels":  # this tiny one has a short RoPE
         model = type(model)(**{**vars(model), "transformer": {**model.transformer, "rope_max_seq_len": 1024}})
     assert model.grid(known["height"], known["width"], known["num_frames"]) == grid
+
+
+def test_a_preview_plans_what_the_first_layer_runs(tmp_path: Path) -> None:
+    tiny_pipelines.cogvideox().save_pretrained(tmp_path)
+    model = find(str(tmp_path))
+
+    def of(pattern: Pattern, density: float | None = None) -> dict[str, Any]:
+        recipe = Recipe(attention=pattern, density=density)
+        size = {"height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 2}
+        return preview(RenderJob("a cat", str(tmp_path), recipe, seed=1, **size).complete(model), model)
+
+    radial, window = Radial(rule="ranked", block=16), FreeSwim((2, 4), block=16)
+    # Windows that are there for quality run even where dense attention is as fast.
+    assert of(window)["effective_density"] < 1
+    assert of(PerLayer({0: window, 1: radial}))["effective_density"] == of(window)["effective_density"]
+    with pytest.raises(PatternError, match="per-head was asked for with 3 heads, but the model has 2"):
+        of(PerHead((radial, SlidingWindow(block=16)), (0, 1, 1)), 0.6)
+    with pytest.raises(PatternError, match="this transformer has 2 layers"):
+        of(PerLayer({0: radial, 5: SlidingWindow(block=16)}), 0.6)
 
 
 def test_by_command(tmp_path: Path) -> None:

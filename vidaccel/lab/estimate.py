@@ -27,7 +27,7 @@ from ..caching import CachePolicy, estimate_bytes
 from ..errors import UsageError
 from ..family import Call, family_named
 from ..grid import Site, TokenLayout, VideoGrid
-from ..patterns import Pattern, Plan, advice, sparse_rate, would_lose
+from ..patterns import Pattern, Plan, advice, check_model, of_layer, sparse_rate, would_lose
 from ..patterns.dynamic import EqualRows
 from ..patterns.flashblock import Kept
 from ..pipelines.zoo import RealModel, build, parameters
@@ -239,11 +239,12 @@ def estimate(
     shares, depth = [0.0] * steps, sum(model.layers.values())
     if attention is not None:
         schedule = schedule or Schedule()
+        check_model(attention, depth, model.heads)
         layout, site = _first_layer(model, grid, attention.block)
-        plan = attention.plan(layout, density, site)
-        useless = advice(attention, plan, layout, density, site, forced=schedule.even_if_slower)
+        plan, first = attention.plan(layout, density, site), of_layer(attention, site.index)
+        useless = advice(first, plan, layout, density, site, forced=schedule.even_if_slower)
         told = [note for note in (useless, schedule.covers(steps, depth)) if note]
-        if schedule.even_if_slower or not would_lose(attention, plan):
+        if schedule.even_if_slower or not would_lose(first, plan):
             shares = _sparse_shares(schedule, steps, depth, density)
         visited = kept_pairs(grid, model.joint_text, min(1.0, plan.visited))
         slots = plan.layout.video_blocks * plan.layout.block

@@ -3,7 +3,8 @@
 Idea: a window sees what is near, a sink or a radial mask what is far; what either keeps is kept once.
 Math: blocks of the union are those of the first part; a block is kept where the first part keeps it, or where another
     part keeps any pair of tokens in it. Only the first part decides blocks token by token. A first part that chooses
-    from q and k is given what the others keep as blocks to keep always, and chooses the rest of the density.
+    from q and k is given what the others keep, for any head, as blocks to keep always, and chooses the rest of the
+    density.
 Cost: the parts' own, and one product of block maps for every part in another token order. With a density, the first
     part is planned a few times.
 Source: NABLA (arXiv 2507.13546) and SSTA (HunyuanVideo 1.5) join a window with another pattern.
@@ -139,12 +140,13 @@ class Union:
         select, density = first.select, first.requested
         if not isinstance(select, EqualRows) or select.moves or density is None:
             raise PatternError(
-                f"{self.patterns[0].name} moves or merges tokens, so that no other pattern can keep blocks of its own "
-                "beside it; give each its own layers with per-layer"
+                f"{self.patterns[0].name} moves or merges tokens, or has parts that choose, so that no other pattern "
+                "can keep blocks of its own beside it; give each its own layers with per-layer, or unions as parts"
             )
         forced, rest = select.forced, self._rest(select.layout, site, sink)
         if rest is not None:
-            forced = forced | (rest.video_map()[0] > 0)
+            # Rows of all heads are chosen around the same blocks: what a part keeps for any head.
+            forced = forced | (rest.video_map() > 0).any(0)
         select = select.forcing(forced, row_length(self.name, select.layout, forced, density))
         plan = dynamic_plan(select, density, self._rule(first), first.reselect)
         return replace(plan, varies=first.varies)

@@ -56,10 +56,11 @@ class Kept(Select):
 
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
-        mask = self.mask
         if self.part is not None:
             mask = self.part.choose(q, k, v).mask
-        assert mask is not None
+        else:
+            assert self.mask is not None
+            mask = self.mask.repeated(q.shape[2] // self.mask.heads)
         # Lengths of this call's text, which the part does not know.
         return Choice(BlockMask(mask.ptr, mask.idx, mask.n_full, self.layout, mask.window))
 

@@ -157,8 +157,9 @@ class PerHead:
             mine, select = torch.tensor([head for head, of in enumerate(self.heads) if of == number]), plan.select
             if select is None:
                 mask = reblocked(plan.static, first.layout)
-                fixed[mine] = mask.video_map()[0] > 0
-                kept += [(mask.density, mask.visited)] * len(mine)
+                fixed[mine] = (mask.video_map() > 0).expand_as(fixed)[mine]
+                own_masks = [mask.of_heads(head, head + 1) for head in mine.tolist()]
+                kept += [(each.density, each.visited) for each in own_masks]
                 continue
             same = torch.equal(select.layout.order, first.layout.order)
             if not isinstance(select, EqualRows) or select.moves or not same:
@@ -181,7 +182,9 @@ class PerHead:
         """Masks of all heads, in the order of the first part."""
         first = plans[0].static
         masks = [first, *(reblocked(plan.static, first.layout) for plan in plans[1:])]
-        kinds = torch.cat([masks[n].block_map()[:1] for n in self.heads])
+        # A part may differ between heads itself.
+        maps = [mask.block_map().expand(len(self.heads), -1, -1) for mask in masks]
+        kinds = torch.stack([maps[n][head] for head, n in enumerate(self.heads)])
         mask = BlockMask.of(kinds > 0, first.layout, partial=kinds == 1, window=first.window)
         notes = tuple(note for plan in plans for note in plan.notes)
         return Plan.of(mask, density, rule, notes)

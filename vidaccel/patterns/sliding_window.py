@@ -164,7 +164,7 @@ class SlidingWindow:
         thick = -(-self.sink_frames // tile[0]) * tile[0]
         share = min(thick, grid.t) / grid.t
         choices = [_choices(length, side) for length, side in zip(grid, tile, strict=True)]
-        cost, window = most_even(choices, (density - share) / (1 - share) if share < density else 0)
+        cost, window = most_even(choices, density, share)
         # Half-empty blocks cost what full ones do, as queries and as keys.
         slots = math.prod(_tiles(grid, tile)) * self.block
         return cost + _COMPACTNESS * 2 * math.log(slots / grid.tokens), window

@@ -34,12 +34,15 @@ class Choice(NamedTuple):
     density: float
 
 
-def most_even(axes: Sequence[Sequence[Choice]], target: float) -> tuple[float, tuple[int, int, int]]:
+def most_even(
+    axes: Sequence[Sequence[Choice]], target: float, share: float = 0.0
+) -> tuple[float, tuple[int, int, int]]:
     """The sizes of the most even combination near a density.
 
     Args:
         axes: the choices along time, height and width.
         target: wanted product of their densities.
+        share: of all pairs, kept in any case; the target is then what this and the windows keep together.
 
     Returns:
         Its cost, and a size for each axis.
@@ -48,10 +51,11 @@ def most_even(axes: Sequence[Sequence[Choice]], target: float) -> tuple[float, t
     low, high = torch.full((), math.inf), torch.full((), -math.inf)
     for choices in axes:
         extent = torch.tensor([choice.extent for choice in choices], dtype=torch.float64).log()
-        kept = torch.tensor([choice.density for choice in choices], dtype=torch.float64).log()
-        product = product[..., None] + kept
+        each = torch.tensor([choice.density for choice in choices], dtype=torch.float64).log()
+        product = product[..., None] + each
         low, high = torch.minimum(low[..., None], extent), torch.maximum(high[..., None], extent)
-    off = (product - math.log(max(target, 1e-12))).abs()
+    kept = (share + (1 - share) * product.exp()).log() if share else product
+    off = (kept - math.log(max(target, 1e-12))).abs()
     cost = high - low + _EXACTNESS * off
     best = int(cost.argmin())
     least = float(cost.flatten()[best])

@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..family import Call
 from ..grid import Site, VideoGrid
 from ..order import described
-from ..patterns import Plan, advice, would_lose
+from ..patterns import Plan, advice, check_model, of_layer, would_lose
 from ..schedule import DENSE, Step
 from . import upscale
 from .job import ReadyJob
@@ -27,12 +27,17 @@ def preview(job: ReadyJob, model: Model) -> dict[str, Any]:
     it is the second stage.
 
     Raises:
-        PatternError: the pattern cannot give the density on this grid.
+        PatternError: the pattern cannot give the density on this grid, or is made for other heads or layers.
     """
     grid = model.grid(*job.size, job.num_frames)
     pattern, schedule, total = job.recipe.attention, job.recipe.schedule, job.num_inference_steps
     if job.upscale is not None:
         total = upscale.refined_steps(job)
+    requested = DENSE if pattern is None or pattern.name == "dense" else job.recipe.density
+    if pattern is not None:
+        if heads := model.transformer.get("num_attention_heads"):
+            check_model(pattern, model.layers, heads)
+        pattern = of_layer(pattern, 0)
     plans: dict[float | None, Plan] = {}
     steps: list[list[float]] = []
     notes: list[str] = []
@@ -49,7 +54,6 @@ def preview(job: ReadyJob, model: Model) -> dict[str, Any]:
             notes.extend([*plans[asked].notes, *([useless] if useless else [])])
         return DENSE if would_lose(pattern, plans[asked]) and not schedule.even_if_slower else plans[asked].delivered
 
-    requested = DENSE if pattern is None or pattern.name == "dense" else job.recipe.density
     branches = ("cond", "uncond") if (job.guidance_scale or 0) > 1 else ("cond",)
     for index in range(total):
         step = Step(index, total, 0.0, index == 0)

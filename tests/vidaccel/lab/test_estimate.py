@@ -17,7 +17,7 @@ from vidaccel.grid import VideoGrid
 from vidaccel.lab import traffic as counted
 from vidaccel.lab.estimate import GPUS, Parts, choosing_ms, estimate, flops, gpu_key, kept_pairs, planned, spread
 from vidaccel.lab.traffic import selection, traffic
-from vidaccel.patterns import Ann, Dense, FlashBlock, Neighborhood, Radial, TopK, sparse_rate
+from vidaccel.patterns import Ann, Dense, FlashBlock, FreeSwim, Neighborhood, PerLayer, Radial, TopK, sparse_rate
 from vidaccel.pipelines.zoo import REAL_MODELS, real_model
 from vidaccel.recipe import pattern_from
 from vidaccel.schedule import Schedule
@@ -230,6 +230,17 @@ def test_who_would_lose_is_estimated_dense() -> None:
     found = estimate(model, (480, 832, 81), attention=Neighborhood(), density=0.6, gpu="h200")
     assert found["video_speedup"] == pytest.approx(1)
     assert any("Dense attention runs instead" in note for note in found["notes"])
+
+
+def test_layers_are_estimated_as_the_first_one() -> None:
+    """FreeSwim's windows run even where they would lose, in layers of their own too."""
+    model = real_model("wan2.1-14b")
+    alone, layers = (
+        estimate(model, (480, 832, 81), attention=pattern) for pattern in (FreeSwim(), PerLayer({0: FreeSwim()}))
+    )
+    assert layers["video_speedup"] == alone["video_speedup"] != 1
+    with pytest.raises(PatternError, match="this transformer has 40 layers"):
+        estimate(model, model.size, attention=PerLayer({0: Radial(), 40: TopK()}), density=0.3)
 
 
 def test_cut_tiles_are_estimated_slower() -> None:

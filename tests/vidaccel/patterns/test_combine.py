@@ -164,6 +164,29 @@ def test_per_head_masks():
     assert plan.delivered == pytest.approx(float(heads[:, :240, :240].float().mean()))
 
 
+def test_parts_may_differ_between_heads_themselves():
+    """Windows of single heads, or another per-head pattern, as parts: no head gets another one's rows."""
+    layout = TokenLayout.of((8, 16, 16), 4, 64)
+    windows, box = SlidingWindow(heads=((1, 1, 1), (2, 3, 1)), block=64), Neighborhood((1, 1, 9), block=64)
+    best, line = TopK(block=64), SlidingWindow(block=64)
+    own = windows.plan(layout, None, site()).mask
+    assert not torch.equal(*own.block_map())
+    first = PerHead((windows, box), (1, 0)).plan(layout, None, site()).mask
+    assert torch.equal(first.block_map()[1], own.block_map()[1])
+    second = PerHead((box, windows), (0, 1)).plan(layout, None, site()).mask
+    assert torch.equal(second.block_map()[1], reblocked(own, second.layout).block_map()[1])
+
+    q, k, v = (torch.randn(1, layout.slots, 2, 8, generator=torch.Generator().manual_seed(0)) for _ in range(3))
+    nested = PerHead((Radial(rule="ranked", block=64), line), (0, 1))
+    plan = PerHead((best, nested), (0, 1)).plan(layout, 0.5, site())
+    line_alone = reblocked(line.plan(layout, 0.5, site()).mask, plan.layout)
+    assert torch.equal(plan.select(q, k, v).mask.block_map()[1], line_alone.block_map()[0])
+    assert plan.delivered == pytest.approx(plan.select(q, k, v).mask.density, rel=0.02)
+    around = Union((best, windows)).plan(layout, 0.6, site())
+    kept = around.select(q, k, v).mask.block_map() > 0
+    assert kept[reblocked(own, around.layout).block_map() > 0].all()
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_per_head_choices(batch):
     layout = TokenLayout.of((6, 7, 9), 5, 16)

@@ -11,12 +11,13 @@ from vidaccel.errors import PatternError
 from vidaccel.grid import Site, TokenLayout
 from vidaccel.kernels.attention import attention
 from vidaccel.kernels.merge import merge
-from vidaccel.patterns import Ann, FlashBlock, FreeSwim, Plan, Radial, TempCache, TopK
+from vidaccel.patterns import Ann, FlashBlock, FreeSwim, PerHead, Plan, Radial, SlidingWindow, TempCache, TopK
 from vidaccel.reuse.residual import rest
 from vidaccel.wrapping import attend
 
 SITE = Site("", 0, "self", "wan")
 LAYOUT = TokenLayout.of((4, 5, 7), 9, block=16)
+HEADS = PerHead((Radial(block=16), SlidingWindow(block=16)), (0, 1))
 
 
 def tensors(batch: int = 1, seed: int = 0) -> list[torch.Tensor]:
@@ -33,7 +34,7 @@ def run(made: Plan, qkv: list[torch.Tensor], held: Any = None) -> tuple[torch.Te
     return made.layout.to_model(out), choice
 
 
-@pytest.mark.parametrize("part", [TopK(block=16), Radial(block=16)], ids=lambda part: part.name)
+@pytest.mark.parametrize("part", [TopK(block=16), Radial(block=16), HEADS], ids=lambda part: part.name)
 def test_the_first_call_is_dense_and_so_is_a_second_with_the_same_queries(part: Any) -> None:
     qkv, made = tensors(batch=2), plan(1e9, part)
     expected = attention(*qkv)[0]
@@ -72,6 +73,17 @@ def test_what_was_computed_anew_is_kept() -> None:
     choice = run(made, [q, k, v])[1]
     run(made, moved, choice)
     assert float(run(made, moved, choice)[1].spent) == pytest.approx(float(made.residual.kept))
+
+
+def test_samples_of_a_batch_keep_what_each_alone_does() -> None:
+    """A part whose heads differ has one mask for the heads of every sample."""
+    (q, k, v), made = tensors(batch=2), plan(1e9, HEADS)
+    moved = q + tensors(batch=2, seed=1)[0]
+    out = run(made, [moved, k, v], run(made, [q, k, v])[1])[0]
+    for n in range(2):
+        alone = [x[n : n + 1] for x in (q, k, v)]
+        expected = run(made, [moved[n : n + 1], *alone[1:]], run(made, alone)[1])[0]
+        torch.testing.assert_close(out[n : n + 1], expected, atol=2e-5, rtol=0)
 
 
 def test_the_rest_is_what_is_left_of_everything() -> None:

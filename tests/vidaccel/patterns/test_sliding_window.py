@@ -186,6 +186,14 @@ def test_a_density_that_is_far_too_small_names_the_nearest(pattern, sink):
         own.plan(layout, 0.7 * nearest, SITE)  # a note will do
 
 
+def test_first_frames_leave_a_density_that_thin_tiles_reach():
+    """A tile of one frame keeps less of the first frame than one of three: no reason to refuse."""
+    pattern = SlidingWindow(block=64, sink_frames=1)
+    plan = pattern.plan(TokenLayout.of((9, 16, 22), block=64), 0.1, SITE)
+    assert plan.delivered == pytest.approx(0.1, rel=0.3)
+    assert plan.layout.tile[0] == 1
+
+
 def test_inward_window_at_published_sizes():
     wan = replace(SITE, native=(30, 52))
     plan = FreeSwim().plan(TokenLayout.of((21, 68, 120)), None, wan)
