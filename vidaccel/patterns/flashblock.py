@@ -54,6 +54,10 @@ class Kept(Select):
         mask = self.mask and self.mask.of_heads(part.first, part.end)
         return replace(self, mask=mask, part=self.part and self.part.of_heads(part))
 
+    def for_text(self, layout: TokenLayout) -> Kept:
+        """See `patterns.plan.Select`."""
+        return replace(super().for_text(layout), part=self.part and self.part.for_text(layout))
+
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
         if self.part is not None:

@@ -66,6 +66,10 @@ class HeadsChoose(Select):
         own, parts = tuple(mine[n] for n in left), tuple(self.parts[n] for n in left)
         return replace(self, fixed=self.fixed[part.first : part.end], own=own, parts=parts)
 
+    def for_text(self, layout: TokenLayout) -> HeadsChoose:
+        """See `patterns.plan.Select`."""
+        return replace(super().for_text(layout), parts=tuple(part.for_text(layout) for part in self.parts))
+
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
         heads = self.fixed.shape[0]

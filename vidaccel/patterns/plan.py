@@ -98,6 +98,14 @@ class Select(ABC):
         """The same for heads that are counted, so that samples are told apart; on one of several ranks, its own."""
         return self
 
+    def for_text(self, layout: TokenLayout) -> Self:
+        """The same for padded text, whose lengths the layout has.
+
+        Samples that choose for themselves are heads of one sample, whose blocks have one length. So several lengths
+        change nothing here: the plan hides the padding by a bias.
+        """
+        return replace(self, layout=layout) if len(layout.k_len) == 1 else self
+
     @abstractmethod
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """Choose for q, k, v (1, slots, h, d) in kernel order, batches folded into heads."""
@@ -193,12 +201,12 @@ class Plan:
         layout = self.layout.with_valid_text(valid)
         if self.mask is not None:
             return replace(self, mask=replace(self.mask, layout=layout))
+        select = self.select and self.select.for_text(layout)
         if len(valid) == 1:
-            return replace(self, select=self.select and replace(self.select, layout=layout))
-        # Samples that choose for themselves are heads of one sample, whose blocks have one length.
+            return replace(self, select=select)
         slot = torch.arange(layout.video_blocks * layout.block, layout.slots, device=layout.device)
         seen = slot % layout.block < layout.k_len[:, slot // layout.block]
-        return replace(self, text_bias=torch.where(seen, 0.0, -torch.inf))
+        return replace(self, select=select, text_bias=torch.where(seen, 0.0, -torch.inf))
 
     def of_heads(self, part: HeadPart) -> Plan:
         """The same plan for the heads of a model, or of one of several ranks. Its densities stay those of all heads.

@@ -14,7 +14,7 @@ Limits: one mask for a head; padded text counts for nothing, where heads are tri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -39,11 +39,13 @@ class NearOrAcross(EqualRows):
         masks: (2, video blocks, kept) int64, the blocks of `near` and of `across`, ascending.
         rows: (samples,) int64, slots of the queries that are tried.
         kept_keys: (2, samples, slots) bool, the keys that both masks keep for them.
+        k_len: (blocks,) or (b, blocks) int32, tokens in each block, for each sample of a batch where they differ.
     """
 
     masks: torch.Tensor
     rows: torch.Tensor
     kept_keys: torch.Tensor
+    k_len: torch.Tensor
 
     @classmethod
     def of(cls, layout: TokenLayout, forced: torch.Tensor, kept: int, rows: torch.Tensor) -> NearOrAcross:
@@ -54,17 +56,21 @@ class NearOrAcross(EqualRows):
         maps[:, :, video:] = True
         maps.scatter_(2, masks, True)
         keys = maps[:, rows // block].repeat_interleave(block, 2)[..., : layout.slots]
-        return cls(layout, forced, kept, masks, rows, keys)
+        return cls(layout, forced, kept, masks, rows, keys, layout.k_len)
 
     def forcing(self, forced: torch.Tensor, kept: int) -> NearOrAcross:
         """See `EqualRows`."""
         return self.of(self.layout, forced, kept, self.rows)
 
+    def for_text(self, layout: TokenLayout) -> NearOrAcross:
+        """See `patterns.plan.Select`. Padding is not looked at in any sample."""
+        return replace(super().for_text(layout), k_len=layout.k_len)
+
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
         # Not `layout.filled`, which is cached on first use: that cannot be asked for inside a compiled graph.
         slot = torch.arange(self.layout.slots, device=q.device)
-        length = self.layout.k_len.reshape(-1, self.layout.blocks)[:, slot // self.layout.block]
+        length = self.k_len.reshape(-1, self.layout.blocks)[:, slot // self.layout.block]
         # Samples are folded into heads, one after another.
         filled = (slot % self.layout.block < length).repeat_interleave(q.shape[2] // len(length), dim=0)
         value = torch.where(filled[..., None], v[0].transpose(0, 1), 0)

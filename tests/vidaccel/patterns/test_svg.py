@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from vidaccel.errors import PatternError
 from vidaccel.grid import Site, TokenLayout
-from vidaccel.patterns import SparseVideoGen
+from vidaccel.patterns import FlashBlock, PerHead, SparseVideoGen, TopK
 from vidaccel.patterns.svg import near_and_across
 from vidaccel.wrapping import attend
 
@@ -137,15 +139,25 @@ def test_wrong_parameters_name_right_ones():
         SparseVideoGen(block=16, sink_frames=2).plan(layout, 0.2, SITE)
 
 
-def test_padding_of_the_prompt_decides_nothing() -> None:
-    """Heads are told apart by what a call attends to, whatever stands behind the prompt."""
-    layout = TokenLayout.of((4, 8, 8), 20, 16)
-    plan = SparseVideoGen(block=16).plan(layout, 0.4, SITE)
-    select = plan.with_valid_text(torch.tensor([7])).select
+@pytest.mark.parametrize("valid", [(7,), (7, 12)], ids=str)
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        SparseVideoGen(block=16),
+        PerHead((SparseVideoGen(block=16), TopK(block=16)), (0, 1, 0, 0)),
+        FlashBlock(part=SparseVideoGen(block=16)),
+    ],
+    ids=lambda pattern: pattern.name,
+)
+def test_padding_of_the_prompts_decides_nothing(pattern: Any, valid: tuple[int, ...]) -> None:
+    """Heads are told apart by what a call attends to, whatever stands behind the prompt of any sample."""
+    layout, samples = TokenLayout.of((4, 8, 8), 20, 16), len(valid)
+    select = pattern.plan(layout, 0.5, SITE).with_valid_text(torch.tensor(valid)).select
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, layout.slots, 2, 8, generator=generator) for _ in range(3))
+    q, k, v = (torch.randn(1, layout.slots, 4 * samples, 8, generator=generator) for _ in range(3))
     chosen = select.choose(q, k, v).mask.idx
-    padding = layout.text_blocks * layout.block - 7
-    k[:, -padding:] += 30 * torch.randn(1, padding, 2, 8, generator=generator)
-    v[:, -padding:] += 30 * torch.randn(1, padding, 2, 8, generator=generator)
+    for n, length in enumerate(valid):
+        start = layout.video_blocks * layout.block + length
+        for x in (k, v):
+            x[:, start:, 4 * n : 4 * n + 4] = torch.nan
     assert torch.equal(select.choose(q, k, v).mask.idx, chosen)
