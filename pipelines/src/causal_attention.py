@@ -138,8 +138,7 @@ class CausalTransformer:
         }
         cross = self.methods.cross
         least = PAYS_FROM if self.methods.break_even is None else 0
-        d = config.attention_head_dim
-        choice = None if cross is None else PromptChoice.of(cross, d, self.device, self._ranks, least)
+        choice = None if cross is None else PromptChoice.of(cross, self.device, self._ranks, least)
         self.prompts = {branch: [PromptMemory(choice) for _ in self._blocks] for branch in branches}
         self.turns = {branch: Turn(torch.zeros(2, device=self.device)) for branch in branches}
         self._evicted = {

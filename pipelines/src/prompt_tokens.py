@@ -66,7 +66,7 @@ class Prompts:
         if taken := [site for site in sites if isinstance(stock[site], PromptAttnProcessor)]:
             raise InstallError(f"{len(taken)} layers of this {name} choose prompt tokens already; call remove() first")
         self.processors = {site: PromptAttnProcessor(stock[site]) for site in sites}
-        self._choice = PromptChoice.of(settings, config.attention_head_dim, next(module.parameters()).device)
+        self._choice = PromptChoice.of(settings, next(module.parameters()).device)
         self._memories: dict[str, dict[str, PromptMemory]] = {}
         self._module = module
         self._door = door

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from vidaccel.patterns.hashing import HashPlanes
 from vidaccel.reuse import memory
 from vidaccel.reuse.memory import LayerMemory
 from vidaccel.reuse.parts import Part
-from vidaccel.reuse.selection import FrameRule, HashPlanes
+from vidaccel.reuse.selection import FrameRule
 from vidaccel.reuse.tempcache import MergedKeys
 
 

@@ -1,11 +1,10 @@
 """Attention to approximate nearest neighbours: queries and keys that hash alike stand together, and attend.
 
 Idea: the keys that matter to a query point its way, and so fall on the same side of most planes.
-Math: code(x) has one bit a random plane, the side on which x - mean(x) lies; q and k share the planes. Each head sorts
-    its queries and its keys by code, in Gray order, so that neighbours differ in one bit, and cuts both into blocks. A
-    pair of codes at Hamming distance r counts 16^-r; a query block keeps the key blocks with the largest sum over its
-    pairs, round(density x blocks) in all. This probes near buckets first and further ones until the row is full, so
-    that no row is ever empty. Keys of the first frames are not sorted and always kept.
+Math: each head sorts its queries and its keys by hash code (`hashing.py`), and cuts both into blocks. A query block
+    keeps the key blocks with the largest sum of what its pairs of codes count, round(density x blocks) in all. This
+    probes near buckets first and further ones until the row is full, so that no row is ever empty. Keys of the first
+    frames are not sorted and always kept.
 Cost: bits x d products a token, two sorts, and a gather of q, k, v and the output a call.
 Source: AnnSA of FAST-AR, arXiv 2602.01801, section 4.2, which leaves empty rows open; multi-probe hashing: Lv et al.,
     VLDB 2007.
@@ -23,12 +22,9 @@ from ..errors import PatternError
 from ..grid import Site, TokenLayout
 from ..kernels.select import best_blocks
 from .dynamic import EqualRows, check_dynamic, check_reselect, dynamic_plan, row_length
+from .hashing import MOST_BITS, HashPlanes
 from .parameters import check_needed, check_sink
 from .plan import Choice, Plan
-
-_PROBE = 16.0
-_MOST_BITS = 8
-_MOST_CHANNELS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,51 +35,33 @@ class SharedBuckets(EqualRows):
         layout: raster order.
         forced: (video blocks, video blocks) bool, key blocks of the first frames.
         kept: video blocks in a row.
-        planes: (256, bits) fp32, normals of the hash planes.
-        affinity: (codes, codes) fp32, what a pair of codes counts, in Gray order.
+        planes: of the hash.
         sink: key tokens that stay where they are.
     """
 
     moves: ClassVar[bool] = True
 
-    planes: torch.Tensor
-    affinity: torch.Tensor
+    planes: HashPlanes
     sink: int
 
     def choose(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Choice:
         """See `patterns.plan.Select`."""
-        q_code, k_code = self.codes(q), self.codes(k)
+        planes, tokens, block = self.planes, self.layout.grid.tokens, self.layout.block
+        q_code, k_code = planes.codes(q[:, :tokens]), planes.codes(k[:, :tokens])
         # First frames sort before every code.
-        first = torch.arange(k_code.shape[0], device=k.device)[:, None] < self.sink
-        q_order = q_code.argsort(dim=0, stable=True)
-        k_order = k_code.masked_fill(first, -1).argsort(dim=0, stable=True)
-        q_count, k_count = self._counts(q_code.gather(0, q_order)), self._counts(k_code.gather(0, k_order))
-        scores = q_count @ self.affinity @ k_count.transpose(1, 2)
+        first = torch.arange(tokens, device=k.device) < self.sink
+        q_order = q_code.argsort(dim=1, stable=True)
+        k_order = k_code.masked_fill(first, -1).argsort(dim=1, stable=True)
+        q_count = planes.counts(q_code.gather(1, q_order), block)
+        k_count = planes.counts(k_code.gather(1, k_order), block)
+        scores = q_count @ planes.affinity @ k_count.transpose(1, 2)
         mask = best_blocks(scores, self.forced, self.kept, self.layout)
         return Choice(mask, self._with_text(q_order), self._with_text(k_order))
 
-    def codes(self, x: torch.Tensor) -> torch.Tensor:
-        """(video tokens, h) int64, the place in Gray order of each token's code; x (1, slots, h, d)."""
-        video = x[0, : self.layout.grid.tokens].float()
-        sides: torch.Tensor = (video - video.mean(0)) @ self.planes[: x.shape[-1]] > 0
-        code: torch.Tensor = (sides.long() << torch.arange(sides.shape[-1], device=x.device)).sum(-1)
-        for shift in (1, 2, 4):
-            code = code ^ (code >> shift)
-        return code
-
-    def _counts(self, codes: torch.Tensor) -> torch.Tensor:
-        """(h, video blocks, codes) fp32: how often each code stands in each block; codes (video tokens, h)."""
-        blocks, kinds = self.layout.video_blocks, self.affinity.shape[0]
-        token = torch.arange(codes.shape[0], device=codes.device)
-        cell = (token // self.layout.block)[:, None] * kinds + codes
-        counts = torch.zeros(codes.shape[1], blocks * kinds, device=codes.device)
-        counts = counts.scatter_add(1, cell.T, torch.ones_like(cell.T, dtype=torch.float32))
-        return counts.view(-1, blocks, kinds)
-
     def _with_text(self, order: torch.Tensor) -> torch.Tensor:
-        """(1, slots, h): an order of video tokens, everything behind them in its place."""
-        rest = torch.arange(order.shape[0], self.layout.slots, device=order.device)
-        return torch.cat([order, rest[:, None].expand(-1, order.shape[1])])[None]
+        """(1, slots, h): an order (h, video tokens), everything behind them in its place."""
+        rest = torch.arange(order.shape[1], self.layout.slots, device=order.device)
+        return torch.cat([order.T, rest[:, None].expand(-1, order.shape[0])])[None]
 
 
 @dataclass(frozen=True)
@@ -110,8 +88,8 @@ class Ann:
 
     def __post_init__(self) -> None:
         check_reselect(self.name, self.reselect)
-        if not 1 <= self.bits <= _MOST_BITS:
-            raise PatternError(f"ann bits={self.bits} was asked for; give 1 to {_MOST_BITS}")
+        if not 1 <= self.bits <= MOST_BITS:
+            raise PatternError(f"ann bits={self.bits} was asked for; give 1 to {MOST_BITS}")
 
     def check(self, density: float | None) -> None:
         """See `Pattern.check`."""
@@ -130,12 +108,6 @@ class Ann:
         blocks = raster.video_blocks
         forced = (torch.arange(blocks) < -(-sink // self.block)).expand(blocks, -1)
         kept = max(1, row_length(self.name, raster, forced, density))
-        planes = torch.randn(_MOST_CHANNELS, self.bits, generator=torch.Generator().manual_seed(self.seed))
-        place = torch.arange(2**self.bits)
-        code = place ^ (place >> 1)
-        differ = code[:, None] ^ code
-        distance = sum((differ >> bit) & 1 for bit in range(self.bits))
-        affinity = _PROBE ** -torch.as_tensor(distance).float()
-        select = SharedBuckets(raster, forced, kept, planes, affinity, sink)
+        select = SharedBuckets(raster, forced, kept, HashPlanes.of(self.bits, self.seed), sink)
         rule = f"best {kept} of {blocks} blocks by {self.bits} bits"
         return dynamic_plan(select, density, rule, self.reselect).to(layout.device)

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 
 from ..kernels.attention import attention
+from ..patterns.hashing import HashPlanes
 from ..ranks import Ranks
 from .methods import AnnCross
-from .selection import HashPlanes
 
 # Below so many tokens hashing takes longer than it saves: at 480p on one H200, 0.24 ms a call, nine times what dense
 # attention to 512 tokens takes.
@@ -63,11 +63,9 @@ class PromptChoice:
     least: int = 0
 
     @classmethod
-    def of(
-        cls, settings: AnnCross, d: int, device: torch.device, ranks: Ranks | None = None, least: int = 0
-    ) -> PromptChoice:
-        """For heads of `d` channels."""
-        return cls(HashPlanes.of(d, settings.bits, device), settings, ranks, least)
+    def of(cls, settings: AnnCross, device: torch.device, ranks: Ranks | None = None, least: int = 0) -> PromptChoice:
+        """With planes on `device`."""
+        return cls(HashPlanes.of(settings.bits).to(device), settings, ranks, least)
 
     def prepare(self, text: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Prompt:
         """Merge padding, once a prompt; waits for the device.

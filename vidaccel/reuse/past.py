@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from ..blocks import BlockMask
+from ..patterns.hashing import HashPlanes
 from .in_place import in_place
 from .methods import CausalAnn, CausalLightForcing
 from .plan import ChunkPlan
-from .selection import HashPlanes, best_of, block_means, row_layout
+from .selection import best_of, block_means, row_layout
 
 
 class HashedPast:
@@ -23,7 +24,7 @@ class HashedPast:
 
     def __init__(self, settings: CausalAnn) -> None:
         self._settings = settings
-        self._planes: HashPlanes | None = None
+        self._planes = HashPlanes.of(settings.bits)
         self.known: tuple[torch.Tensor, ...] | None = None
         self._is_stale = True
 
@@ -46,8 +47,7 @@ class HashedPast:
             The mask, for q and k in the orders that follow: (h, own slots) and (h, past slots) int64.
         """
         block = self._settings.block
-        planes = self._planes or HashPlanes.of(q.shape[-1], self._settings.bits, q.device)
-        self._planes = planes
+        planes = self._planes = self._planes.to(q.device)
         if self._is_stale or self.known is None:
             code, weight = planes.codes(k), None
             order = code.argsort(dim=1, stable=True)

@@ -23,8 +23,6 @@ from ..blocks import BlockMask
 from ..grid import TokenLayout, VideoGrid
 from ..kernels import compact
 
-_PROBE = 16.0
-
 
 def frame_layout(frames: int, y: int, x: int, block: int) -> TokenLayout:
     """Frames one after another, each cut into ceil(tokens / block) nearly equal runs of its raster order."""
@@ -187,44 +185,3 @@ class FrameRule(NamedTuple):
     def _history(self) -> slice:
         """Its blocks among those of keys."""
         return slice(self.before, self.before + self.always.shape[0] * self.per_frame)
-
-
-class HashPlanes(NamedTuple):
-    """Sign hashing of queries and keys.
-
-    Attributes:
-        planes: (d, bits) fp32, normals of the planes.
-        affinity: (codes, codes) fp32, what a pair of codes counts, in Gray order.
-    """
-
-    planes: torch.Tensor
-    affinity: torch.Tensor
-
-    @classmethod
-    def of(cls, d: int, bits: int, device: torch.device, seed: int = 0) -> HashPlanes:
-        """Random planes of a fixed seed."""
-        planes = torch.randn(d, bits, generator=torch.Generator().manual_seed(seed))
-        place = torch.arange(2**bits)
-        code = place ^ (place >> 1)
-        differ = code[:, None] ^ code
-        distance = torch.stack([(differ >> bit) & 1 for bit in range(bits)]).sum(0)
-        return cls(planes.to(device), (_PROBE ** -distance.float()).to(device))
-
-    def codes(self, x: torch.Tensor, mean: torch.Tensor | None = None) -> torch.Tensor:
-        """(h, tokens) int64, the place in Gray order of each token's code; x (1, tokens, h, d), its mean (h, d)."""
-        centred = x[0].float() - (x[0].float().mean(0) if mean is None else mean)
-        sides = centred @ self.planes > 0
-        bits = torch.arange(sides.shape[-1], device=x.device)
-        code: torch.Tensor = (sides.long() << bits).sum(-1)
-        for shift in (1, 2, 4):
-            code = code ^ (code >> shift)
-        return code.T
-
-    def counts(self, codes: torch.Tensor, block: int, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """(h, blocks, codes) fp32: how often each code stands in each block of (h, tokens) codes, or its weights."""
-        kinds, tokens = self.affinity.shape[0], codes.shape[1]
-        blocks = -(-tokens // block)
-        cell = torch.arange(tokens, device=codes.device) // block * kinds + codes
-        counts = torch.zeros(codes.shape[0], blocks * kinds, device=codes.device)
-        counts = counts.scatter_add(1, cell, torch.ones_like(cell, dtype=torch.float32) if weight is None else weight)
-        return counts.view(-1, blocks, kinds)

@@ -32,7 +32,7 @@ def queries(batch: int) -> torch.Tensor:
 
 
 def choice(density: float, block: int = 4) -> PromptChoice:
-    return PromptChoice.of(AnnCross(density, block=block), D, torch.device("cpu"))
+    return PromptChoice.of(AnnCross(density, block=block), torch.device("cpu"))
 
 
 def test_padding_is_one_token_with_the_logarithm_of_their_number() -> None:
@@ -61,7 +61,7 @@ def test_a_padded_prompt_of_few_words_is_exact_and_not_hashed(words: tuple[int, 
 def test_a_prompt_that_is_too_short_to_pay_is_attended_to_whole() -> None:
     text, key, value = prompt((18,))
     for least in (TOKENS, TOKENS + 1):
-        chooser = PromptChoice.of(AnnCross(0.5, block=4), D, torch.device("cpu"), least=least)
+        chooser = PromptChoice.of(AnnCross(0.5, block=4), torch.device("cpu"), least=least)
         made = chooser.prepare(text, key, value)
         assert made.is_hashed == (least == TOKENS)
     assert made.tensors == (key, value)

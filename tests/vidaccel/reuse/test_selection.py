@@ -10,11 +10,12 @@ import torch
 
 from vidaccel.errors import UsageError
 from vidaccel.kernels.attention import attention
+from vidaccel.patterns.hashing import HashPlanes
 from vidaccel.reuse import CausalAnn, CausalLightForcing, FlashBlock, Methods
+from vidaccel.reuse.past import HashedPast
 from vidaccel.reuse.plan import ChunkPlanner
 from vidaccel.reuse.selection import (
     FrameRule,
-    HashPlanes,
     best_of,
     block_means,
     frame_layout,
@@ -109,7 +110,7 @@ def test_means_count_tokens_and_weights() -> None:
 
 
 def test_codes_of_neighbours_and_counts() -> None:
-    planes = HashPlanes.of(16, 6, torch.device("cpu"))
+    planes = HashPlanes.of(6)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 200, 2, 16, generator=generator)
     codes = planes.codes(x)
@@ -123,6 +124,18 @@ def test_codes_of_neighbours_and_counts() -> None:
     assert (planes.affinity.diagonal() == 1).all()
     # In Gray order, codes next to each other differ in one bit.
     assert torch.allclose(planes.affinity.diagonal(1), torch.full((63,), 1 / 16))
+
+
+@pytest.mark.parametrize("merged", [0, 40])
+def test_no_row_of_neighbours_is_empty(merged: int) -> None:
+    """However few blocks are kept, and however many places for merged keys hold nothing."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, length, 2, 16, generator=generator) for length in (40, 100))
+    sizes = torch.zeros(2, merged) if merged else None
+    mask, _, k_order = HashedPast(CausalAnn(density=0.01, block=16)).choose(q, k, 1, sizes)
+    assert mask.ptr.diff().tolist() == [1] * (2 * 3)
+    for row, block in enumerate(mask.idx[:6].tolist()):
+        assert (k_order[row // 3, block * 16 : block * 16 + 16] >= merged).any(), "a row has nothing but empty places"
 
 
 def test_reuse_rests_where_the_own_chunk_alone_is_more_than_is_chosen() -> None:
@@ -163,6 +176,7 @@ def test_sorting_must_be_worth_it() -> None:
 
 
 @pytest.mark.parametrize("method", [CausalAnn, CausalLightForcing])
-def test_blocks_hold_something(method: Any) -> None:
-    with pytest.raises(UsageError, match="block 1 or more"):
-        method(block=0)
+def test_blocks_are_those_of_the_kernels(method: Any) -> None:
+    for block in (0, 8, 48):
+        with pytest.raises(UsageError, match="block one of 16, 32, 64, 128"):
+            method(block=block)
