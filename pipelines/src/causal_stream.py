@@ -49,6 +49,8 @@ class Moment(NamedTuple):
     embeds: dict[str, torch.Tensor]
     past: list[tuple[int, torch.Tensor]]
     made: int
+    undecoded: tuple[int, torch.Tensor, PlannedChunk] | None
+    dropped: set[int]
 
 
 class Guidance(NamedTuple):
@@ -215,7 +217,16 @@ class CausalStream(Iterator[Chunk]):
         """The stream as it is now; taken between chunks."""
         decoder = None if self._decode is None else self._decode.snapshot()
         states = [generator.get_state() for generator in self._generators()]
-        return Moment(self.model.snapshot(), decoder, states, dict(self._guidance.embeds), list(self._past), self._made)
+        return Moment(
+            self.model.snapshot(),
+            decoder,
+            states,
+            dict(self._guidance.embeds),
+            list(self._past),
+            self._made,
+            self._undecoded,
+            set(self._dropped),
+        )
 
     def restore(self, moment: Moment) -> None:
         """Go back to a snapshot of this stream; with the same prompts it then makes the same chunks again."""
@@ -227,7 +238,7 @@ class CausalStream(Iterator[Chunk]):
         self._guidance = self._guidance._replace(embeds=dict(moment.embeds))
         self.model.new_prompt()
         self._past, self._made, self._stopped = list(moment.past), moment.made, False
-        self._undecoded, self._dropped = None, set()
+        self._undecoded, self._dropped = moment.undecoded, set(moment.dropped)
 
     def _generators(self) -> list[torch.Generator]:
         if self._generator is None:
@@ -246,6 +257,11 @@ class CausalStream(Iterator[Chunk]):
             for _ in range(self.sampler.draws)
         ]
         if self._noise is not None:
+            if self._noise.shape[2] < start + length:
+                raise StreamError(
+                    f"noise of {self._noise.shape[2]} frames was given, and the next chunk ends with frame "
+                    f"{start + length}; give noise for all frames, or a generator instead"
+                )
             draws[0] = self._noise[:, :, start : start + length].to(draws[0])
         return torch.stack(draws)
 

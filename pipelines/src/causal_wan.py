@@ -31,6 +31,7 @@ from .causal_attention import CausalTransformer
 from .causal_stream import CausalStream, Guidance
 from .streaming_vae import StreamingDecoder, encode
 
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 OnStepEnd = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
@@ -101,7 +102,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         cuda_graphs: bool = False,
         even_if_slower: bool = False,
     ) -> CausalStream:
-        """An iterator of chunks; nothing is computed before the first is asked for.
+        """An iterator of chunks; none is made before it is asked for.
 
         Args:
             prompt: what to show; a list makes a batch.
@@ -137,7 +138,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
                 chunks run dense, and their note says so.
 
         Raises:
-            UsageError: a size, a number of frames or a callback's input that cannot be.
+            UsageError: a size, a number of frames, a beginning, an output or a callback's input that cannot be.
             InstallError: the transformer cannot run causally as it is.
         """
         self._check(prompt, prompt_embeds, height, width)
@@ -150,6 +151,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
                 f"callback_on_step_end_tensor_inputs names {unknown[0]!r}; there are "
                 f"{', '.join(self._callback_tensor_inputs)}"
             )
+        if output_type not in OUTPUT_TYPES:
+            raise UsageError(f"output_type {output_type!r} was given; there are {', '.join(OUTPUT_TYPES)}")
         total = None if num_frames is None else self._latent_frames(num_frames, "num_frames")
         device = self._execution_device
         if cuda_graphs and device.type != "cuda":
@@ -175,7 +178,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
                 device=device,
             )
             embeds = {"cond": cond.to(device)} | ({"uncond": uncond.to(device)} if guided else {})
-            prefix = self._prefix(image, video, height, width, cond.shape[0], device)
+            prefix = self._prefix(image, video, height, width, cond.shape[0], total, device)
         down, patch = self.vae_scale_factor_spatial, self.transformer.config.patch_size
         size = (self.transformer.config.in_channels, height // down, width // down)
         if latents is not None:
@@ -192,7 +195,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             branches=tuple(embeds),
             dtype=self.transformer.dtype,
             device=device,
-            methods=chosen if density is None else chosen.within(density, rollout),
+            methods=chosen if density is None else chosen.within(density, rollout, total),
             max_bytes=max_cache_bytes,
             host=offload_cache,
             replays=Replays() if cuda_graphs else None,
@@ -300,15 +303,24 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         return (frames - 1) // scale + 1
 
     def _prefix(
-        self, image: Any, video: Any, height: int, width: int, batch: int, device: torch.device
+        self, image: Any, video: Any, height: int, width: int, batch: int, total: int | None, device: torch.device
     ) -> torch.Tensor | None:
         if image is None and video is None:
             return None
         if image is not None and video is not None:
             raise UsageError("an image and a video were both given; a stream begins with one of them")
         given = video if video is not None else [image]
+        if not len(given):
+            raise UsageError("a video without frames was given; a stream goes on with 1 or more")
         pixels = self.video_processor.preprocess_video(given, height=height, width=width)
-        self._latent_frames(pixels.shape[2], "a video of frames")
+        frames = self._latent_frames(pixels.shape[2], "a video of frames")
+        if total is not None and frames > total:
+            raise UsageError(
+                f"a video of {pixels.shape[2]} frames was given, longer than what was asked for; num_frames counts "
+                "its frames too"
+            )
+        if pixels.shape[0] not in (1, batch):
+            raise UsageError(f"{pixels.shape[0]} videos were given for a batch of {batch}; give one, or one for each")
         return encode(self.vae, pixels.to(device)).expand(batch, -1, -1, -1, -1)
 
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import is_zipfile
 
 import torch
 
@@ -89,7 +90,8 @@ def read(path: str | Path) -> Weights:
 
             found: Any = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Files from before torch 1.6 are no archives, and cannot be mapped.
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception as error:
         kind, line = type(error).__name__, str(error).strip().split("\n")[0][:160]
         raise ModelError(
@@ -105,9 +107,11 @@ def unwrap(found: Any, where: str = "the checkpoint") -> Weights:
     Raises:
         ModelError: no weights.
     """
-    while isinstance(found, Mapping) and (inner := [name for name in WRAPPERS if isinstance(found.get(name), Mapping)]):
-        found = found[inner[0]]
-    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)} if found else {}
+    known: dict[str, Any] = dict(found) if isinstance(found, Mapping) else {}
+    # A wrapper may be empty: averages of a training that has not begun to average.
+    while inner := [known[name] for name in WRAPPERS if isinstance(known.get(name), Mapping) and known[name]]:
+        known = dict(inner[0])
+    tensors = {name: value for name, value in known.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise ModelError(f"{where} holds no weights; known wrappers: {', '.join(WRAPPERS)}")
     return {_bare(name): value for name, value in tensors.items()}

@@ -72,7 +72,7 @@ def channels_last(module: torch.nn.Module) -> None:
 
 def encode(vae: Any, video: torch.Tensor) -> torch.Tensor:
     """Pixels (b, 3, frames, height, width) in [-1, 1] -> latents (b, channels, frames, height, width) fp32."""
-    latents = vae.encode(video.to(vae.device, vae.dtype)).latent_dist.mode()
+    latents = vae.encode(video.to(_device(vae), vae.dtype)).latent_dist.mode()
     mean, std = _statistics(vae, latents)
     normalised: torch.Tensor = (latents - mean) / std
     return normalised.float()
@@ -80,10 +80,17 @@ def encode(vae: Any, video: torch.Tensor) -> torch.Tensor:
 
 def to_vae(latents: torch.Tensor, vae: Any) -> torch.Tensor:
     """Latents of the transformer -> latents of the VAE, in its dtype."""
-    latents = latents.to(next(vae.parameters()).device, vae.dtype)
+    latents = latents.to(_device(vae), vae.dtype)
     mean, std = _statistics(vae, latents)
     # Divided by the inverse, as diffusers does, so that results are equal to the last bit.
     return latents / (1.0 / std) + mean
+
+
+def _device(vae: Any) -> Any:
+    """Where it computes; under offload its weights are elsewhere until they are needed."""
+    hooks = (getattr(part, "_hf_hook", None) for part in vae.modules())
+    found = (getattr(hook, "execution_device", None) for hook in hooks)
+    return next((device for device in found if device is not None), vae.device)
 
 
 def _statistics(vae: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from vidaccel.errors import UsageError, VidaccelError, VideoError
+from vidaccel.errors import RenderError, UsageError, VidaccelError, VideoError
 from vidaccel.render import stream, video
 from vidaccel.render.video_stream import VideoStream
 
@@ -198,6 +198,21 @@ def test_a_file_is_replaced_when_the_first_chunk_is_there(model: Path, tmp_path:
     assert (tmp_path / "a.mp4").read_bytes() == b"an older video"
 
 
+@pytest.mark.parametrize(("good", "says"), [(0, "no file was written"), (1, "the 5 frames before them are in")])
+def test_frames_that_hold_nothing_end_a_stream(model: Path, tmp_path: Path, good: int, says: str) -> None:
+    pipe, job = stream.open_stream(stream.StreamJob("a circle", str(model), seed=3, device="cpu"))
+
+    def spoil(done: stream.ChunkDone | None) -> None:
+        for weight in pipe.transformer.parameters():
+            weight.data.fill_(torch.nan)
+
+    if not good:
+        spoil(None)
+    with pytest.raises(RenderError, match=f"frames of chunk {good} hold NaN; {says}"):
+        stream.stream(pipe, job, tmp_path / "a.mp4", spoil)
+    assert (tmp_path / "a.mp4").exists() == bool(good)
+
+
 def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     frames = np.zeros((400, 64, 64, 3), np.uint8)
     with (
@@ -223,9 +238,14 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         (("--offload", "model"), "--offload model was given"),
         (("--offload", "cache"), "needs a GPU"),
         (("--steps", "0"), "steps 0 was asked for"),
-        (("--steps", "-3"), "above 0"),
+        (("--steps", "-3"), "in 1 to 1000"),
+        (("--steps", "5000"), "steps 5000 was asked for"),
+        (("--guidance", "nan"), "guidance nan was asked for"),
+        (("--max-sequence-length", "100000"), "in 1 to 4096"),
+        (("--seed", "-1"), "seed -1 was asked for"),
+        (("--seed", "99999999999999999999"), "seed 99999999999999999999 was asked for"),
         (("--frames", "0"), "num_frames 0 was asked for"),
-        (("--fps", "0"), "fps 0 was asked for"),
+        (("--fps", "0"), "fps 0.0 was asked for"),
         (("--method", "tempcache", "--set", "tempcache.frames=abc"), "it takes int"),
         (("--method", "tempcache", "--set", "tempcache.frames=1.5"), "it takes int"),
         (("--method", "flashblock", "--set", "flashblock.threshold=high"), "it takes float"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,21 @@ from diffusers.callbacks import PipelineCallback
 from PIL import Image
 
 from vidaccel.errors import StreamError, UsageError
+from vidaccel.kernels.attention import attention
 from vidaccel.pipelines.causal_calibration import calibrated
 from vidaccel.pipelines.causal_wan import CausalWanPipeline
 from vidaccel.pipelines.streaming_vae import StreamingDecoder, channels_last, encode, to_vae
+from vidaccel.reuse import (
+    AnnCross,
+    CausalAnn,
+    CausalLightForcing,
+    FlashBlock,
+    HybridMemory,
+    TempCache,
+    cross,
+    memory,
+    parts,
+)
 from vidaccel.streaming import Rollout
 
 ROLLOUT = Rollout(chunk=2, window=6, sink=2, steps=(1000, 500))
@@ -100,6 +113,26 @@ def test_streamed_decoding_has_no_seams(patch: int | None) -> None:
     assert torch.equal(torch.cat(parts, 2), whole)
 
 
+def test_a_vae_that_waits_in_host_memory_is_fetched_for_the_beginning() -> None:
+    """`meta` stands for a GPU: what is elsewhere does not mix with it."""
+    from accelerate import cpu_offload_with_hook
+    from diffusers import AutoencoderKLWan
+
+    vae = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    cpu_offload_with_hook(vae, "meta")
+    assert encode(vae, torch.zeros(1, 3, 1, 32, 48)).device.type == "meta"
+
+
+def test_a_vae_whose_weights_come_one_by_one_makes_the_same(pipe: CausalWanPipeline) -> None:
+    from accelerate import cpu_offload
+
+    how = settings(num_frames=9, image=Image.new("RGB", (48, 32), "red"), output_type="pt")
+    expected = pipe(**how).frames
+    cpu_offload(pipe.vae, execution_device=torch.device("cpu"))
+    assert pipe.vae.device.type == "meta"
+    assert torch.equal(pipe(**how | {"generator": torch.Generator().manual_seed(3)}).frames, expected)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_decoder_laid_out_for_gpus_or_compiled_makes_the_same(device: str) -> None:
     from diffusers import AutoencoderKLWan
@@ -136,7 +169,10 @@ def test_nothing_is_lost_where_decoding_or_rewriting_is_interrupted(pipe: Causal
     with pytest.raises(KeyboardInterrupt):
         next(stream)
     stream._postprocess = decode
+    moment = stream.snapshot()
     made.append(next(stream))
+    stream.restore(moment)
+    assert torch.equal(next(stream).frames, made[1].frames), "a chunk that was not decoded yet is in no snapshot"
     stream._write = interrupted  # type: ignore[method-assign]
     position = stream.position
     with pytest.raises(KeyboardInterrupt):
@@ -165,6 +201,10 @@ def test_an_interruption_ends_its_own_stream_alone(pipe: CausalWanPipeline) -> N
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "there are latents, prompt_embeds"),
         ({"latents": torch.zeros(1, 16, 1, 4, 6)}, "this video takes"),
         ({"latents": torch.zeros(1, 16, 4, 6)}, "this video takes"),
+        ({"output_type": "npy"}, "there are np, pt, pil, latent"),
+        ({"video": []}, "without frames"),
+        ({"video": np.zeros((29, 32, 48, 3))}, "a video of 29 frames was given, longer than"),
+        ({"video": torch.zeros(2, 5, 3, 32, 48), "prompt": ["a"] * 3}, "2 videos were given for a batch of 3"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(
@@ -180,6 +220,36 @@ def test_a_video_without_an_end_is_a_stream(pipe: CausalWanPipeline) -> None:
     stream = pipe.stream(**settings())
     with pytest.raises(UsageError, match="3 prompts were given for a stream of 1"):
         stream.switch_prompt(["a", "b", "c"])
+
+
+def test_noise_that_ends_before_the_stream_is_said(pipe: CausalWanPipeline) -> None:
+    stream = pipe.stream(**settings(num_frames=None, latents=torch.zeros(1, 16, 3, 4, 6)))
+    next(stream)
+    with pytest.raises(StreamError, match="noise of 3 frames was given, and the next chunk ends with frame 4"):
+        next(stream)
+
+
+def test_a_finished_chunk_is_written_as_clean_as_its_rollout_says(pipe: CausalWanPipeline) -> None:
+    """The keys that stay are those of the finished latents at the timestep of context noise, in each branch."""
+    pipe.register_to_config(rollout=(ROLLOUT.to_dict() | {"context_noise": 100.0}))
+    stream = pipe.stream(**settings(guidance_scale=3.0))
+    chunk = next(stream)
+    kept = {branch: cache.layers[1].keys[:, :2].clone() for branch, cache in stream.model.caches.items()}
+    for timestep in (100.0, 0.0):
+        fresh = pipe.stream(**settings(guidance_scale=3.0)).model
+        fresh.begin(2)
+        for branch, text in stream._guidance.embeds.items():
+            with torch.no_grad():
+                fresh.flow(chunk.latents, torch.tensor([timestep]), text, branch, writes=True)
+            same = torch.equal(fresh.caches[branch].layers[1].keys[:, :2], kept[branch])
+            assert same == (timestep == 100.0)
+
+
+def test_a_budget_is_that_of_the_video_that_is_made(pipe: CausalWanPipeline) -> None:
+    light = CausalLightForcing(block=16)
+    for num_frames, frames in ((25, 7), (None, light.frames)):
+        stream = pipe.stream(**settings() | {"num_frames": num_frames}, methods=[light], density=0.5)
+        assert stream.model.methods.select == replace(light, density=0.5, frames=frames)
 
 
 def test_guidance_has_two_caches_and_none_changes_nothing(pipe: CausalWanPipeline) -> None:
@@ -373,34 +443,56 @@ def test_flashblock_can_be_calibrated_from_a_few_videos(pipe: CausalWanPipeline)
         calibrated(pipe, "a cat")
 
 
-def test_no_step_reads_anything_back(pipe: CausalWanPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "methods",
+    [
+        (),
+        (FlashBlock(), TempCache(frames=2), CausalLightForcing(block=16), AnnCross(block=1)),
+        (FlashBlock(), CausalAnn(block=16), HybridMemory(frames=1)),
+    ],
+    ids=len,
+)
+def test_no_step_reads_anything_back(
+    pipe: CausalWanPipeline, monkeypatch: pytest.MonkeyPatch, methods: tuple[Any, ...]
+) -> None:
     """On a GPU each of these would wait for it."""
-    stream = pipe.stream(**settings(num_frames=None))
+    stream = pipe.stream(**settings(num_frames=None, methods=methods, even_if_slower=True, guidance_scale=3.0))
     for _ in range(4):
         next(stream)
     inside: list[str] = []
-    forward = type(stream.model).flow
+    denoise = stream.sampler.run
     running = [False]
+    tickets = {each.ticket.data_ptr() for layers in stream.model.memories.values() for each in layers}
 
-    def flow(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def run(*args: Any) -> Any:
         running[0] = True
         try:
-            return forward(self, *args, **kwargs)
+            return denoise(*args)
         finally:
             running[0] = False
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        """The reference on CPUs may look at masks; kernels of GPUs do not."""
+        before, running[0] = running[0], False
+        try:
+            return attention(*args, **kwargs)
+        finally:
+            running[0] = before
 
     def watched(name: str) -> Callable[..., Any]:
         original = getattr(torch.Tensor, name)
 
         def call(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             # A layer finds its memory by a number in host memory.
-            if running[0] and tensor.dtype != torch.int64:
+            if running[0] and tensor.data_ptr() not in tickets:
                 inside.append(name)
             return original(tensor, *args, **kwargs)
 
         return call
 
-    monkeypatch.setattr(type(stream.model), "flow", flow)
+    monkeypatch.setattr(stream.sampler, "run", run)
+    for module in (cross, memory, parts):
+        monkeypatch.setattr(module, "attention", kernel)
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "nonzero", "cpu", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, watched(name))
     next(stream)

@@ -91,6 +91,7 @@ FILES = {
         "generator_ema": {f"model.{k.replace('blocks.0.', 'blocks.0._fsdp_wrapped_module.')}": v for k, v in w.items()}
     },
     "light-forcing": lambda w: {"generator_ema": {f"model.{k}": v for k, v in w.items()}, "step": 1000},
+    "averages that have not begun": lambda w: {"generator_ema": {}, "generator": w},
     "plain": lambda w: w,
 }
 
@@ -107,6 +108,16 @@ def test_every_wrapper_is_taken_off(kind: str, tmp_path: Path) -> None:
     assert len(own) == len(weights)
     for name, value in weights.items():
         assert torch.equal(own[convert.rename(name)], value)
+
+
+def test_files_of_old_torch_and_files_of_something_else(tmp_path: Path) -> None:
+    weights = tiny_weights()
+    torch.save(weights, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert convert.read(tmp_path / "old.pt").keys() == weights.keys()
+    for content in ([torch.ones(1)], torch.ones(2), {"step": 1}, {"generator": {}}):
+        torch.save(content, tmp_path / "other.pt")
+        with pytest.raises(ModelError, match="holds no weights"):
+            convert.read(tmp_path / "other.pt")
 
 
 def test_safetensors_too(tmp_path: Path) -> None:

@@ -18,6 +18,13 @@ from .models import Model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OFFLOADS = ("none", "model", "sequential", "group")
+LIMITS: dict[str, tuple[int, int]] = {
+    "num_inference_steps": (1, 1000),
+    "fps": (1, 240),
+    "guidance_scale": (0, 100),
+    "max_sequence_length": (1, 4096),
+    "seed": (0, 2**63 - 1),
+}
 DENSE = Recipe(attention=Dense())
 
 
@@ -128,18 +135,8 @@ class ReadyJob(RenderJob):
             UsageError: a value that cannot be; the message names those that can.
         """
         model.grid(self.height, self.width, self.num_frames)
-        limits = {
-            "num_inference_steps": (1, 1000),
-            "fps": (1, 240),
-            "guidance_scale": (0, 100),
-            "max_sequence_length": (1, 4096),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UsageError(f"{name} {value} was asked for; it lies in {low} to {high}")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed {self.seed} was asked for; it is a whole number from 0 to 2**63 - 1")
+        for name in LIMITS:
+            check_limit(name, getattr(self, name))
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype {self.dtype!r} is unknown; possible: {', '.join(DTYPES)}")
         if self.offload not in OFFLOADS:
@@ -175,6 +172,17 @@ def check_device(device: str | None) -> str:
     if device is not None and device not in there:
         raise UsageError(f"device {device!r} is not on this machine; it has {', '.join(there)}")
     return device or next(name for name in ("cuda", "mps", "cpu") if name in there)
+
+
+def check_limit(name: str, value: float | None, called: str | None = None) -> None:
+    """Whether a setting lies in its range; None is left to others.
+
+    Raises:
+        UsageError: it does not; the message calls it `called`.
+    """
+    low, high = LIMITS[name]
+    if value is not None and not low <= value <= high:
+        raise UsageError(f"{called or name} {value} was asked for; it lies in {low} to {high}")
 
 
 def _file_digest(name: str) -> str:

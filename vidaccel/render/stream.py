@@ -19,7 +19,7 @@ from ..parallel import enable_parallelism
 from ..reuse import AnnCross, CausalAnn, CausalLightForcing, FlashBlock, HybridMemory, TempCache
 from ..streaming import ROLLOUTS, Rollout
 from . import video, weights
-from .job import DTYPES, check_device
+from .job import DTYPES, check_device, check_limit
 from .models import Model, find
 from .source import read_json
 from .video_stream import VideoStream
@@ -160,10 +160,14 @@ def open_stream(job: StreamJob, together: int = 1) -> tuple[Any, StreamJob]:
     """
     from ..pipelines.causal_wan import CausalWanPipeline
 
-    for name in ("num_frames", "height", "width", "fps", "steps", "max_sequence_length"):
+    for name in ("num_frames", "height", "width"):
         given = getattr(job, name)
         if given is not None and given <= 0:
-            raise UsageError(f"{name} {given:g} was asked for; it must be above 0")
+            raise UsageError(f"{name} {given} was asked for; it must be above 0")
+    for name, limit in (("steps", "num_inference_steps"), ("guidance", "guidance_scale")):
+        check_limit(limit, getattr(job, name), name)
+    for name in ("fps", "max_sequence_length", "seed"):
+        check_limit(name, getattr(job, name))
     if job.image and job.video:
         raise UsageError("an image and a video were both given; a stream begins with one of them")
     for name in ("image", "video"):
@@ -240,9 +244,9 @@ def stream(pipe: Any, job: StreamJob, path: Path, on_chunk: Callable[[ChunkDone]
     with VideoStream(path, (job.height, job.width), job.fps, record(pipe, job)) as file:
         for chunk in chunks:
             if broken := video.count_nan(chunk.frames[0]):
+                kept = f"the {file.frames} frames before them are in {path}" if file.frames else "no file was written"
                 raise RenderError(
-                    f"{broken} frames of chunk {chunk.number} hold NaN; the {file.frames} frames before them are in "
-                    f"{path}. Try dtype float32, or no methods"
+                    f"{broken} frames of chunk {chunk.number} hold NaN; {kept}. Try dtype float32, or no methods"
                 )
             file.write(video.to_uint8(chunk.frames[0]))
             now = time.perf_counter()

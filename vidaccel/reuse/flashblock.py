@@ -45,6 +45,10 @@ class FlashBlock:
     def __post_init__(self) -> None:
         if not self.threshold >= 0 or self.probe < 1:
             raise UsageError(f"{self} cannot be: threshold starts at 0, probe at 1")
+        if self.calibrated is not None:
+            # Lists, as JSON gives them, have no hash.
+            table = tuple(tuple(tuple(layer) for layer in step) for step in self.calibrated)
+            object.__setattr__(self, "calibrated", table)
 
     def check(self, layers: int, heads: int) -> None:
         """Whether the calibration is of a model with so many layers and heads.

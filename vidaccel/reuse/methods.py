@@ -13,8 +13,11 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
+from ..grid import BLOCK_SIZES
 from ..streaming import Rollout
 from .flashblock import FlashBlock
+
+_SIZES = ", ".join(map(str, BLOCK_SIZES))
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class CausalLightForcing:
         near: of these, the latest ones.
         sink: of these, the first ones.
         frames: latent frames of the video, which decide how steeply density falls; a horizon for endless streams.
-        block: slots of a block.
+        block: slots of a block: 16, 32, 64 or 128.
     """
 
     density: float = 0.15
@@ -90,8 +93,8 @@ class CausalLightForcing:
 
     def __post_init__(self) -> None:
         ok = 0 < self.base_density <= self.density <= 1 and self.keep_frames >= max(1, self.near + self.sink)
-        ok = ok and min(self.near, self.sink) >= 0 and self.block >= 1
-        _check(ok, f"{self}: density >= base_density, keep_frames >= near + sink, block 1 or more")
+        ok = ok and min(self.near, self.sink) >= 0 and self.block in BLOCK_SIZES
+        _check(ok, f"{self}: density >= base_density, keep_frames >= near + sink, block one of {_SIZES}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class CausalAnn:
     Attributes:
         density: of the history.
         bits: of the hash.
-        block: slots of a block.
+        block: slots of a block: 16, 32, 64 or 128.
     """
 
     density: float = 0.3
@@ -109,8 +112,8 @@ class CausalAnn:
     block: int = 64
 
     def __post_init__(self) -> None:
-        ok = 0 < self.density <= 1 and 1 <= self.bits <= 8 and self.block >= 1
-        _check(ok, f"{self}: density in (0, 1], bits 1 to 8, block 1 or more")
+        ok = 0 < self.density <= 1 and 1 <= self.bits <= 8 and self.block in BLOCK_SIZES
+        _check(ok, f"{self}: density in (0, 1], bits 1 to 8, block one of {_SIZES}")
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ class Methods:
             found[place] = method
         return cls(**found, break_even=break_even)
 
-    def within(self, density: float, rollout: Rollout) -> Methods:
+    def within(self, density: float, rollout: Rollout, frames: int | None = None) -> Methods:
         """The same methods under one budget: pairs of a chunk, of those of a dense one, over all methods together.
 
         Light Forcing counts merged keys in its own budget. Nearest neighbours get what the own chunk leaves, and so do
@@ -189,6 +192,7 @@ class Methods:
         Args:
             density: in (0, 1).
             rollout: chunks and window.
+            frames: latent frames of the video, over which Light Forcing's mean is taken; None takes its own.
 
         Raises:
             UsageError: no method that has a density, or less than the least that these can have.
@@ -198,7 +202,8 @@ class Methods:
         select, merge = self.select, self.merge or (self.hybrid.substitute if self.hybrid else None)
         if isinstance(select, CausalLightForcing):
             base = min(select.base_density, density)
-            return replace(self, select=replace(select, density=density, base_density=base))
+            level = replace(select, density=density, base_density=base, frames=frames or select.frames)
+            return replace(self, select=level)
         if select is None and self.merge is None:
             raise UsageError(
                 f"density {density:g} was asked for, but none of the methods has one: FlashBlock goes by its threshold "

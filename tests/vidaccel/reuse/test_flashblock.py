@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -27,7 +28,17 @@ def test_a_boundary_at_any_token_is_exact(boundary: int) -> None:
     out, lse = merge(*past, *own)
     torch.testing.assert_close(out, whole, atol=1e-6, rtol=0)
     torch.testing.assert_close(lse, whole_lse, atol=1e-6, rtol=0)
-    assert lse.dtype == torch.float32
+    half = attention(*(x.bfloat16() for x in (q, k[:, :boundary], v[:, :boundary])))[1]
+    assert half.dtype == lse.dtype == torch.float32
+    # Of rounded inputs, and not rounded itself: most of it needs more digits than bf16 has.
+    assert (half != half.bfloat16()).float().mean() > 0.9
+
+
+def test_a_calibration_may_come_from_json() -> None:
+    table = (((True, False), (False, True)),)
+    read = FlashBlock(calibrated=json.loads(json.dumps(table)))
+    assert read == FlashBlock(calibrated=table)
+    assert hash(read) == hash(FlashBlock(calibrated=table))
 
 
 @pytest.mark.parametrize("drift", [0.05, 0.1, 0.2])

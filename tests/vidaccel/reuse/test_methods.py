@@ -51,6 +51,17 @@ def test_a_chunk_has_the_density_that_was_asked_for(name: str, density: float, s
     assert (within.flash, within.cross) == (methods.flash, methods.cross)
 
 
+@pytest.mark.parametrize("frames", [21, 60])
+def test_a_falling_density_has_the_mean_of_its_video(frames: int) -> None:
+    """Of 21 frames the horizon of 63, which is for streams without an end, would make 0.42."""
+    methods = Methods.of([CausalLightForcing(block=16)], 1e9).within(0.3, ROLLOUT, frames)
+    planner = ChunkPlanner(methods, ROLLOUT, (32, 32), torch.device("cpu"))
+    starts = range(3, frames, 3)
+    planned = [planner.plan(start, 3, list(range(max(0, start - 9), start))).density for start in starts]
+    seen = [min(start + 3, 12) for start in starts]
+    assert sum(d * n for d, n in zip(planned, seen, strict=True)) / sum(seen) == pytest.approx(0.3, abs=0.005)
+
+
 @pytest.mark.parametrize(
     ("methods", "rollout", "density", "words"),
     [

@@ -19,6 +19,9 @@ def test_published_timesteps() -> None:
 
 
 def test_published_windows() -> None:
+    for name, shift in (("self-forcing", 5.0), ("longlive", 5.0), ("causvid", 8.0)):
+        assert (ROLLOUTS[name].chunk, ROLLOUTS[name].shift) == (3, shift)
+    assert ROLLOUTS["longlive"].timesteps == ROLLOUTS["self-forcing"].timesteps
     longlive = ROLLOUTS["longlive"]
     assert (longlive.chunk, longlive.window, longlive.sink) == (3, 12, 3)
     assert ROLLOUTS["self-forcing"].window == 21
