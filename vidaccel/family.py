@@ -93,10 +93,12 @@ class Family(Protocol):
     Attributes:
         name: what errors and tables call it.
         text_first: joint attention holds [text | video] rather than [video | text].
+        rope_of_samples: blocks are given a rotary embedding, by name, that has a row for each sample.
     """
 
     name: str
     text_first: ClassVar[bool] = False
+    rope_of_samples: ClassVar[bool] = False
 
     def sites(self, transformer: Any) -> list[Site]:
         """Every video self-attention (or joint attention) layer, in the order in which they run."""

@@ -5,20 +5,21 @@ Idea: a window keeps detail and loses the plan of the whole frame, so objects re
 Math: a guided call carries two copies of every sample. In self-attention the first attends through the window, the
     second to all; in cross-attention the second one's queries serve both. After the last block the second is dropped.
     With a period n > 1 only every n-th step of the conditional branch is guided, and in between each layer adds the
-    cross-attention output that it kept; the unconditional branch runs alone.
+    cross-attention output that it kept; the unconditional branch runs alone. Where one call holds both branches, as in
+    LTX-Video, it is guided as a whole.
 Cost: a guided call is a dense and a sparse one, from the first layer on that runs sparse; there projections are shared.
     What comes before (embeddings, dense layers) and what comes after the blocks runs once, as do cross-attention and
     all other calls: nothing linear is done twice for rows that are equal. Kept outputs are layers x tokens x width:
     15.8 GB for Wan 1.3B at 1088x1920 and 81 frames.
 Source: FreeSwim, arXiv 2511.14712, sections 3.2 and 3.3. Its released code carries two copies through every call.
-Limits: Wan and SkyReels-V2, whose cross-attention is known; no cache on the same transformer; of Wan 2.2's two
-    experts, a period of 1 only. Where the number of steps is not known, what is kept is freed at the next video or on
-    removal.
+Limits: Wan, SkyReels-V2 and LTX-Video, whose cross-attention is known; no cache on the same transformer; of Wan 2.2's
+    two experts, a period of 1 only. Where the number of steps is not known, what is kept is freed at the next video or
+    on removal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -129,16 +130,7 @@ class Guide:
         sites: Mapping[str, SparseAttnProcessor],
     ) -> None:
         names = door.family.cross_sites(door.transformer)
-        if not names:
-            raise InstallError(
-                f"freeswim guide={pattern.guide} was asked for, but vidaccel knows no cross-attention of "
-                f"{type(door.transformer).__name__} to guide; it knows that of Wan and SkyReels-V2. Use guide=0"
-            )
-        if door.expert is not None and pattern.guide > 1:
-            raise InstallError(
-                f"freeswim guide={pattern.guide} was asked of a model with two experts, where nobody tells one of them "
-                "when to free what it keeps; use guide=1, or guide=0"
-            )
+        check_guide(pattern, type(door.transformer).__name__, cross=bool(names), experts=door.expert is not None)
         self._door = door
         self._pattern = pattern
         self._guided = layers
@@ -163,19 +155,8 @@ class Guide:
         Raises:
             InstallError: as above, or layers ask for several.
         """
-        asked: dict[FreeSwim, set[int]] = {}
-        for site in door.family.sites(door.transformer):
-            part = of_layer(pattern, site.index)
-            if isinstance(part, FreeSwim) and part.guide:
-                own = FreeSwim(guide=part.guide, guide_gib=part.guide_gib)
-                asked.setdefault(own, set()).add(site.index)
-        if len(asked) > 1:
-            several = " and ".join(f"guide={one.guide}, guide_gib={one.guide_gib}" for one in asked)
-            raise InstallError(
-                f"layers ask for freeswim with {several}, but one second path goes through all of them; give all the "
-                "same, or guide=0 to some"
-            )
-        return next((cls(door, one, layers, originals, sites) for one, layers in asked.items()), None)
+        asked = guide_of(pattern, (site.index for site in door.family.sites(door.transformer)))
+        return None if asked is None else cls(door, *asked, originals, sites)
 
     def remove(self) -> None:
         """Free what is kept; also after a call that was interrupted from the keyboard."""
@@ -218,9 +199,13 @@ class Guide:
         if site.index < self._first:
             return block(*args, **kwargs)
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
-        # Where no copies come in, they are equal up to this layer's attention.
-        self._sites[site.name].same_rows = 0 if any(x.shape[0] == 2 * rows for x in given) else rows
-        out = block(*map(self._twice, args), **{key: self._twice(value) for key, value in kwargs.items()})
+        # Where no copies come in, they are equal up to this layer's attention, which takes the rows of one.
+        parted = any(x.shape[0] == 2 * rows for x in given)
+        self._sites[site.name].same_rows = 0 if parted else rows
+        args, kwargs = tuple(map(self._twice, args)), {key: self._twice(value) for key, value in kwargs.items()}
+        if parted and self._door.family.rope_of_samples:
+            kwargs = {key: tuple(map(self._twice, x)) if isinstance(x, tuple) else x for key, x in kwargs.items()}
+        out = block(*args, **kwargs)
         if site.index < max(self._layer.values()):
             return out
         # Nobody asks for the second path any more, nor for what VACE adds to it.
@@ -254,9 +239,7 @@ class Guide:
         module = self._door.transformer
         shape = (call.latents.shape[0], call.grid.tokens, self._door.family.stack(module).width)
         size = kept_bytes(1, *shape, module.dtype)
-        here = len(self.processors)
-        if self._pattern.guide_gib is not None:
-            here = min(here, int(self._pattern.guide_gib * 2**30 / size))
+        here = layers_here(self._pattern, len(self.processors), size)
         pin = call.device.type == "cuda"
         for number, processor in enumerate(self.processors.values()):
             processor.keeps, processor.kept = True, None
@@ -274,6 +257,54 @@ class Guide:
         for processor in self.processors.values():
             processor.kept = processor.host = None
             processor.keeps = False
+
+
+def guide_of(pattern: Pattern, layers: Iterable[int]) -> tuple[FreeSwim, set[int]] | None:
+    """The second path that a pattern asks for, and the numbers of the layers that it guides; None for none.
+
+    Raises:
+        InstallError: layers ask for several.
+    """
+    asked: dict[FreeSwim, set[int]] = {}
+    for layer in layers:
+        part = of_layer(pattern, layer)
+        if isinstance(part, FreeSwim) and part.guide:
+            asked.setdefault(FreeSwim(guide=part.guide, guide_gib=part.guide_gib), set()).add(layer)
+    if len(asked) > 1:
+        several = " and ".join(f"guide={one.guide}, guide_gib={one.guide_gib}" for one in asked)
+        raise InstallError(
+            f"layers ask for freeswim with {several}, but one second path goes through all of them; give all the "
+            "same, or guide=0 to some"
+        )
+    return next(iter(asked.items()), None)
+
+
+def check_guide(pattern: FreeSwim, transformer: str, *, cross: bool, experts: bool) -> None:
+    """Raise InstallError where a model cannot have a second path.
+
+    Args:
+        pattern: its period.
+        transformer: the model's class.
+        cross: its cross-attention is known.
+        experts: it is one of two.
+    """
+    if not cross:
+        raise InstallError(
+            f"freeswim guide={pattern.guide} was asked for, but vidaccel knows no cross-attention of {transformer} to "
+            "guide; it knows that of Wan, SkyReels-V2 and LTX-Video. Use guide=0"
+        )
+    if experts and pattern.guide > 1:
+        raise InstallError(
+            f"freeswim guide={pattern.guide} was asked of a model with two experts, where nobody tells one of them "
+            "when to free what it keeps; use guide=1, or guide=0"
+        )
+
+
+def layers_here(pattern: FreeSwim, layers: int, size: float) -> int:
+    """How many of these layers keep their outputs, of `size` bytes each, on the device itself; none at each step."""
+    if pattern.guide <= 1:
+        return 0
+    return layers if pattern.guide_gib is None or not size else min(layers, int(pattern.guide_gib * 2**30 / size))
 
 
 def kept_bytes(layers: int, batch: int, tokens: int, width: int, dtype: torch.dtype) -> int:

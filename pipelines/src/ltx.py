@@ -1,7 +1,8 @@
 """LTX-Video: text to video and image to video.
 
 As in Wan, text has its own cross-attention (`attn2`). Norms and RoPE come before heads are split. The pipeline hands
-the transformer tokens, (b, tokens, channels), so their grid comes from its other arguments.
+the transformer tokens, (b, tokens, channels), so their grid comes from its other arguments; both guidance branches are
+one call.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class LTX(Family):
     """The LTX-Video family; `LTX_VIDEO` is its one instance."""
 
     name = "ltx"
+    rope_of_samples = True
 
     def sites(self, transformer: Any) -> list[Site]:
         """`attn1` of every block."""
@@ -29,6 +31,10 @@ class LTX(Family):
             Site(f"transformer_blocks.{n}.attn1.processor", n, "self", self.name, self.native(transformer.config))
             for n in range(len(transformer.transformer_blocks))
         ]
+
+    def cross_sites(self, transformer: Any) -> list[str]:
+        """`attn2` of every block."""
+        return [site.name.replace(".attn1.", ".attn2.") for site in self.sites(transformer)]
 
     def read(self, transformer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """`num_frames`, `height` and `width` count latents, which are tokens here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 import vidaccel
 from vidaccel.errors import UsageError
-from vidaccel.patterns import FreeSwim
+from vidaccel.patterns import FreeSwim, PerLayer
 from vidaccel.render import RenderJob, StepDone, find, open_pipeline, recipe_for, render, video
 from vidaccel.render.upscale import enlarge, memory, most, noised_latents, refined_steps, second_pipeline
 
@@ -93,6 +94,14 @@ def test_memory_is_told_before_it_starts(invoke: Callable[..., Any], wan: Path, 
     assert "cross-attention outputs in host memory" not in needs
     tight = replace(job, recipe=replace(job.recipe, attention=replace(job.recipe.attention, guide_gib=0.0)))
     assert memory(tight, model)["cross-attention outputs in host memory"] == needs["cross-attention outputs kept"]
+    window, part = replace(job.recipe.attention, guide=0), memory(job, model)
+    for layers, share in (({0: job.recipe.attention}, 1), ({0: window, 1: job.recipe.attention}, 0.5)):
+        mixed = memory(replace(job, recipe=replace(job.recipe, attention=PerLayer(layers))), model)
+        assert mixed["activations of a block, about"] == part["activations of a block, about"]
+        assert mixed["cross-attention outputs kept"] == share * part["cross-attention outputs kept"]
+    bare = memory(replace(job, recipe=replace(job.recipe, attention=PerLayer({0: window}))), model)
+    assert 2 * bare["activations of a block, about"] == part["activations of a block, about"]
+    assert "cross-attention outputs kept" not in bare
     # From configurations alone, as where weights are still on the hub.
     assert memory(job, replace(model, kind="hub"))["weights"] == pytest.approx(needs["weights"], rel=0.02)
     bare = replace(model, kind="hub", folder=tmp_path)
@@ -110,6 +119,20 @@ def test_memory_is_told_before_it_starts(invoke: Callable[..., Any], wan: Path, 
     lines = done.stderr.splitlines()
     told = next(n for n, line in enumerate(lines) if line.startswith("refining at 128x128 needs "))
     assert told < next(n for n, line in enumerate(lines) if line.startswith("loading "))
+
+
+def test_weights_of_another_kind_are_counted_by_configuration(wan: Path, tmp_path: Path) -> None:
+    """They are refused where they are opened; a dry run tells what they will need, or that nobody knows."""
+    job, model = job_for(wan), find(str(wan))
+    expected = memory(job, model)["weights"]
+    copy = Path(shutil.copytree(wan, tmp_path / "copy"))
+    for file in copy.glob("*/*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+    assert memory(job, find(str(copy)))["weights"] == pytest.approx(expected, rel=0.02)
+    (copy / "text_encoder" / "config.json").unlink()
+    unknown = memory(job, find(str(copy)))
+    assert unknown["weights of text_encoder"] is None
+    assert 0 < unknown["weights"] < expected
 
 
 def test_rerun_makes_the_same_frames(invoke: Callable[..., Any], wan: Path, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 import vidaccel
 from vidaccel import processors
 from vidaccel.errors import InstallError, PatternError
+from vidaccel.family import family_of
 from vidaccel.grid import Site, TokenLayout
-from vidaccel.patterns import FreeSwim, PerLayer, TopK
-from vidaccel.pipelines.wan import WAN
+from vidaccel.patterns import Dense, FreeSwim, PerLayer, TopK
 from vidaccel.schedule import Schedule
 
 SITE = Site("", 0, "self", "wan")
@@ -26,7 +26,9 @@ def mask_of(pattern: FreeSwim, size: tuple[int, int, int]) -> tuple[torch.Tensor
 
 
 class TwoRows:
-    """Every call carries (window rows, full rows); `mode` is what the call does."""
+    """Every call carries (window rows, full rows); `mode` is what the call does, `branches` how many a step has."""
+
+    branches = 2
 
     def __init__(self, pipe: Any, pattern: FreeSwim, size: tuple[int, int, int], *dense: str) -> None:
         self.mask, self.factor = mask_of(pattern, size)
@@ -35,6 +37,7 @@ class TwoRows:
         self.unguided: tuple[str, ...] = ()
         self.dense = dense
         self.transformer = pipe.transformer
+        self.family = family_of(pipe.transformer)
         self.stock = dict(pipe.transformer.attn_processors)
         pipe.transformer.set_attn_processor({name: self.processor(name) for name in self.stock})
         self.hooks = [
@@ -43,7 +46,7 @@ class TwoRows:
         ]
 
     def before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        step, branch = divmod(self.calls, 2)
+        step, branch = divmod(self.calls, self.branches)
         self.calls += 1
         guided = self.period == 1 or (branch == 0 and step % self.period == 0)
         self.mode = "both" if guided else "kept" if branch == 0 else "alone"
@@ -68,12 +71,12 @@ class TwoRows:
 
     def video(self, attn: Any, hidden_states: Any, rope: Any) -> Any:
         layout = TokenLayout.of((1, 1, hidden_states.shape[1]), block=16)
-        q, k, v = (x.transpose(1, 2) for x in WAN.project(attn, layout, hidden_states, None, None, rope))
+        q, k, v = (x.transpose(1, 2) for x in self.family.project(attn, layout, hidden_states, None, None, rope))
         logits = q @ k.transpose(2, 3) * self.factor / math.sqrt(q.shape[-1])
         windowed = logits.masked_fill(~self.mask, -torch.inf)
         if self.mode == "both":
             windowed = torch.cat([windowed.chunk(2)[0], logits.chunk(2)[1]])
-        return WAN.output(attn, (windowed.softmax(-1) @ v).transpose(1, 2), hidden_states)
+        return self.family.output(attn, (windowed.softmax(-1) @ v).transpose(1, 2), hidden_states)
 
     def remove(self) -> None:
         for hook in self.hooks:
@@ -113,6 +116,39 @@ def test_equals_two_rows_in_every_call(wan: Any, render: Any, guide: int, gib: f
         assert "0.00 GiB on cpu" in note
     assert report.data["calls"][0]["guided"] == "both"
     assert report.summary["effective_density"] > report.summary["delivered_density"]
+
+
+def test_skyreels(render: Any) -> None:
+    pipe, pattern = tiny_pipelines.skyreels(), FreeSwim((4, 4), block=16, guide=2)
+    with vidaccel.accelerate(pipe, pattern, schedule=Schedule()) as run:
+        latents = render(pipe, "ragged")
+    assert [call.guided for call in run.trace.calls] == ["both", "alone", "kept", "alone"] * 2
+    naive = TwoRows(pipe, pattern, (7, 7, 9))
+    torch.testing.assert_close(latents, render(pipe, "ragged"), atol=5e-5, rtol=1e-4)
+    naive.remove()
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize(("guide", "gib", "dense"), [(1, None, (1,)), (2, None, ()), (2, 0.0, (0,)), (3, None, (0, 2))])
+def test_ltx_whose_branches_are_one_call(
+    render: Any, guide: int, gib: float | None, dense: tuple[int, ...], prompts: int
+) -> None:
+    """Its rotary embedding has a row for each sample; layers are dense before the first sparse one, and after it."""
+    pipe = tiny_pipelines.ltx(layers=4)
+    window = FreeSwim((4, 4), block=16, guide=guide, guide_gib=gib)
+    given = {"prompt": ["a cat", "two dogs"][:prompts], "negative_prompt": ["bad", "worse words"][:prompts]}
+    layers = PerLayer({n: Dense() if n in dense else window for n in range(4)})
+    with vidaccel.accelerate(pipe, layers, schedule=Schedule()) as run:
+        latents = render(pipe, "ragged", **given)
+        assert torch.equal(latents, render(pipe, "ragged", **given))
+    naive = TwoRows(pipe, window, (7, 7, 9), *(f"transformer_blocks.{n}." for n in dense))
+    naive.branches, naive.unguided = 1, tuple(f"transformer_blocks.{n}." for n in dense)
+    torch.testing.assert_close(latents, render(pipe, "ragged", **given), atol=5e-5, rtol=1e-4)
+    naive.remove()
+    modes = ["both" if step % guide == 0 else "kept" for step in range(4)]
+    assert [call.guided for call in run.trace.calls[:4]] == modes
+    with vidaccel.accelerate(pipe, FreeSwim((4, 4), block=16), schedule=Schedule()):
+        assert (latents - render(pipe, "ragged", **given)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("dense_layers", [1, 2])
@@ -282,11 +318,10 @@ def test_two_experts(make_wan: Any, render: Any) -> None:
     assert {(call.expert, call.guided) for call in run.trace.calls} == {("high", "both"), ("low", "both")}
 
 
-@pytest.mark.parametrize("family", ["ltx", "cogvideox"])
-def test_families_whose_cross_attention_is_not_known(family: str) -> None:
-    """LTX-Video has one; what is said holds for it too."""
+@pytest.mark.parametrize("family", ["mochi", "cogvideox"])
+def test_families_without_cross_attention(family: str) -> None:
     pipe = getattr(tiny_pipelines, family)()
-    with pytest.raises(InstallError, match=r"knows no cross-attention of \w+ to guide; it knows that of Wan and"):
+    with pytest.raises(InstallError, match=r"knows no cross-attention of \w+ to guide; it knows that of Wan, Sky"):
         vidaccel.accelerate(pipe, FreeSwim((4, 4), block=16, guide=1))
 
 

@@ -45,13 +45,13 @@ ARROWS = {
     "report": BELOW | {"patterns", "recipe"},
     "api": BELOW | {"caching", "choices", "family", "frontdoor", "install", "patterns", "recipe", "report", "schedule"},
     "render": BELOW
-    | {"_samples", "api", "caching", "family", "patterns", "pipelines", "recipe", "report", "reuse", "schedule"}
-    | {"parallel", "streaming"},
+    | {"_samples", "api", "caching", "family", "guide", "patterns", "pipelines", "recipe", "report", "reuse"}
+    | {"parallel", "schedule", "streaming"},
     "caching": BELOW | {"family", "frontdoor", "kernels", "schedule"},
     "reuse": BELOW | {"blocks", "kernels", "patterns", "streaming"},
     "streaming": BELOW,
     "lab": BELOW
-    | {"api", "blocks", "caching", "family", "kernels", "patterns", "pipelines", "recipe", "render", "report"}
+    | {"api", "blocks", "caching", "family", "guide", "kernels", "patterns", "pipelines", "recipe", "render", "report"}
     | {"_samples", "exchange", "parallel", "reuse", "schedule", "streaming", "wrapping"},
     "_samples": set(),
 }

@@ -10,14 +10,16 @@ Math: linear 2 n (4 w^2 + 2 w f [+ 2 w^2 where text has its own cross-attention]
 Source: the scaling argument of Radial Attention (arXiv 2506.19852); `traffic.py` counts everything else, and
     `patterns.gain` knows what cut tiles and holes cost.
 Memory: what serves several steps (`choices`) is held for each layer that is ever sparse and each branch: lists of
-    blocks, and of FlashBlock the output and log-sum-exp of what they leave out.
+    blocks, and of FlashBlock the output and log-sum-exp of what they leave out; and, where FreeSwim's second path has a
+    period, the cross-attention outputs of the layers that it guides, but for those in host memory.
+Second path: where it runs, a sparse call takes as long as a dense one more, and holds twice as much.
 Limits: eager diffusers; embedding and head (a few thousandths) and the first call are left out; blocks count as chosen
     anew at every call (`reselect` 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +29,9 @@ from ..caching import CachePolicy, estimate_bytes
 from ..errors import UsageError
 from ..family import Call, family_named
 from ..grid import Site, TokenLayout, VideoGrid
-from ..patterns import Pattern, Plan, advice, check_model, of_layer, sparse_rate, would_lose
+from ..guide import check_guide, guide_of, layers_here
+from ..guide import kept_bytes as guide_bytes
+from ..patterns import FreeSwim, Pattern, Plan, advice, check_model, of_layer, sparse_rate, would_lose
 from ..patterns.dynamic import EqualRows
 from ..patterns.flashblock import Kept
 from ..pipelines.zoo import RealModel, build, parameters
@@ -196,6 +200,7 @@ def estimate(
     Raises:
         UsageError: a size that does not fit, or an unknown GPU.
         PatternError: a density that the pattern cannot give here.
+        InstallError: a second path that cannot be.
     """
     if gpu not in GPUS:
         raise UsageError(f"gpu {gpu!r} is unknown here; known: {', '.join(GPUS)}")
@@ -236,10 +241,12 @@ def estimate(
         "activations_gib": held,
         "mask_gib": mask_bytes(model, grid) / GIB,
     }
-    shares, depth = [0.0] * steps, sum(model.layers.values())
+    shares, depth, beside = [0.0] * steps, sum(model.layers.values()), 0.0
     if attention is not None:
         schedule = schedule or Schedule()
         check_model(attention, depth, model.heads)
+        if guide := guide_of(attention, range(depth)):
+            check_guide(guide[0], model.transformer, cross=model.cross, experts=model.experts > 1)
         layout, site = _first_layer(model, grid, attention.block)
         plan, first = attention.plan(layout, density, site), of_layer(attention, site.index)
         useless = advice(first, plan, layout, density, site, forced=schedule.even_if_slower)
@@ -249,6 +256,11 @@ def estimate(
         visited = kept_pairs(grid, model.joint_text, min(1.0, plan.visited))
         slots = plan.layout.video_blocks * plan.layout.block
         selection = choosing_ms(plan, model, rates)
+        kept = kept_bytes(plan, model, calls) * max(shares) / GIB
+        if guide and max(shares):
+            kept += _guide_gib(*guide, model, grid)
+            beside = sum(_guided(shares, guide[0].guide)) * (calls if guide[0].guide == 1 else 1) * parts.call / 1e3
+            found["activations_gib"] = held = 2 * held
         found |= {
             "pattern": attention.name,
             "requested": density,
@@ -258,7 +270,7 @@ def estimate(
             "padding": 1 - grid.tokens / slots,
             "rule": plan.rule,
             "notes": [*plan.notes, *told],
-            "kept_gib": kept_bytes(plan, model, calls) * max(shares) / GIB,
+            "kept_gib": kept,
             "selection_ms": selection,
             "sparse_ms": parts.sparse(visited, sparse_rate(plan, parts.rate), selection),
             "bound": parts.call / parts.bound(visited),
@@ -276,7 +288,7 @@ def estimate(
         ran = range(steps) if cache is None else spread(steps, computed or steps)
         # A forecast step runs the first layer of the branch that decides, and little else.
         skipped = (steps - len(ran)) * parts.call / depth
-        found["video_s"] = (sum(per_step[step] for step in ran) * calls + skipped) / 1e3
+        found["video_s"] = (sum(per_step[step] for step in ran) * calls + skipped) / 1e3 + beside
         found["video_speedup"] = found["dense_video_s"] / found["video_s"]
     return found
 
@@ -312,6 +324,21 @@ def kept_bytes(plan: Plan, model: RealModel, calls: int) -> float:
     chosen = plan.select.part if isinstance(plan.select, Kept) else plan.select
     lists = 4 * layout.video_blocks * chosen.kept if isinstance(chosen, EqualRows) else 0
     return float(sum(model.layers.values()) * calls * model.batch * model.heads * (rest + lists))
+
+
+def _guide_gib(guide: FreeSwim, layers: Set[int], model: RealModel, grid: VideoGrid) -> float:
+    """GiB of the cross-attention outputs that a second path keeps on the GPU."""
+    size = guide_bytes(1, model.batch, grid.tokens, model.width, torch.bfloat16)
+    return layers_here(guide, len(layers), size) * size / GIB
+
+
+def _guided(shares: Sequence[float], period: int) -> list[float]:
+    """The shares of the steps in which a second path runs: the first sparse one, and every so many from there on."""
+    found: dict[int, float] = {}
+    for step, share in enumerate(shares):
+        if share and step - max(found, default=-period) >= period:
+            found[step] = share
+    return list(found.values())
 
 
 def _first_layer(model: RealModel, grid: VideoGrid, block: int) -> tuple[TokenLayout, Site]:

@@ -199,8 +199,8 @@ def _sections(length: Sequence[int], block: int) -> Iterator[Sides]:
             yield t, y, 0
 
 
-def cheapest_box(axes: Sequence[Axis], block: int, sink: int = 0) -> Forecast:
-    """The box that touches the fewest tiles, see `cheapest`."""
+def cheapest_box(axes: Sequence[Axis], block: int, sink: int = 0, *, filled: bool = False) -> Forecast:
+    """The box that touches the fewest tiles, see `cheapest`; with `filled`, of those that the sink fills."""
     counts = [
         [
             min(_Counts.of(axis, side, fold, first) for fold in sorted({1, axis.fold}))
@@ -208,9 +208,10 @@ def cheapest_box(axes: Sequence[Axis], block: int, sink: int = 0) -> Forecast:
         ]
         for axis, first in zip(axes, (sink, 0, 0), strict=True)
     ]
+    thick = [t for t in range(1, len(counts[0]) + 1) if not filled or sink % t == 0]
     boxes = (
         (t, y, x)
-        for t, y in itertools.product(range(1, len(counts[0]) + 1), range(1, len(counts[1]) + 1))
+        for t, y in itertools.product(thick, range(1, len(counts[1]) + 1))
         for x in range(1, min(len(counts[2]), block // (t * y)) + 1)
     )
     forecasts = (

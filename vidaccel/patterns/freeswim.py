@@ -41,8 +41,8 @@ class FreeSwim:
         sink_frames: first latent frames that every query sees, in whole tiles.
         logit_scale: r above; 1 leaves the logits alone, the authors take 2 at every size (1.046 for 30x52 tokens).
         guide: every how many steps a second path with full attention runs, whose cross-attention guides this one; 0 for
-            never. 1 guides both branches at every step; from 2 on the conditional branch alone, and in between what the
-            second path has said is kept. The authors take 2.
+            never. 1 guides both branches at every step; from 2 on the conditional branch alone (both where they are one
+            call, as in LTX-Video), and in between what the second path has said is kept. The authors take 2.
         guide_gib: GiB that this may take on the GPU; the rest waits in host memory. None: all is on the GPU.
     """
 
@@ -106,8 +106,9 @@ class FreeSwim:
             assert native is not None
             height, width = native
             window = (grid.t, min(height // 2 * 2 + 1, grid.y), min(width // 2 * 2 + 1, grid.x))
+            forecast = tile_order(_axes(grid, window), self.tile, self.block, self.sink_frames)
         else:
-            window = settle(
+            window, forecast = settle(
                 lambda target: self._solve(grid, target),
                 lambda window: _axes(grid, window),
                 density,
@@ -116,13 +117,13 @@ class FreeSwim:
                 self.sink_frames,
             )
         axes = _axes(grid, window)
-        forecast = tile_order(axes, self.tile, self.block, self.sink_frames)
         plan = product_plan(layout, [axes], forecast, self.block, f"window {sides(window)}", density, self.sink_frames)
         if self.guide:
-            often = "every step" if self.guide == 1 else f"one of {self.guide} steps of the conditional branch"
-            plan = replace(
-                plan, notes=(*plan.notes, f"in {often} a second path attends to all; densities leave it out")
-            )
+            often = "every step"
+            if self.guide > 1:
+                often = f"one of {self.guide} steps (of the conditional branch, where it has calls of its own)"
+            note = f"in {often} a second path attends to all; densities leave it out"
+            plan = replace(plan, notes=(*plan.notes, note))
         if native is None or self.logit_scale == 1:
             return plan
         tokens = math.prod(native)

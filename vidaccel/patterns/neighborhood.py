@@ -97,8 +97,9 @@ class Neighborhood:
         self._check_dilation(grid)
         if density is None:
             window = self._fitting(grid)
+            forecast = tile_order(self._axes(grid, window), self.tile, self.block, self.sink_frames)
         else:
-            window = settle(
+            window, forecast = settle(
                 lambda target: self._solve(grid, density, target),
                 lambda window: self._axes(grid, window),
                 density,
@@ -107,7 +108,6 @@ class Neighborhood:
                 self.sink_frames,
             )
         axes = self._axes(grid, window)
-        forecast = tile_order(axes, self.tile, self.block, self.sink_frames)
         parts = [f"window {sides(window)}"]
         parts += [
             f"{name} {sides(value)}"

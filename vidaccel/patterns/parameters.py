@@ -85,9 +85,14 @@ def check_heads(pattern: str, named: int, heads: int) -> None:
         )
 
 
+def is_beyond(density: float, nearest: float) -> bool:
+    """The nearest that a pattern has is too far from a density that was asked for."""
+    return nearest > 2 * density
+
+
 def check_reached(density: float | None, nearest: float, rule: str, grid: VideoGrid, instead: str = "") -> None:
     """Raise PatternError where the nearest that a pattern has is more than twice the density that was asked for."""
-    if density is not None and nearest > 2 * density:
+    if density is not None and is_beyond(density, nearest):
         ways = [f"ask for density {nearest:.3g} or more" if nearest < 1 else "run it dense", instead]
         raise PatternError(
             f"density {density:.3g} was asked for, but the nearest there is on a {grid} grid, {rule}, keeps "

@@ -17,8 +17,8 @@ from ..blocks import BlockMask, Window
 from ..errors import PatternError
 from ..grid import TokenLayout
 from ..order import Sides
-from .axes import Axis, Forecast, tile_order
-from .parameters import check_reached
+from .axes import Axis, Forecast, cheapest_box, tile_order
+from .parameters import check_reached, is_beyond
 from .plan import Plan
 from .solve import TOLERANCE
 from .touched import joined
@@ -29,10 +29,12 @@ _MOST_ROUNDS = 4
 def settle(
     solve: Callable[[float], Sides], axes_of: Callable[[Sides], Sequence[Axis]], density: float, tile: Sides | None,
     block: int, sink: int,
-) -> Sides:  # fmt: skip
-    """A window whose density, with the sink's tiles, is nearest to one that is asked for.
+) -> tuple[Sides, Forecast]:  # fmt: skip
+    """A window whose density, with the sink's tiles, is nearest to one that is asked for, and its tile order.
 
-    The thickness of the sink depends on the tile, and the best tile on the window, so a few rounds decide.
+    The thickness of the sink depends on the tile, and the best tile on the window, so a few rounds decide. Where the
+    cheapest ones keep too much for the density to be reached at all, the sink fills its tiles: these are thinner, and
+    cost more blocks for what they keep.
 
     Args:
         solve: the window for a density without a sink.
@@ -43,19 +45,27 @@ def settle(
         sink: first frames that every query sees, in whole tiles.
     """
     if not sink:
-        return solve(density)
-    found: list[tuple[float, Sides]] = []
-    shares = [0.0]
-    while len(shares) <= _MOST_ROUNDS and shares[-1] not in shares[:-1]:
-        share = shares[-1]
+        window = solve(density)
+        return window, tile_order(axes_of(window), tile, block, sink)
+    found: list[tuple[float, Sides, Forecast]] = []
+
+    def take(share: float, *, filled: bool) -> float:
+        """Solve for the rest of a share; returns the share that the sink really has."""
         window = solve(max(density - share, 0) / (1 - share) if share < 1 else 0.0)
         axes = axes_of(window)
-        order = tile_order(axes, tile, block, sink)
+        order = cheapest_box(axes, block, sink, filled=True) if filled else tile_order(axes, tile, block, sink)
         first = axes[0].sink(order.tile[0], order.fold[0], sink).repeat_interleave(order.tile[0])
-        shares.append(float(first[: len(axes[0].rank)].double().mean()))
-        kept = shares[-1] + (1 - shares[-1]) * math.prod(axis.density for axis in axes)
-        found.append((abs(kept - density), window))
-    return min(found)[1]
+        share = float(first[: len(axes[0].rank)].double().mean())
+        kept = share + (1 - share) * math.prod(axis.density for axis in axes)
+        found.append((abs(kept - density), window, order))
+        return share
+
+    shares = [0.0]
+    while len(shares) <= _MOST_ROUNDS and shares[-1] not in shares[:-1]:
+        shares.append(take(shares[-1], filled=False))
+    if tile is None and is_beyond(density, density + min(found)[0]):
+        take(sink / len(axes_of(found[0][1])[0].rank), filled=True)
+    return min(found)[1:]
 
 
 def product_plan(

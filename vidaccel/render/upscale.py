@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from ..errors import UsageError
+from ..guide import guide_of, kept_bytes, layers_here
 from ..patterns import FreeSwim
 from ..recipe import Recipe
 from .models import Model
@@ -139,12 +140,13 @@ def memory(job: ReadyJob, model: Model) -> dict[str, float | None]:
     width = config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)
     tokens, itemsize = model.grid(*job.size, job.num_frames).tokens, job.torch_dtype.itemsize
     pattern = job.recipe.attention
-    guide = pattern.guide if isinstance(pattern, FreeSwim) else 0
+    asked = None if pattern is None else guide_of(pattern, range(model.layers))
+    guide, guided = asked or (FreeSwim(), set())
     # Residual stream and norm in fp32, q, k, v, their turned copies, output; the feed-forward layer's two.
     held = tokens * (itemsize * (8 * width + 2 * config.get("ffn_dim", 4 * width)) + 8 * width)
-    kept = model.layers * tokens * width * itemsize if guide > 1 else 0
-    limit = pattern.guide_gib if isinstance(pattern, FreeSwim) else None
-    here = kept if limit is None else min(kept, int(limit * 2**30))
+    kept = kept_bytes(1, 1, tokens, width, job.torch_dtype)
+    here = layers_here(guide, len(guided), kept)
+    waiting = len(guided) - here if guide.guide > 1 else 0
     height, width_px = job.size
     parts = _weight_bytes(model, job)
     known = [size for size in parts.values() if size is not None]
@@ -154,10 +156,10 @@ def memory(job: ReadyJob, model: Model) -> dict[str, float | None]:
         "weights": weights,
         **{f"weights of {name}": None for name, size in parts.items() if size is None},
         "weights in host memory": sum(known) - weights,
-        _BLOCK: held * (2 if guide else 1),
-        _KEPT: here,
+        _BLOCK: held * (2 if guided else 1),
+        _KEPT: here * kept,
         _DECODER: _DECODED * model.vae.get("base_dim", 96) * 4 * height * width_px * _VAE_ITEMSIZE,
-        "cross-attention outputs in host memory": kept - here,
+        "cross-attention outputs in host memory": waiting * kept,
         "frames in host memory": 3 * 4 * job.num_frames * height * width_px,
     }
     return {name: None if size is None else size / 2**30 for name, size in found.items() if size != 0}
@@ -170,12 +172,14 @@ def most(needs: Mapping[str, float | None]) -> float:
 
 
 def _weight_bytes(model: Model, job: ReadyJob) -> dict[str, int | None]:
-    """Bytes of each part's weights as they are loaded; a hub's by its configuration, if that is there."""
-    names = ("text_encoder", "transformer", "vae")
-    if model.kind == "hub":
-        count = {name: _configured(model, name) for name in names}
-    else:
-        count = {name: sum(map(_parameters, (model.folder / name).glob("*.safetensors"))) for name in names}
+    """Bytes of each part's weights as they are loaded.
+
+    Of what is on the hub, or here without safetensors, by its configuration, if that is there.
+    """
+    count: dict[str, int | None] = {}
+    for name in ("text_encoder", "transformer", "vae"):
+        files = [] if model.kind == "hub" else sorted((model.folder / name).glob("*.safetensors"))
+        count[name] = sum(map(_parameters, files)) if files else _configured(model, name)
     itemsize = {"vae": _VAE_ITEMSIZE}
     return {
         name: None if number is None else number * itemsize.get(name, job.torch_dtype.itemsize)

@@ -12,12 +12,23 @@ import torch
 
 from vidaccel.api import DEFAULT_SCHEDULE
 from vidaccel.caching import CGTaylor
-from vidaccel.errors import PatternError, UsageError
+from vidaccel.errors import InstallError, PatternError, UsageError
 from vidaccel.grid import VideoGrid
 from vidaccel.lab import traffic as counted
 from vidaccel.lab.estimate import GPUS, Parts, choosing_ms, estimate, flops, gpu_key, kept_pairs, planned, spread
 from vidaccel.lab.traffic import selection, traffic
-from vidaccel.patterns import Ann, Dense, FlashBlock, FreeSwim, Neighborhood, PerLayer, Radial, TopK, sparse_rate
+from vidaccel.patterns import (
+    Ann,
+    Dense,
+    FlashBlock,
+    FreeSwim,
+    Neighborhood,
+    Pattern,
+    PerLayer,
+    Radial,
+    TopK,
+    sparse_rate,
+)
 from vidaccel.pipelines.zoo import REAL_MODELS, real_model
 from vidaccel.recipe import pattern_from
 from vidaccel.schedule import Schedule
@@ -212,6 +223,44 @@ def test_what_flashblock_keeps_is_counted() -> None:
     assert not found["fits"]
     each = estimate(model, model.size, attention=TopK(), density=0.5)
     assert each["kept_gib"] == 0 < estimate(model, model.size, attention=TopK(reselect=5), density=0.5)["kept_gib"]
+
+
+def test_a_second_path_is_counted_in_layers_of_its_own_too() -> None:
+    """A dense call more where it runs, its rows, and what it keeps of the layers that it guides."""
+    model = real_model("wan2.1-1.3b")
+    size = (720, 1280, 17)
+    one = 5 * 45 * 80 * 1536 * 2 / 2**30
+
+    def found(pattern: Pattern, dense_steps: int = 0) -> dict[str, Any]:
+        return estimate(model, size, attention=pattern, schedule=Schedule(dense_steps=dense_steps))
+
+    alone = found(FreeSwim())
+    for pattern, layers in (
+        (FreeSwim(guide=2), 30),
+        (PerLayer({0: FreeSwim(), 20: FreeSwim(guide=2)}), 10),
+        (FreeSwim(guide=2, guide_gib=2.5 * one), 2),
+        (FreeSwim(guide=1), 0),
+    ):
+        guided = found(pattern)
+        assert guided["kept_gib"] == pytest.approx(layers * one)
+        assert guided["activations_gib"] == 2 * alone["activations_gib"]
+        assert guided["peak_gib"] == pytest.approx(
+            guided["weights_gib"] + guided["activations_gib"] + guided["kept_gib"]
+        )
+    # Of 50 steps: both branches of all, the conditional one of every third, and of every third after 12 dense ones.
+    for pattern, dense_steps, calls in (
+        (FreeSwim(guide=1), 0, 100),
+        (FreeSwim(guide=3), 0, 17),
+        (FreeSwim(guide=3), 12, 13),
+    ):
+        more = found(pattern, dense_steps)["video_s"] - found(FreeSwim(), dense_steps)["video_s"]
+        assert more == pytest.approx(calls * alone["dense_ms"] / 1e3)
+    assert found(FreeSwim(guide=2), 50)["kept_gib"] == 0
+    hunyuan = real_model("hunyuan-video")
+    with pytest.raises(InstallError, match="knows no cross-attention of HunyuanVideoTransformer3DModel"):
+        estimate(hunyuan, hunyuan.size, attention=PerLayer({0: Radial(), 9: FreeSwim(guide=1)}), density=0.3)
+    with pytest.raises(InstallError, match=r"two experts.*use guide=1"):
+        estimate(real_model("wan2.2-a14b"), size, attention=FreeSwim(guide=2))
 
 
 def test_an_all_dense_schedule_is_told() -> None:

@@ -194,6 +194,22 @@ def test_first_frames_leave_a_density_that_thin_tiles_reach():
     assert plan.layout.tile[0] == 1
 
 
+def test_first_frames_leave_inward_windows_a_density_that_thin_tiles_reach():
+    """The cheapest tile is two frames thick and keeps 0.335 in any case; one that the sink fills keeps half of that."""
+    layout = TokenLayout.of((6, 16, 24))
+    thin = FreeSwim(sink_frames=1).plan(layout, 0.15, SITE)
+    assert thin.delivered == pytest.approx(1 / 6, rel=0.02)
+    assert thin.layout.tile[0] == 1
+    assert thin.mask.block_map()[:, :, :3].bool().all()
+    assert any("comes no nearer to 0.15" in note for note in thin.notes)
+    # Where the cheap one will do it stays: it touches fewer blocks, and keeps more.
+    assert FreeSwim(sink_frames=1).plan(layout, 0.2, SITE).layout.tile[0] == 2
+    with pytest.raises(PatternError, match=r"keeps 0\.335"):
+        FreeSwim(sink_frames=1, tile=(2, 8, 8)).plan(layout, 0.15, SITE)
+    with pytest.raises(PatternError, match="ask for fewer sink_frames"):
+        FreeSwim(sink_frames=2).plan(layout, 0.15, SITE)
+
+
 def test_inward_window_at_published_sizes():
     wan = replace(SITE, native=(30, 52))
     plan = FreeSwim().plan(TokenLayout.of((21, 68, 120)), None, wan)
