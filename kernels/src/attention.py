@@ -136,7 +136,7 @@ def _attention(
     record = trace.current()
     if record is not None:
         key = (name, problem)
-        if record.trace is not None and key not in record.trace.checked and canary.possible(q.device):
+        if record.trace is not None and out.numel() and key not in record.trace.checked and canary.possible(q.device):
             comparisons = canary.compare(out, lse, q, k, v, rows, scale, key_bias)
             canary.check(comparisons, f"the {name} kernel in {record.site} ({problem})")
             record.trace.checked.add(key)
@@ -244,8 +244,11 @@ def _check_rows(q: torch.Tensor, k: torch.Tensor, rows: Rows) -> None:
             f"{tuple(rows.ptr.shape)} starts of rows (ptr) were given for {tuple(rows.n_full.shape)} rows (n_full); "
             "give one for each row of each head, and one more, where the last one ends"
         )
-    if rows.heads not in (1, q.shape[2]):
-        raise MaskError(f"a mask of {rows.heads} heads was given for {q.shape[2]} heads; give 1 or as many")
+    if rows.n_full.shape[0] not in (rows.q_blocks, q.shape[2] * rows.q_blocks):
+        raise MaskError(
+            f"a mask of {rows.n_full.shape[0]} rows, {rows.q_blocks} a head, was given for {q.shape[2]} heads; "
+            "give 1 or as many"
+        )
     for name, length, blocks in (("q", q.shape[1], rows.q_blocks), ("k", k.shape[1], rows.k_blocks)):
         if -(-length // rows.block) != blocks:
             raise MaskError(

@@ -59,9 +59,11 @@ def compare(
     Waits for the device. Shapes as in `vidaccel.kernels.attention`; the sample is the same in every run.
     """
     generator = torch.Generator().manual_seed(0)
-    sample = int(torch.randint(q.shape[0], (), generator=generator))
-    heads = torch.randperm(q.shape[2], generator=generator)[:HEADS].to(q.device)
-    slots = torch.randint(q.shape[1], (ROWS // len(heads),), generator=generator).to(q.device)
+    # Somebody's default may be another device than the generator's.
+    with torch.device(generator.device):
+        sample = int(torch.randint(q.shape[0], (), generator=generator))
+        heads = torch.randperm(q.shape[2], generator=generator)[:HEADS].to(q.device)
+        slots = torch.randint(q.shape[1], (ROWS // len(heads),), generator=generator).to(q.device)
 
     q, k, v, out, lse = (x[sample : sample + 1] for x in (q, k, v, out, lse))
     if rows is not None and rows.k_len.ndim == 2 and rows.k_len.shape[0] > 1:

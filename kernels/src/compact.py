@@ -46,6 +46,7 @@ def best_blocks(scores: torch.Tensor, forced: torch.Tensor, kept: int, layout: T
 def likeliest_blocks(likely: torch.Tensor, forced: torch.Tensor, kept: int, layout: TokenLayout) -> BlockMask:
     """See `select.likeliest_blocks`; here with probabilities (h, video blocks, video blocks)."""
     heads, video, _ = likely.shape
+    kept = min(kept, video)
     likely = likely.float().contiguous()
     cut, found = common_cut(likely, forced, kept * video * heads)
     above, at = found.unbind(-1)
@@ -130,7 +131,7 @@ def keep_best(
     heads, rows, n = scores.shape
     idx = ptr.new_empty(length)
     with torch.cuda.device_of(scores):
-        _kernels().keep_best[ptr.shape[0] // heads, heads](
+        _kernels().keep_best[(ptr.shape[0] - 1) // heads, heads](
             scores,
             None if forced is None else forced.view(torch.uint8),
             ptr,

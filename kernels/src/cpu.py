@@ -39,12 +39,12 @@ def run(
     b, lq, h, _ = q.shape
     if not q.numel() or not k.shape[1]:
         # torch's own kernel divides by these sizes.
-        return q.new_zeros(q.shape), torch.full((b, h, lq), -torch.inf)
+        return q.new_zeros(q.shape), q.new_full((b, h, lq), -torch.inf, dtype=torch.float32)
     if rows is None:
         out, lse = _attend(q, k, v, scale, None if key_bias is None else key_bias[:, :, None])
         return out.contiguous(), lse.contiguous()
     out = q.new_zeros(q.shape)
-    lse = torch.full((b, lq, h), -torch.inf)
+    lse = q.new_full((b, lq, h), -torch.inf, dtype=torch.float32)
     for sample in range(b):
         own, bias = rows, None
         if rows.k_len.ndim == 2:

@@ -76,7 +76,9 @@ def plan(rows: Rows, heads: int, lq: int, lk: int) -> Plan:
     for made in known:
         if made.sizes == sizes and _same(made.source, source):
             return made.plan
-    made = _Made(tuple(x.clone() for x in source), sizes, _make(rows, heads, lq, lk))
+    # Somebody's default may be another device.
+    with torch.device("cpu"):
+        made = _Made(tuple(x.clone() for x in source), sizes, _make(rows, heads, lq, lk))
     known[:] = [made, *known[: _MADE_OF_ONE_MASK - 1]]
     return made.plan
 

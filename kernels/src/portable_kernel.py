@@ -22,6 +22,7 @@ def _attend_tile(
     scale,
     k_stride,
     v_stride,
+    bias_stride,
     D: tl.constexpr,
     KEYS: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -39,7 +40,7 @@ def _attend_tile(
     else:
         s = tl.dot(q, tl.trans(k), input_precision="ieee")
     if BIAS:
-        s = s * scale + 1.4426950408889634 * tl.load(bias_base + within, mask=token, other=0.0)[None, :]
+        s = s * scale + 1.4426950408889634 * tl.load(bias_base + within * bias_stride, mask=token, other=0.0)[None, :]
     s = tl.where(inside if WINDOW else token[None, :], s, float("-inf"))
     # The scale is folded into the exponent: one multiply-add for each score.
     factor = 1.0 if BIAS else scale
@@ -149,6 +150,7 @@ def block_sparse(
             scale,
             k_l,
             v_l,
+            bias_l,
             D,
             KEYS,
             False,
@@ -183,6 +185,7 @@ def block_sparse(
                     scale,
                     k_l,
                     v_l,
+                    bias_l,
                     D,
                     KEYS,
                     True,

@@ -69,14 +69,17 @@ def sampled(
     # Keys that none of these queries keeps may hold anything, and 0 x NaN is NaN.
     unused = ~keep.any(-2)[..., None]
     k, v = (x.masked_fill(unused, 0).to(dtype) for x in (k, v))
-    scores = (q.to(dtype) @ k.transpose(-1, -2)).to(high) * scale
-    if key_bias is not None:
-        bias = key_bias if key_bias.shape[1] == 1 else key_bias.index_select(1, heads)
-        scores = scores + bias[:, :, None].to(high)
-    scores = scores.masked_fill(~keep, -torch.inf)
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp()
-    return (weights.to(dtype) @ v).transpose(1, 2).to(high), lse
+    # What the caller lets torch do in 16 bits is not for the definition.
+    with torch.autocast("cpu" if q.is_meta else q.device.type, enabled=False):
+        # Scaled first: products may pass the largest number of fp16, in which a kernel adds nothing up.
+        scores = ((q.to(dtype) * scale) @ k.transpose(-1, -2)).to(high)
+        if key_bias is not None:
+            bias = key_bias if key_bias.shape[1] == 1 else key_bias.index_select(1, heads)
+            scores = scores + bias[:, :, None].to(high)
+        scores = scores.masked_fill(~keep, -torch.inf)
+        lse = scores.logsumexp(-1)
+        weights = (scores - lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp()
+        return (weights.to(dtype) @ v).transpose(1, 2).to(high), lse
 
 
 def kept(rows: Rows | None, slots: torch.Tensor, heads: torch.Tensor, lk: int) -> torch.Tensor:

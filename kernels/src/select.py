@@ -77,7 +77,9 @@ def with_means(x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
 
 def block_scores(q: torch.Tensor, k: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
     """(h, video blocks, video blocks) fp32: products of the means of query and key blocks; q, k (1, slots, h, d)."""
-    return block_means(q, layout) @ block_means(k, layout).transpose(1, 2)
+    # Under autocast torch would give them in 16 bits.
+    with torch.autocast("cpu" if q.is_meta else q.device.type, enabled=False):
+        return block_means(q, layout) @ block_means(k, layout).transpose(1, 2)
 
 
 def best_blocks(scores: torch.Tensor, forced: torch.Tensor, kept: int, layout: TokenLayout) -> BlockMask:

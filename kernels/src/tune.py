@@ -103,7 +103,11 @@ def fastest(candidates: Sequence[C], key: Key, milliseconds: Callable[[Sequence[
 
 def file() -> Path:
     """Where choices are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vidaccel" / "tuned.json"
+    try:
+        place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # In containers users may have no home.
+        place = Path(tempfile.gettempdir())
+    return place / "vidaccel" / "tuned.json"
 
 
 def stored() -> dict[Key, tuple[int, ...]]:

@@ -104,6 +104,10 @@ def test_refusals(make_case: Callable[..., Any]) -> None:
         (MaskError, "k_len is torch.float32", (q, k, v, dataclasses.replace(mask, k_len=mask.lengths.float())), {}),
         (MaskError, "starts of rows", (q, k, v, dataclasses.replace(mask, ptr=mask.ptr[:-1])), {}),
     ]
+    more = dataclasses.replace(
+        mask, ptr=torch.cat([mask.ptr, mask.ptr[-1:]]), n_full=torch.cat([mask.n_full, mask.n_full[:1]])
+    )
+    refused.append((MaskError, "13 rows, 6 a head, was given for 2 heads", (q, k, v, more), {}))
     long = dataclasses.replace(mask.layout, q_len=mask.layout.q_len.long(), k_len=mask.layout.k_len)
     refused.append((MaskError, "q_len is torch.int64", (q, k, v, dataclasses.replace(mask, layout=long)), {}))
     per_sample = dataclasses.replace(mask, layout=mask.layout.with_valid_text(torch.tensor([1, 2, 3])))
@@ -167,6 +171,30 @@ def test_a_bias_of_any_strides_reaches_the_kernel_key_by_key(monkeypatch: pytest
     assert torch.equal(passed, bias / 0.5)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_defaults_that_somebody_set_change_nothing(
+    make_case: Callable[..., Any], record: CallRecord, backend: str
+) -> None:
+    """Of dtype, of device and of what autocast computes in."""
+    case = make_case(window=True, bias=(1, 1))
+    plain = attention(case.q, case.k, case.v, **case.kwargs(backend))
+    before = torch.get_default_dtype()
+    for dtype, device, autocast in ((torch.bfloat16, "cpu", False), (before, "meta", False), (before, "cpu", True)):
+        other = make_case(window=True, bias=(1, 1))
+        assert record.trace is not None
+        record.trace.checked.clear()
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                found = attention(other.q, other.k, other.v, **other.kwargs(backend))
+        finally:
+            torch.set_default_dtype(before)
+        for one, true in zip(found, plain, strict=True):
+            assert one.dtype == torch.float32
+            assert torch.equal(one, true)
+        assert len(record.trace.checked) == 1
+
+
 def test_what_graphs_were_recorded_with_stays() -> None:
     first = Rows.dense(70, 70, 16, torch.device("cpu"))
     for n in range(40):
@@ -211,6 +239,24 @@ def test_nan_in_the_input_is_not_the_kernels_fault(make_case: Callable[..., Any]
     attention(*(torch.randn(1, 8, 2, 16) for _ in range(3)))
     with pytest.raises(BackendError, match=r"the input of the cpu kernel in blocks\.1\.attn1 .* has NaN"):
         attention(case.q, case.k, case.v, case.mask)
+
+
+@pytest.mark.parametrize("sizes", [(1, 0, 4, 2), (0, 4, 4, 2), (1, 4, 4, 0), (1, 4, 0, 2)])
+def test_nothing_is_not_checked(record: CallRecord, sizes: tuple[int, int, int, int]) -> None:
+    b, lq, lk, heads = sizes
+    out, _ = attention(torch.randn(b, lq, heads, 16), *(torch.randn(b, lk, heads, 16) for _ in range(2)))
+    assert torch.equal(out, torch.zeros(b, lq, heads, 16))
+    assert record.kernels == ["cpu"]
+
+
+def test_products_beyond_fp16_are_no_nan(record: CallRecord) -> None:
+    """Kernels add up in fp32, and logits are scaled."""
+    q, k = torch.full((1, 8, 2, 128), 30.0).half(), torch.full((1, 8, 2, 128), 20.0).half()
+    v = torch.randn(1, 8, 2, 128).half()
+    assert (q @ k.transpose(-1, -2)).isinf().any()
+    attention(q, k, v)
+    assert record.trace is not None
+    assert len(record.trace.checked) == 1
 
 
 @pytest.mark.parametrize("kind", ["out", "lse", "nan"])

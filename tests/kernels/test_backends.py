@@ -79,6 +79,17 @@ def test_portable_interpreted(make_case: Callable[..., Any], kind: dict[str, obj
 
 
 @needs_interpreter
+@pytest.mark.parametrize("window", [False, True])
+def test_portable_interpreted_bias_of_any_strides(make_case: Callable[..., Any], window: bool) -> None:
+    pytest.importorskip("triton")
+    case = make_case(window=window, bias=(1, 2))
+    apart = case.key_bias.transpose(1, 2).contiguous().transpose(1, 2)
+    for bias in (apart, torch.full((1, 1, 1), 0.5).expand(1, 2, case.k.shape[1])):
+        other = dataclasses.replace(case, key_bias=bias)
+        other.assert_right(attention(other.q, other.k, other.v, **other.kwargs("portable")))
+
+
+@needs_interpreter
 @pytest.mark.parametrize(
     ("dtype", "block", "d"),
     [(torch.float16, 64, 64), (torch.float16, 128, 32), (torch.bfloat16, 32, 32), (torch.float32, 128, 16)],

@@ -62,7 +62,7 @@ def assert_same(found: BlockMask, expected: BlockMask) -> None:
 
 
 def numbers_of_blocks(n: int) -> list[int]:
-    return sorted({n // 3 + 1, n})
+    return sorted({n // 3 + 1, n, n + 1})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -81,9 +81,20 @@ def test_means(layout: TokenLayout, dtype: torch.dtype, device: str) -> None:
         torch.testing.assert_close(found.cpu().double(), exact, atol=1e-6, rtol=1e-5)
 
 
-def test_best_blocks(layout: TokenLayout, device: str) -> None:
+def test_scores_are_fp32_under_autocast(device: str) -> None:
+    layout = TokenLayout.of((2, 4, 8), block=16).to(device)
+    q, k = (noise(1, layout.slots, 2, 16).to(device) for _ in range(2))
+    plain = select.block_scores(q, k, layout)
+    with torch.autocast(device, torch.bfloat16):
+        found = select.block_scores(q, k, layout)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_best_blocks(layout: TokenLayout, device: str, heads: int) -> None:
     n = layout.video_blocks
-    own, scores = torch.eye(n, dtype=torch.bool), troubled(n)
+    own, scores = torch.eye(n, dtype=torch.bool), troubled(n)[:heads]
     for kept in numbers_of_blocks(n):
         found = compact.best_blocks(scores.to(device), own.to(device), kept, layout.to(device))
         assert_same(found, select.best_blocks(scores, own, kept, layout))
@@ -108,9 +119,10 @@ def test_rows_of_other_keys_keep_what_a_tensor_says(keys: int, device: str, monk
         checked(expected)
 
 
-def test_likeliest_blocks(layout: TokenLayout, device: str) -> None:
+@pytest.mark.parametrize("heads", [1, 2])
+def test_likeliest_blocks(layout: TokenLayout, device: str, heads: int) -> None:
     n = layout.video_blocks
-    own, scores = torch.eye(n, dtype=torch.bool), 3 * noise(2, n, n)
+    own, scores = torch.eye(n, dtype=torch.bool), 3 * noise(heads, n, n)
     # Half of the rows have many equals, in themselves and among each other.
     scores[:, ::2] = scores[:, ::2].round().sort(-1).values
     scores[:, ::4] = scores[:, :1].clone()

@@ -127,6 +127,18 @@ def test_a_folder_that_cannot_be_written_is_said(
     assert "cannot be written" in caplog.text
 
 
+def test_who_has_no_home_has_a_file_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    monkeypatch.setattr(tune.tempfile, "tempdir", str(tmp_path))
+    assert tune.fastest(CANDIDATES, KEY, Clock(2.0, 1.0, 3.0)) == CANDIDATES[1]
+    assert tune.file().is_relative_to(tmp_path)
+    assert tune.stored() == {KEY: (64, 8)}
+
+
 def test_the_kernel_that_serves_is_tuned_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     tuned: list[bool] = []
     monkeypatch.setattr(gluon, "can_run", lambda problem: Verdict(not problem.partial))
