@@ -77,7 +77,7 @@ class FlashBlock:
         part: the pattern that is always fresh, or the recipe of one; it must not move or merge tokens.
         every: how many steps a rest serves.
         threshold: relative error of a head's output from which it is computed whole; 0 does so always.
-        probe: rows that see everything anew at every step, to measure it.
+        probe: rows of the video that see everything anew at every step, to measure it.
     """
 
     name: ClassVar[str] = "flashblock"
@@ -161,7 +161,9 @@ class FlashBlock:
             )
         made = part.layout
         count = min(self.probe, made.grid.tokens)
-        rows = made.slot_of[torch.arange(count) * made.grid.tokens // count]
+        # Text sees everything anyway, so that its rows would measure nothing.
+        first = made.text if made.text_first else 0
+        rows = made.slot_of[first + torch.arange(count) * made.grid.tokens // count]
         few = TokenLayout.of(VideoGrid(1, 1, count), block=made.block)
         plan = Plan(
             density,

@@ -1,9 +1,13 @@
-"""Merging within a clip: exact where keys are equal, the right links cut, any grid, text beside it."""
+"""Merging within a clip: the definition in plain loops, exact where keys are equal, any grid, text beside it."""
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from vidaccel.errors import PatternError
 from vidaccel.grid import Site, TokenLayout
@@ -23,6 +27,82 @@ def tensors(layout: TokenLayout, moving: int = 0, seed: int = 0) -> tuple[torch.
     k.view(1, grid.t, grid.frame, 2, 16)[:, :, :moving] = torch.randn(1, grid.t, moving, 2, 16, generator=generator)
     text = torch.randn(1, layout.text, 2, 16, generator=generator)
     return q, torch.cat([k, text], 1), v
+
+
+def merged(k: torch.Tensor, v: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys, values and sizes of the groups of one head, for k and v (frames, places, d)."""
+    frames, places, _ = k.shape
+    alike = torch.nn.functional.cosine_similarity(k[1:], k[:-1], dim=-1).tolist()
+    links = sorted(itertools.product(range(frames - 1), range(places)), key=lambda at: -alike[at[0]][at[1]])
+    joined = links[: frames * places - groups]
+    if joined and len(joined) < len(links):
+        (t, p), (u, r) = links[len(joined) - 1], links[len(joined)]
+        assume(alike[t][p] - alike[u][r] > 1e-5)  # rounding decides nothing
+    means, sizes = [], []
+    for place in range(places):
+        runs = [[0]]
+        for frame in range(1, frames):
+            if (frame - 1, place) in joined:
+                runs[-1].append(frame)
+            else:
+                runs.append([frame])
+        means += [(k[run, place].mean(0), v[run, place].mean(0)) for run in runs]
+        sizes += [len(run) for run in runs]
+    assert len(sizes) == groups
+    keys, values = (torch.stack(each) for each in zip(*means, strict=True))
+    return keys, values, torch.tensor(sizes, dtype=k.dtype)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 7)),
+    st.sampled_from([0, 5, 20]),
+    st.booleans(),
+    st.sampled_from([16, 32, 64]),
+    st.floats(0.0, 1.0),
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.data(),
+)
+def test_attention_is_that_of_the_groups(
+    grid: tuple[int, int, int],
+    text: int,
+    text_first: bool,
+    block: int,
+    apart: float,
+    batch: int,
+    heads: int,
+    data: st.DataObject,
+) -> None:
+    layout = TokenLayout.of(grid, text, block, text_first=text_first)
+    tokens, places = layout.grid.tokens, layout.grid.frame
+    density = (places + apart * (tokens - places)) / tokens
+    groups = round(density * tokens)
+    plan = TempCache(block=block).plan(layout, density, SITE)
+    assert plan.delivered == pytest.approx(groups / tokens)
+    valid = [text] * batch
+    if text:
+        valid = [data.draw(st.integers(1, text)) for _ in range(batch)]
+        plan = plan.with_valid_text(torch.tensor(valid))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    q, k, v = (torch.randn(batch, layout.tokens, heads, 16, generator=generator) for _ in range(3))
+    moved = [plan.layout.to_kernel(x).clone() for x in (q, k, v)]
+    for x in moved:
+        x[:, ~plan.layout.filled] = torch.nan
+    out = plan.layout.to_model(attend(plan, *moved)[0])
+    start = text if text_first else 0
+    video, words = slice(start, start + tokens), slice(0, text) if text_first else slice(tokens, None)
+    for sample, head in itertools.product(range(batch), range(heads)):
+        queries, keys, values = (x[sample, :, head].double() for x in (q, k, v))
+        told = [x[words][: valid[sample]] for x in (keys, values)]
+        own = [x[video].view(grid[0], places, 16) for x in (keys, values)]
+        key, value, size = merged(*own, groups)
+        logits = torch.cat([queries[video] @ key.T / 4 + size.log(), queries[video] @ told[0].T / 4], 1)
+        expected = logits.softmax(1) @ torch.cat([value, told[1]])
+        torch.testing.assert_close(out[sample, video, head].double(), expected, atol=1e-5, rtol=1e-5)
+        logits = queries[words] @ torch.cat([keys[video], told[0]]).T / 4
+        expected = logits.softmax(1) @ torch.cat([values[video], told[1]])
+        torch.testing.assert_close(out[sample, words, head].double(), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("grid", "text"), [((5, 4, 6), 0), ((4, 5, 7), 0), ((4, 5, 7), 9)])
