@@ -1,10 +1,14 @@
-"""Unions and patterns per layer."""
+"""Unions, and patterns per head and per layer, against what their parts keep alone."""
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vidaccel.blocks import BlockMask
@@ -52,6 +56,174 @@ def test_reblocked_is_the_smallest_map_that_holds_the_mask(seed, tile, text, tex
     expected = slots.view(2, layout.blocks, 16, layout.blocks, 16).any(4).any(2)
     assert torch.equal(found.block_map() > 0, expected)
     assert found.window is None
+
+
+def whole_blocks(pairs: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+    """(h, tokens, tokens) bool: the blocks that hold any of these pairs, whole."""
+    block = layout.slot_of // layout.block
+    kept = torch.zeros(len(pairs), layout.blocks, layout.blocks, dtype=torch.bool)
+    head, query, key = pairs.nonzero(as_tuple=True)
+    kept[head, block[query], block[key]] = True
+    return kept[:, block][:, :, block]
+
+
+def fixed_parts(grid: tuple[int, int, int], block: int) -> dict[str, Any]:
+    """Parts that need no density, and where grids are small too."""
+    return {
+        "window": Neighborhood(tuple(min(3, side) for side in grid), block=block),
+        "line": SlidingWindow(1, block=block),
+        "inward": FreeSwim((2, 4), block=block),
+        "radial": Radial(decay=0.3, block=block, sink=False),
+    }
+
+
+KINDS = st.sampled_from(["window", "line", "inward", "radial"])
+LAYOUTS = (
+    st.tuples(st.integers(1, 5), st.integers(2, 7), st.integers(2, 9)),
+    st.sampled_from([0, 5, 20]),
+    st.booleans(),
+    st.sampled_from([16, 32, 64]),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(*LAYOUTS, st.lists(KINDS, min_size=1, max_size=3), st.integers(0, 1))
+def test_union_is_its_first_part_and_whole_blocks_of_the_others(grid, text, text_first, block, kinds, sink):
+    layout = TokenLayout.of(grid, text, block, text_first=text_first)
+    first, *others = (fixed_parts(grid, block)[kind] for kind in kinds)
+    plan = Union((first, *others), sink_frames=sink).plan(layout, None, site())
+    frames = torch.zeros(layout.tokens, layout.tokens, dtype=torch.bool)
+    start = text if text_first else 0
+    frames[:, start : start + sink * grid[1] * grid[2]] = True
+    expected = whole_blocks(frames[None], plan.layout)[0]
+    if kinds[0] != "radial":
+        # It has a sink of its own.
+        first = replace(first, sink_frames=sink)
+    expected = expected | dense(first.plan(layout, None, site()).mask)
+    for part in others:
+        expected = expected | whole_blocks(dense(part.plan(layout, None, site()).mask)[None], plan.layout)[0]
+    assert torch.equal(dense(plan.mask), expected)
+    video = slice(start, start + layout.grid.tokens)
+    assert plan.delivered == pytest.approx(float(expected[video, video].double().mean()))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    *LAYOUTS,
+    st.lists(KINDS, min_size=1, max_size=2),
+    st.integers(0, 1),
+    st.floats(0.4, 1.0),
+    st.integers(1, 2),
+    st.integers(0, 1000),
+)
+def test_what_chooses_takes_the_best_beside_the_others(
+    grid, text, text_first, block, kinds, sink, density, batch, seed
+):
+    layout = TokenLayout.of(grid, text, block, text_first=text_first)
+    others = [fixed_parts(grid, block)[kind] for kind in kinds]
+    union = Union((*others, TopK(block=block, sink_frames=0)), sink_frames=sink)
+    try:
+        plan = union.plan(layout, density, site())
+    except PatternError:
+        with pytest.raises(PatternError, match="what every choice keeps"):
+            union.plan(layout, density, site())
+        return
+    tiled = plan.layout
+    video, kept = tiled.video_blocks, round(density * tiled.video_blocks)
+    pairs = torch.eye(layout.tokens, dtype=torch.bool)
+    start = text if text_first else 0
+    pairs[:, start : start + sink * grid[1] * grid[2]] = True
+    for part in others:
+        pairs = pairs | dense(part.plan(layout, None, site()).mask)
+    fixed = whole_blocks(pairs[None], tiled)[0]
+    generator = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(1, layout.tokens, 2 * batch, 16, generator=generator) for _ in range(2))
+    found = plan.select.choose(*(tiled.to_kernel(x) for x in (q, k, k))).mask.to_dense()
+    block_of = tiled.slot_of // block
+    tokens = [(block_of == n).nonzero()[:, 0] for n in range(video)]
+    words = torch.cat([torch.arange(start), torch.arange(start + layout.grid.tokens, layout.tokens)])
+    assert found[:, words].all()
+    assert found[:, :, words].all()
+    for head, row in itertools.product(range(2 * batch), range(video)):
+        mine = {n for n in range(video) if fixed[tokens[row][0], tokens[n][0]]}
+        assert len(mine) <= kept
+        query = q[0, tokens[row], head].mean(0)
+        score = [float(query @ k[0, tokens[n], head].mean(0)) for n in range(video)]
+        rest = sorted(set(range(video)) - mine, key=score.__getitem__, reverse=True)
+        wanted = kept - len(mine)
+        if 0 < wanted < len(rest):
+            assume(score[rest[wanted - 1]] - score[rest[wanted]] > 1e-6)  # rounding decides nothing
+        mine |= set(rest[:wanted])
+        for n in range(video):
+            assert (found[head, tokens[row]][:, tokens[n]] == (n in mine)).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    *LAYOUTS,
+    st.lists(st.sampled_from(["window", "tiles", "radial", "topk", "svg"]), min_size=1, max_size=3),
+    st.floats(0.3, 0.9),
+    st.integers(1, 2),
+    st.data(),
+)
+def test_each_head_keeps_what_its_part_does(grid, text, text_first, block, kinds, density, batch, data):
+    layout = TokenLayout.of(grid, text, block, text_first=text_first)
+    pool = {
+        "window": Neighborhood(block=block),
+        "tiles": SlidingWindow(block=block),
+        "radial": Radial(rule="ranked", block=block),
+        "topk": TopK(block=block, sink_frames=0),
+        "svg": SparseVideoGen(block=block, sink_frames=0),
+    }
+    parts = [pool[kind] for kind in kinds]
+    heads = data.draw(st.permutations([*range(len(parts)), *data.draw(st.lists(st.integers(0, len(parts) - 1)))][:5]))
+    pattern = PerHead(tuple(parts), tuple(heads))
+    try:
+        alone = [part.plan(layout, density, site()) for part in parts]
+    except PatternError:
+        with pytest.raises(PatternError):
+            pattern.plan(layout, density, site())
+        return
+    choosing = [plan for plan in alone if plan.select is not None]
+    first = choosing[0] if choosing else alone[0]
+    if any(not torch.equal(plan.layout.order, first.layout.order) for plan in choosing):
+        with pytest.raises(PatternError, match="a tile order of its own"):
+            pattern.plan(layout, density, site())
+        return
+    plan = pattern.plan(layout, density, site())
+    assert torch.equal(plan.layout.order, first.layout.order)
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    q, k, v = (torch.randn(1, layout.tokens, len(heads) * batch, 16, generator=generator) for _ in range(3))
+    qkv = [first.layout.to_kernel(x) for x in (q, k, v)]
+    found = plan.select.choose(*qkv).mask.to_dense() if choosing else plan.mask.to_dense().repeat(batch, 1, 1)
+    assert len(found) == len(heads) * batch
+    for head in range(len(heads) * batch):
+        mine = alone[heads[head % len(heads)]]
+        if mine.select is not None:
+            expected = mine.select.choose(*(x[:, :, head : head + 1] for x in qkv)).mask.to_dense()
+        else:
+            expected = mine.mask.to_dense()
+            if choosing or mine is not first:
+                expected = whole_blocks(expected, first.layout)
+        assert torch.equal(found[head], expected[0])
+    if not choosing:
+        video = slice(text, None) if text_first else slice(layout.grid.tokens)
+        assert plan.delivered == pytest.approx(float(found[:, video, video].double().mean()))
+
+
+@settings(max_examples=25, deadline=None)
+@given(*LAYOUTS, st.dictionaries(st.integers(1, 9), KINDS, max_size=3), KINDS)
+def test_each_layer_keeps_what_the_last_range_before_it_does(grid, text, text_first, block, later, first):
+    layout = TokenLayout.of(grid, text, block, text_first=text_first)
+    kinds = {**later, 0: first}
+    parts = fixed_parts(grid, block)
+    kept = {kind: dense(parts[kind].plan(layout, None, site()).mask) for kind in kinds.values()}
+    pattern = PerLayer({start: parts[kind] for start, kind in kinds.items()})
+    own = first
+    for layer in range(max(kinds) + 2):
+        own = kinds.get(layer, own)
+        assert torch.equal(dense(pattern.plan(layout, None, site(layer)).mask), kept[own])
+    assert torch.equal(dense(PerLayer({0: pattern}).plan(layout, None, site(layer)).mask), kept[own])
 
 
 def test_first_frames():

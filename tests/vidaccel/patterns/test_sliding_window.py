@@ -153,16 +153,28 @@ def inward(x: int, y: int, length: int, half: int) -> bool:
     return x - half - max(0, half + x - length + 1) <= y <= x + half + max(0, half - x)
 
 
-@pytest.mark.parametrize(("native", "grid"), [((4, 6), (2, 7, 9)), ((6, 5), (3, 8, 5)), ((3, 3), (1, 3, 8))], ids=str)
-def test_inward_window_is_the_formula(native, grid):
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(st.integers(2, 10), st.integers(1, 10)),
+    st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
+    st.sampled_from([0, 5, 20]),
+    st.booleans(),
+    st.sampled_from([16, 32, 64]),
+)
+def test_inward_window_is_the_formula(native, grid, text, text_first, block):
     frames, height, width = grid
-    plan = FreeSwim(native, block=16).plan(TokenLayout.of(grid, block=16), None, SITE)
+    plan = FreeSwim(native, block=block).plan(TokenLayout.of(grid, text, block, text_first=text_first), None, SITE)
     y, x = (
         torch.tensor([[inward(q, k, n, side // 2) for k in range(n)] for q in range(n)])
         for n, side in ((height, native[0]), (width, native[1]))
     )
     expected = torch.kron(torch.kron(torch.ones(frames, frames).int(), y.int()), x.int()).bool()
     assert torch.equal(video_mask(plan.mask)[0], expected)
+    assert plan.delivered == pytest.approx(float(expected.double().mean()))
+    dense = plan.mask.to_dense()[0]
+    words = slice(0, text) if text_first else slice(plan.layout.grid.tokens, None)
+    assert dense[words].all()
+    assert dense[:, words].all()
 
 
 def test_inward_window_is_a_neighborhood():
