@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -150,13 +152,16 @@ class BlockMask:
         ptr = self.ptr[rows.start : rows.stop + 1]
         return replace(self, ptr=ptr - ptr[0], idx=self.idx[ptr[0] : ptr[-1]], n_full=self.n_full[rows])
 
-    def repeated(self, samples: int) -> BlockMask:
-        """The rows of the heads once for each sample; all of it where heads share them. Waits for nothing."""
-        if self.heads == 1:
-            return self
-        starts = len(self.idx) * torch.arange(samples, dtype=self.ptr.dtype, device=self.ptr.device)[:, None]
-        ptr = torch.cat([self.ptr[:1], (starts + self.ptr[1:]).flatten()])
-        return replace(self, ptr=ptr, idx=self.idx.repeat(samples), n_full=self.n_full.repeat(samples))
+    @staticmethod
+    def stacked(masks: Sequence[BlockMask]) -> BlockMask:
+        """The heads of all masks, one mask after another. Their lists must be full to the end. Waits for nothing."""
+        first, *others = masks
+        if not others:
+            return first
+        starts = itertools.accumulate(len(mask.idx) for mask in masks)
+        ptr = torch.cat([first.ptr, *(start + mask.ptr[1:] for start, mask in zip(starts, others, strict=False))])
+        idx, n_full = (torch.cat([getattr(mask, name) for mask in masks]) for name in ("idx", "n_full"))
+        return replace(first, ptr=ptr, idx=idx, n_full=n_full)
 
     def union(self, other: BlockMask) -> BlockMask:
         """Keep what either mask keeps. Partial blocks of both must follow the same window.

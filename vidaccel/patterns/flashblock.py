@@ -64,7 +64,9 @@ class Kept(Select):
             mask = self.part.choose(q, k, v).mask
         else:
             assert self.mask is not None
-            mask = self.mask.repeated(q.shape[2] // self.mask.heads)
+            mask = self.mask
+            if mask.heads > 1:
+                mask = BlockMask.stacked([mask] * (q.shape[2] // mask.heads))
         # Lengths of this call's text, which the part does not know.
         return Choice(BlockMask(mask.ptr, mask.idx, mask.n_full, self.layout, mask.window))
 

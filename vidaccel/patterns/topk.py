@@ -72,7 +72,7 @@ class BestBlocks(EqualRows):
             samples = part.gather(scores).split(part.total)
             masks = [likeliest_blocks(each, self.forced, self.kept, self.layout) for each in samples]
             if part.ranks is None:
-                return Choice(_listed(masks))
+                return Choice(BlockMask.stacked(masks))
             keep = part.own(torch.cat([mask.video_map() > 0 for mask in masks]))
             rows = (~keep).byte().argsort(dim=-1, stable=True)
             return Choice(rows_up_to(rows, keep.sum(-1), self.layout))
@@ -86,14 +86,6 @@ class BestBlocks(EqualRows):
         # What is not needed sorts behind every block.
         ascending = torch.where(needed, best, self.layout.blocks).sort(dim=-1).values
         return rows_up_to(ascending, needed.sum(-1), self.layout)
-
-
-def _listed(masks: list[BlockMask]) -> BlockMask:
-    """The heads of all masks, one mask after another; their lists must be full to the end."""
-    first, *others = masks
-    ptr = [first.ptr, *(mask.ptr[1:] + n * len(first.idx) for n, mask in enumerate(others, 1))]
-    idx, n_full = (torch.cat([getattr(mask, name) for mask in masks]) for name in ("idx", "n_full"))
-    return BlockMask(torch.cat(ptr), idx, n_full, first.layout) if others else first
 
 
 @dataclass(frozen=True)
