@@ -2,7 +2,7 @@
 
 Weights are random: time does not depend on them. What a layer costs is the difference of two depths, so that embedding
 and head are told apart and any model fits; `whole` builds it in full and checks the sum. Every comparison is made of
-interleaved calls of one process, sparse and dense side by side, on the same inputs and the same dense backend.
+interleaved calls of one process, a few patterns and dense in turns, on the same inputs and the same dense backend.
 
 The record (schema 1) is {"schema", "what": "model", "versions", "device", "system", "rows"}. A row has
     key, model, size, grid, tokens, text, variant, compiled, commit
@@ -50,6 +50,9 @@ from .rivals import Context, rivals
 from .rows import Rows
 from .sides import Planned, Side, Times, shapes, twin
 
+# So many are measured in turns with one dense model, and are rows when all of them are.
+TOGETHER = 5
+
 
 @dataclass(frozen=True)
 class Job:
@@ -78,6 +81,25 @@ class Job:
     whole: bool = False
     videos: bool = False
     dense: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What is measured beside the fastest dense backend.
+
+    Attributes:
+        kind: of its row.
+        variant: of its row.
+        how: what makes its sides; see `ModelBench.side`.
+        figures: what its row says beside times, from its sides, those times, and whether they are compiled.
+        reason: why it is not measured.
+    """
+
+    kind: str
+    variant: str
+    how: Mapping[str, Any]
+    figures: Callable[[dict[str, Side], dict[str, Any], bool], dict[str, Any]]
+    reason: str | None = None
 
 
 class ModelBench:
@@ -123,12 +145,10 @@ class ModelBench:
             torch._dynamo.config.recompile_limit = 256
         for compiled in kinds:
             self.dense(compiled)
-        for pattern, density in patterns:
+        entries = [self._sparse(pattern, density) for pattern, density in patterns] + [self._peer(one) for one in peers]
+        for begin in range(0, len(entries), TOGETHER):
             for compiled in kinds:
-                self.sparse(pattern, density, compiled)
-        for peer in peers:
-            for compiled in kinds:
-                self.peer(peer, compiled)
+                self._together(entries[begin : begin + TOGETHER], compiled)
 
     def dense(self, compiled: bool) -> None:
         """One row for each dense backend; compiled, for the fastest of them that compiles."""
@@ -150,64 +170,89 @@ class ModelBench:
             found = started[name] | _figures(times[name])
             self._add("dense", name, compiled, found if compiled else found | self._split(side))
 
-    def sparse(self, pattern: Pattern, density: float | None, compiled: bool) -> None:
-        """One row: a pattern beside the fastest dense backend."""
+    def _sparse(self, pattern: Pattern, density: float | None) -> Entry:
+        """A pattern beside the fastest dense backend."""
+        planned = Planned(pattern)
 
-        def measure() -> dict[str, Any]:
-            planned = Planned(pattern)
-            side, found = self._beside(compiled, attention=planned, density=density)
-            if not found["ok"]:
-                return found
-            found |= self._densities(planned)
+        def figures(side: dict[str, Side], found: dict[str, Any], compiled: bool) -> dict[str, Any]:
+            densities = self._densities(planned)
             calls = [call for one in side.values() if one.run for call in one.run.trace.calls]
-            found["kernels"] = sorted({name for call in calls for name in call.kernels})
-            found |= self._bound(found["call_ms"], found["against_ms"], found["visited_pairs"])
-            return found | (self._split_compiled(side, found["layer_ms"]) if compiled else self._split(side))
+            return {
+                **densities,
+                "kernels": sorted({name for call in calls for name in call.kernels}),
+                **self._bound(found["call_ms"], found["against_ms"], densities["visited_pairs"]),
+                **(self._split_compiled(side, found["layer_ms"]) if compiled else self._split(side)),
+            }
 
         variant = pattern.name if density is None else f"{pattern.name} {density:g}"
-        self.measure("sparse", variant, compiled, measure)
+        return Entry("sparse", variant, {"attention": planned, "density": density}, figures)
 
-    def peer(self, peer: Peer, compiled: bool) -> None:
-        """One row: another project's attention beside the fastest dense backend."""
+    def _peer(self, peer: Peer) -> Entry:
+        """Another project's attention beside the fastest dense backend."""
+        reason = None
+        if peer.kind == "cache":
+            reason = "it decides from step to step; `vidaccel bench render` shows what it does"
+        elif peer.whole:
+            reason = "it takes whole pipelines only; `vidaccel bench render` has one"
+        return Entry("peer", str(peer), {"peer": peer}, lambda side, found, compiled: {}, reason)
 
-        def measure() -> dict[str, Any]:
-            if peer.kind == "cache":
-                return {
-                    "ok": False,
-                    "reason": "it decides from step to step; `vidaccel bench render` shows what it does",
-                }
-            if peer.whole:
-                return {"ok": False, "reason": "it takes whole pipelines only; `vidaccel bench render` has one"}
-            return self._beside(compiled, peer=peer)[1]
+    def _together(self, entries: Sequence[Entry], compiled: bool) -> None:
+        """A row for each entry, all of them and the fastest dense backend in turns."""
+        entries = [one for one in entries if self.rows.find(self._key(one.kind, one.variant, compiled)) is None]
+        found: dict[Entry, dict[str, Any]] = {}
+        sides: dict[Entry, dict[str, Side]] = {}
+        backends = self._dense_rows(compiled)
+        best = backends[0]["variant"] if backends else ""
+        for one in entries:
+            found[one] = {"ok": False, "reason": one.reason if backends else _NO_DENSE}
+            if found[one]["reason"] is None:
+                sides[one], found[one] = self._started(best, compiled, one)
+        ready = [one for one in entries if found[one]["ok"]]
+        try:
+            times = self._beside({str(index): sides[one] for index, one in enumerate(ready)}, best, compiled)
+        except Exception as error:
+            found |= {one: {"ok": False, "reason": _reason(error)} for one in ready}
+            ready = []
+        for index, one in enumerate(ready):
+            mine, other = times[str(index)], times["dense"].call
+            found[one] |= _figures(mine) | {"against": best, "against_ms": other, "speedup": other / mine.call}
+            try:
+                found[one] |= one.figures(sides[one], found[one], compiled)
+            except Exception as error:
+                found[one] = {"ok": False, "reason": _reason(error)}
+        for one in entries:
+            self._add(one.kind, one.variant, compiled, found[one])
+        sides.clear()
+        gc.collect()
 
-        self.measure("peer", str(peer), compiled, measure)
+    def _beside(self, sides: dict[str, dict[str, Side]], rival: str, compiled: bool) -> dict[str, Times]:
+        """Times of these and of a dense backend."""
+        if not sides:
+            return {}
+        dense = self._sides(rival, compiled=compiled)
+        for each in dense.values():
+            each()
+        return self._times({**sides, "dense": dense})
 
-    def _beside(self, compiled: bool, **how: Any) -> tuple[dict[str, Side], dict[str, Any]]:
-        """One way to run the model beside the fastest dense backend: its sides, and a row's figures."""
-        best = self.best(compiled)["variant"]
-        side = self._sides(best, compiled=compiled, **how)
-        dense = self._sides(best, compiled=compiled)
-        found = self._first(side)
-        if not found["ok"]:
-            return side, found
-        for one in dense.values():
-            one()
-        times = self._times({"this": side, "dense": dense})
-        mine, other = times["this"].call, times["dense"].call
-        found |= _figures(times["this"]) | {"against": best, "against_ms": other, "speedup": other / mine}
-        return side, found
+    def _started(self, rival: str, compiled: bool, entry: Entry) -> tuple[dict[str, Side], dict[str, Any]]:
+        """The sides of an entry, and what its first calls tell."""
+        try:
+            side = self._sides(rival, compiled=compiled, **entry.how)
+            return side, self._first(side)
+        except Exception as error:
+            return {}, {"ok": False, "reason": _reason(error)}
 
     def measure(self, kind: str, variant: str, compiled: bool, measure: Callable[[], dict[str, Any]]) -> None:
         """Add the row that `measure` makes, or one with the reason why there is none."""
         if self.rows.find(self._key(kind, variant, compiled)) is not None:
             return
         if not self._dense_rows(compiled):
-            found: dict[str, Any] = {"ok": False, "reason": "no dense backend ran, so there is nothing to compare with"}
+            found: dict[str, Any] = {"ok": False, "reason": _NO_DENSE}
         else:
             try:
                 found = {"ok": True, "reason": None} | measure()
             except Exception as error:
-                found = {"ok": False, "reason": str(error) if isinstance(error, VidaccelError) else timing.why(error)}
+                found = {"ok": False, "reason": _reason(error)}
         gc.collect()
         self._add(kind, variant, compiled, found)
 
@@ -366,6 +411,13 @@ class ModelBench:
         }
         self.rows.add(row)
         self._say(row)
+
+
+_NO_DENSE = "no dense backend ran, so there is nothing to compare with"
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, VidaccelError) else timing.why(error)
 
 
 def _figures(times: Times) -> dict[str, Any]:

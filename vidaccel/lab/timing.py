@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -55,17 +56,20 @@ def first(call: Call, device: torch.device) -> First:
 def interleaved(calls: Mapping[str, Call], repeats: int, device: torch.device) -> dict[str, float]:
     """Median milliseconds of each call; one of each in turn, so that whatever else happens falls on all alike.
 
+    The order changes from round to round: what ran just before decides how hot a GPU is.
+
     Args:
         calls: by name; each has run before.
         repeats: rounds.
         device: where they run.
     """
     taken: dict[str, list[float]] = {name: [] for name in calls}
+    order = random.Random(0)
     for _ in range(repeats):
-        for name, call in calls.items():
+        for name in order.sample(list(calls), len(calls)):
             synchronize(device)
             watch = Stopwatch(device)
-            call()
+            calls[name]()
             watch.stop()
             taken[name].append(watch.ms or 0.0)
     return {name: median(times) for name, times in taken.items()}

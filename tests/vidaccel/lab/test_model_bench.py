@@ -237,3 +237,17 @@ def test_flash3_is_one_call_of_a_compiled_graph() -> None:
     with torch.no_grad(), FlashAttention3(flash, 64, False):
         found = torch.compile(attend, backend="aot_eager", fullgraph=True)(x)
     torch.testing.assert_close(found, expected)
+
+
+def test_patterns_that_fail_together_are_rows(wan_model: RealModel, job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Rows({})
+    lab = ModelBench(job(wan_model), rows)
+    lab.dense(False)
+
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("no memory for all of them")
+
+    monkeypatch.setattr(lab, "_beside", broken)
+    lab.run([(RADIAL, 0.4), (TopK(block=16), 0.4)])
+    assert [(row["kind"], row["ok"]) for row in rows.rows] == [("dense", True), ("sparse", False), ("sparse", False)]
+    assert all("no memory for all" in row["reason"] for row in rows.rows[1:])
