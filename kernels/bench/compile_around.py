@@ -25,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vidaccel.kernels import compact, elementwise, forecast, pool
+from vidaccel.kernels import compact, elementwise, forecast, hashing, pool
 from vidaccel.kernels.bench_around import SHAPES, Shape
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -95,7 +95,7 @@ def table(capability: int) -> Iterator[dict[str, Any]]:
     def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
 
-    for module in (compact, elementwise, forecast, pool):
+    for module in (compact, elementwise, forecast, hashing, pool):
         real = module._kernels()
         named = {n: Launch(x, capability, found) for n, x in inspect.getmembers(real) if hasattr(x, "arg_names")}
         module._kernels = lambda named=named: SimpleNamespace(**named)
@@ -119,6 +119,8 @@ def table(capability: int) -> Iterator[dict[str, Any]]:
         compact.best_blocks(scores, forced, n // 4, layout)
         compact.likeliest_blocks(scores, forced, n // 4, layout)
         pool.means_behind(q, layout.q_len, layout.block, n)
+        hashing.sign_codes(q, empty(*q.shape[2:], dtype=torch.float32), empty(256, 8, dtype=torch.float32))
+        hashing.in_order(empty(shape.heads, n * layout.block, dtype=torch.int64), 258)
         few = empty(shape.heads, 75, n, dtype=torch.float32)
         starts = torch.zeros(shape.heads * 75 + 1, dtype=torch.int32)
         compact.keep_best(few, None, starts, None, None, few.numel())

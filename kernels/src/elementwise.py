@@ -258,7 +258,8 @@ def _(
 
 def _in_slots(streams: list[torch.Tensor], order: torch.Tensor) -> Heads:
     b, _, h, d = streams[0].shape
-    q, k, v = (streams[0].new_empty((b, order.shape[0], h, d)) for _ in range(3))
+    # Samples side by side in each slot, so that they can be taken for heads as they are.
+    q, k, v = (streams[0].new_empty((order.shape[0], b, h, d)).transpose(0, 1) for _ in range(3))
     return q, k, v
 
 

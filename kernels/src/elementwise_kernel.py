@@ -88,7 +88,7 @@ def to_kernel(
 ):  # fmt: skip
     """q, k and v of one slot. Program (slot, sample)."""
     slot, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    out = (b * tl.num_programs(0) + slot) * (H * D)
+    out = (slot.to(tl.int64) * tl.num_programs(1) + b) * (H * D)
     # Both are on their way before either is looked at; holes have a token too, the first.
     token, length = tl.load(ORDER + slot), tl.load(LENGTH + slot // block)
     if slot % block >= length:

@@ -19,8 +19,8 @@ and, where it is sparse,
     requested, delivered, visited    densities; visited also over text (`visited_pairs`)
     bound_ms, bound, reached         the dense call with its attention scaled by the visited pairs, the speed-up that
                                      would be, and how much of it there is
-    split                 {list: {part: ms}} of one block, in a pass with watches; dense rows have it too, but compiled
-                          only sparse ones, by the time of their ops, and of layer_ms what is left is the rest
+    split                 {list: {part: ms}} of one block, in a pass with watches; compiled by the time of its ops, and
+                          of layer_ms what is left is the rest; dense rows have it too
     watched_layer_ms      eager: one block in that pass: beside layer_ms, what the watches cost
     kernel_ms, kernel_alone_ms       attention in the layer; eager, the same call of it alone
     kernels               which ran
@@ -168,7 +168,8 @@ class ModelBench:
         times = self._times(sides)
         for name, side in sides.items():
             found = started[name] | _figures(times[name])
-            self._add("dense", name, compiled, found if compiled else found | self._split(side))
+            found |= self._split_compiled(side, found["layer_ms"]) if compiled else self._split(side)
+            self._add("dense", name, compiled, found)
 
     def _sparse(self, pattern: Pattern, density: float | None) -> Entry:
         """A pattern beside the fastest dense backend."""
@@ -180,7 +181,7 @@ class ModelBench:
             return {
                 **densities,
                 "kernels": sorted({name for call in calls for name in call.kernels}),
-                **self._bound(found["call_ms"], found["against_ms"], densities["visited_pairs"]),
+                **self._bound(found["call_ms"], found["against_ms"], densities["visited_pairs"], compiled),
                 **(self._split_compiled(side, found["layer_ms"]) if compiled else self._split(side)),
             }
 
@@ -344,7 +345,7 @@ class ModelBench:
 
     def _split_compiled(self, sides: dict[str, Side], layer_ms: dict[str, float]) -> dict[str, Any]:
         """The same of a compiled model: what one block more adds to the time in our ops."""
-        in_ops = {depth: pieces.in_ops(sides[depth], self.device) for depth in ("base", *layer_ms)}
+        in_ops = {depth: pieces.in_ops(sides[depth], self.device, self.grid.tokens) for depth in ("base", *layer_ms)}
         split = {}
         for name, ms in layer_ms.items():
             more = self.depths[name][name] - 1
@@ -363,11 +364,12 @@ class ModelBench:
             "rule": plans[0].rule if plans else "",
         }
 
-    def _bound(self, sparse: float, dense: float, visited: float) -> dict[str, Any]:
+    def _bound(self, sparse: float, dense: float, visited: float, compiled: bool) -> dict[str, Any]:
         """The dense call with its attention scaled by the visited pairs, and how near to it the sparse call comes."""
-        eager = self.best(False)
+        # Compiled dense rows of older records have no split.
+        row = next(row for row in (self.best(compiled), self.best(False)) if "split" in row)
         attention = sum(
-            count * (eager["split"][name]["attention"] or eager["kernel_alone_ms"] or 0.0)
+            count * (row["split"][name]["attention"] or row.get("kernel_alone_ms") or 0.0)
             for name, count in self.job.model.layers.items()
         )
         bound = dense - attention * (1 - min(1.0, visited))

@@ -29,10 +29,12 @@ from . import rivals, timing
 
 PARTS = ("selection", "norm, RoPE, reorder", "attention", "rest")
 OPS = {
-    "selection": ("block_means", "keep_best", "common_cut", "means_behind", "coarse_to_fine"),
+    "selection": ("block_means", "keep_best", "common_cut", "means_behind", "coarse_to_fine", "sign_codes", "in_order"),
     "norm, RoPE, reorder": ("to_kernel", "to_ranks", "to_model"),
     "attention": ("attention",),
 }
+# Dense attention, as compiled models call it.
+DENSE = ("vidaccel::dense_flash3", "aten::scaled_dot_product", "aten::_scaled_dot_product")
 
 
 @dataclass
@@ -102,22 +104,33 @@ class _Dense(TorchFunctionMode):
             return func(*args, **kwargs)
 
 
-def in_ops(call: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Milliseconds of a call in each of `OPS`, on the device; what an op calls counts as the op's."""
+def in_ops(call: Callable[[], object], device: torch.device, tokens: int) -> dict[str, float]:
+    """Milliseconds of a call in each of `OPS`, and in dense attention over the video's tokens, on the device.
+
+    What an op calls counts as the op's.
+    """
     kind = torch.profiler.ProfilerActivity
     activities = [kind.CPU, kind.CUDA] if device.type == "cuda" else [kind.CPU]
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
         call()
         timing.synchronize(device)
     part_of = {f"vidaccel::{op}": part for part, ops in OPS.items() for op in ops}
+
+    def part(event: Any) -> str | None:
+        if event.name.startswith(DENSE):
+            # (b, h, l, d) of queries and of keys.
+            lengths = [shape[2] for shape in event.input_shapes[:2]]
+            return "attention" if min(lengths) >= tokens else None
+        return part_of.get(event.name)
+
     found = dict.fromkeys(OPS, 0.0)
     for event in profile.events():
         above = event.cpu_parent
-        while above is not None and above.name not in part_of:
+        while above is not None and part(above) is None:
             above = above.cpu_parent
-        if above is None and event.name in part_of:
+        if above is None and (where := part(event)) is not None:
             taken = event.device_time_total if device.type == "cuda" else event.cpu_time_total
-            found[part_of[event.name]] += taken / 1e3
+            found[where] += taken / 1e3
     return found
 
 

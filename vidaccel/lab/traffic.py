@@ -180,7 +180,7 @@ def selection(plan: Plan, model: RealModel) -> tuple[float, int]:
     Both are 0 where a mask says it all.
 
     One head of the real size does on a CPU what `wrapping.attend` does around its kernel. Block means are
-    counted as torch makes them; the kernels of `kernels/compact.py` move less.
+    counted as torch makes them; the kernels of `kernels/compact.py` and `hashing.py` move less.
     """
     select = plan.select
     if select is None:

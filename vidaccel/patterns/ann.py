@@ -5,7 +5,7 @@ Math: each head sorts its queries and its keys by hash code (`hashing.py`), and 
     keeps the key blocks with the largest sum of what its pairs of codes count, round(density x blocks) in all. This
     probes near buckets first and further ones until the row is full, so that no row is ever empty. Keys of the first
     frames are not sorted and always kept.
-Cost: bits x d products a token, two sorts, and a gather of q, k, v and the output a call.
+Cost: bits x d products a token, two sorts by counting, and a gather of q, k, v and the output a call.
 Source: AnnSA of FAST-AR, arXiv 2602.01801, section 4.2, which leaves empty rows open; multi-probe hashing: Lv et al.,
     VLDB 2007.
 Limits: head dim up to 256; 1 to 8 bits. Its blocks mix all places of a video. Not in a union.
@@ -48,13 +48,9 @@ class SharedBuckets(EqualRows):
         """See `patterns.plan.Select`."""
         planes, tokens, block = self.planes, self.layout.grid.tokens, self.layout.block
         q_code, k_code = planes.codes(q[:, :tokens]), planes.codes(k[:, :tokens])
-        # First frames sort before every code.
-        first = torch.arange(tokens, device=k.device) < self.sink
-        q_order = q_code.argsort(dim=1, stable=True)
-        k_order = k_code.masked_fill(first, -1).argsort(dim=1, stable=True)
-        q_count = planes.counts(q_code.gather(1, q_order), block)
-        k_count = planes.counts(k_code.gather(1, k_order), block)
-        scores = q_count @ planes.affinity @ k_count.transpose(1, 2)
+        q_order, q_count = planes.sort(q_code, block)
+        k_order, k_count = planes.sort(k_code, block, first=torch.arange(tokens, device=k.device) < self.sink)
+        scores = planes.shared(q_count, k_count)
         mask = best_blocks(scores, self.forced, self.kept, self.layout)
         return Choice(mask, self._with_text(q_order), self._with_text(k_order))
 

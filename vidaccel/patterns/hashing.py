@@ -3,7 +3,7 @@
 Math: code(x) has one bit a plane, the side on which x - mean(x) lies; all tokens share the planes. Codes are numbered
     in Gray order, so that neighbours differ in one bit. A pair of codes r bits apart counts 16^-r, so that what is near
     counts first, and what is further away never nothing.
-Cost: bits x d products a token.
+Cost: bits x d products a token. On CUDA the kernels of `kernels/hashing.py` do it; what stands here defines them.
 Source: AnnSA of FAST-AR, arXiv 2602.01801, section 4.2; multi-probe hashing: Lv et al., VLDB 2007.
 Limits: head dim up to 256; 1 to 8 bits.
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+
+from ..kernels import fused, hashing
 
 _PROBE = 16.0
 _MOST_CHANNELS = 256
@@ -46,18 +48,58 @@ class HashPlanes(NamedTuple):
 
     def codes(self, x: torch.Tensor, mean: torch.Tensor | None = None) -> torch.Tensor:
         """(h, tokens) int64, the place in Gray order of each token's code; x (1, tokens, h, d), its mean (h, d)."""
-        centred = x[0].float() - (x[0].float().mean(0) if mean is None else mean)
-        sides = centred @ self.planes[: x.shape[-1]] > 0
+        mean = x[0].mean(0, dtype=torch.float32) if mean is None else mean
+        if fused.can_run(x):
+            found: torch.Tensor = hashing.sign_codes(x, mean.float(), self.planes)
+            return found
+        # Under autocast torch would multiply in 16 bits.
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+            sides = (x[0].float() - mean) @ self.planes[: x.shape[-1]] > 0
         code: torch.Tensor = (sides.long() << torch.arange(sides.shape[-1], device=x.device)).sum(-1)
         for shift in (1, 2, 4):
             code = code ^ (code >> shift)
         return code.T
 
-    def counts(self, codes: torch.Tensor, block: int, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """(h, blocks, codes) fp32: how often each code stands in each block of (h, tokens) codes, or its weights."""
+    def sort(
+        self, codes: torch.Tensor, block: int, first: torch.Tensor | None = None, last: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens by code, of equal codes the first first.
+
+        Args:
+            codes: (h, tokens).
+            block: tokens of a block of them, once sorted.
+            first: (tokens,) or (h, tokens) bool, what stands before all codes.
+            last: likewise, what stands behind all codes.
+
+        Returns:
+            The token in each place, (h, tokens) int64, and (h, blocks, codes) fp32, how often each code stands in each
+            block; what is first or last is not counted.
+        """
         kinds, tokens = self.affinity.shape[0], codes.shape[1]
-        blocks = -(-tokens // block)
-        cell = torch.arange(tokens, device=codes.device) // block * kinds + codes
-        counts = torch.zeros(codes.shape[0], blocks * kinds, device=codes.device)
-        counts = counts.scatter_add(1, cell, torch.ones_like(cell, dtype=torch.float32) if weight is None else weight)
-        return counts.view(-1, blocks, kinds)
+        rank = codes + 1
+        rank = rank if first is None else rank.masked_fill(first, 0)
+        rank = rank if last is None else rank.masked_fill(last, kinds + 1)
+        order, start = self._in_order(rank, kinds + 2)
+        begin, end = start[:, None, 1:-1], start[:, None, 2:]
+        edge = torch.arange(0, tokens, block, device=codes.device)[:, None]
+        counts = torch.minimum(end, edge + block) - torch.maximum(begin, edge)
+        return order, counts.clamp(min=0).float()
+
+    @staticmethod
+    def _in_order(rank: torch.Tensor, kinds: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `kernels.hashing.in_order`."""
+        if fused.HAS_TRITON and rank.is_cuda:
+            order, start = hashing.in_order(rank, kinds)
+            return order, start
+        many = rank.new_zeros(rank.shape[0], kinds).scatter_add(1, rank, torch.ones_like(rank))
+        return rank.argsort(dim=1, stable=True), many.cumsum(1) - many
+
+    def shared(self, q_counts: torch.Tensor, k_counts: torch.Tensor) -> torch.Tensor:
+        """(h, query blocks, key blocks) fp32: what blocks of so many codes have in common, pair by pair."""
+        with torch.autocast("cpu" if q_counts.is_meta else q_counts.device.type, enabled=False):
+            return q_counts @ self.affinity @ k_counts.transpose(1, 2)
+
+    def counts(self, codes: torch.Tensor) -> torch.Tensor:
+        """(h, codes) fp32: how often each stands in (h, tokens) codes."""
+        counts = torch.zeros(codes.shape[0], self.affinity.shape[0], device=codes.device)
+        return counts.scatter_add(1, codes, torch.ones_like(codes, dtype=torch.float32))

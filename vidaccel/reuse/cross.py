@@ -102,13 +102,13 @@ class PromptChoice:
         batch, tokens, heads, _ = key.shape
         q, k = (x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key))
         if self.ranks is None:
-            counts = self.planes.counts(self.planes.codes(q), q.shape[1])[:, 0]
+            counts = self.planes.counts(self.planes.codes(q))
         else:
             # Channels of all queries, and how many they are: codes are taken around the mean of all.
             many = q.new_full((q.shape[2], 1), q.shape[1], dtype=torch.float32)
             total = self.ranks.sum(torch.cat([q[0].sum(0, dtype=torch.float32), many], 1))
             code = self.planes.codes(q, total[:, :-1] / total[:, -1:])
-            counts = self.ranks.sum(self.planes.counts(code, q.shape[1])[:, 0])
+            counts = self.ranks.sum(self.planes.counts(code))
         score = (counts @ self.planes.affinity).gather(1, self.planes.codes(k)).unflatten(0, (batch, heads))
         score = torch.where(bias > 0, torch.inf, torch.where(bias.isfinite(), score, -torch.inf))
         best = score.topk(self._budget(tokens), dim=-1, sorted=False).indices.sort(-1).values

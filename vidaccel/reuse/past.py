@@ -49,20 +49,15 @@ class HashedPast:
         block = self._settings.block
         planes = self._planes = self._planes.to(q.device)
         if self._is_stale or self.known is None:
-            code, weight = planes.codes(k), None
-            order = code.argsort(dim=1, stable=True)
+            empty = None
             if sizes is not None:
                 # Places without a merged key stand behind all others, and attract no query.
-                weight = torch.ones_like(code, dtype=torch.float32)
-                weight[:, : sizes.shape[1]] = (sizes > 0).float()
-                order = torch.where(weight > 0, code, planes.affinity.shape[0]).argsort(dim=1, stable=True)
-                weight = weight.gather(1, order)
-            self.known = in_place(self.known, order, planes.counts(code.gather(1, order), block, weight))
+                empty = torch.nn.functional.pad(sizes <= 0, (0, k.shape[1] - sizes.shape[1]))
+            self.known = in_place(self.known, *planes.sort(planes.codes(k), block, last=empty))
             self._is_stale = False
         k_order, k_count = self.known
-        q_code = planes.codes(q)
-        q_order = q_code.argsort(dim=1, stable=True)
-        scores = planes.counts(q_code.gather(1, q_order), block) @ planes.affinity @ k_count.transpose(1, 2)
+        q_order, q_count = planes.sort(planes.codes(q), block)
+        scores = planes.shared(q_count, k_count)
         layout = row_layout(q.shape[1], block, q.device)
         return best_of(scores, kept, kept, layout, _lengths(k.shape[1], block, q.device)), q_order, k_order
 

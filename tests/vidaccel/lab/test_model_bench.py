@@ -87,6 +87,13 @@ def test_a_compiled_layer_is_split_by_its_ops(wan_model: RealModel, job: Any) ->
     assert sum(split.values()) == pytest.approx(compiled["layer_ms"]["blocks"], rel=1e-5)
     assert split["attention"] == pytest.approx(compiled["kernel_ms"])
     assert split["attention"] > 0
+    dense = next(row for row in rows.rows if row["kind"] == "dense" and row["compiled"])
+    assert sum(dense["split"]["blocks"].values()) == pytest.approx(dense["layer_ms"]["blocks"], rel=1e-5)
+    assert dense["split"]["blocks"]["attention"] > 0
+    # Attention to text is not among it.
+    assert compiled["dense_attention_ms"] == pytest.approx(
+        wan_model.layers["blocks"] * dense["split"]["blocks"]["attention"], rel=1e-5
+    )
 
 
 def test_padded_text_is_also_trimmed_for_the_rivals(small: Any, job: Any) -> None:

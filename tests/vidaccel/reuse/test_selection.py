@@ -117,9 +117,12 @@ def test_codes_of_neighbours_and_counts() -> None:
     assert codes.shape == (2, 200)
     near = planes.codes(x + 1e-4)
     assert (codes == near).float().mean() > 0.98
-    counts = planes.counts(codes, 64)
-    assert counts.shape == (2, 4, 64)
-    assert counts.sum((1, 2)).tolist() == [200, 200]
+    counts = planes.counts(codes)
+    assert counts.shape == (2, 64)
+    assert counts.sum(1).tolist() == [200, 200]
+    order, sorted_counts = planes.sort(codes, 64)
+    assert torch.equal(sorted_counts.sum(1), counts)
+    assert torch.equal(codes.gather(1, order), codes.sort(dim=1).values)
     assert torch.equal(planes.affinity, planes.affinity.T)
     assert (planes.affinity.diagonal() == 1).all()
     # In Gray order, codes next to each other differ in one bit.
