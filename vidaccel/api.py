@@ -131,6 +131,13 @@ def accelerate(
         )
     if whole.attention is None and whole.density is not None:
         raise InstallError(f"density {whole.density} was asked for without an attention pattern; name one as well")
+    if whole.attention is None and schedule is not None:
+        warnings.warn(
+            "a schedule was given without an attention pattern, and has no effect: a cache has its own warmup= and "
+            "last=; name a pattern as well, or drop it",
+            VidaccelWarning,
+            stacklevel=2,
+        )
     transformers = {name: getattr(pipe, name, None) for name in ("transformer", "transformer_2")}
     found = {name: module for name, module in transformers.items() if isinstance(module, nn.Module)}
     if not found:

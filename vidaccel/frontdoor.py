@@ -7,6 +7,7 @@ or guidance switched off need no notice.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from .errors import VidaccelWarning
 from .family import Call, family_of, unwrap
 from .schedule import Step
 from .trace import CallRecord, Trace
@@ -41,6 +43,7 @@ class Clock:
         self.trajectory = 0
         self._index = 0
         self._timestep: float | None = None
+        self._scale = 1.0
         self._seen: set[tuple[int, str | int | None]] = set()
 
     def step(
@@ -72,12 +75,14 @@ class Clock:
             self._index, self._timestep = index, sigma
         else:
             value = float(timestep.max())
-            sigma = value / 1000 if value > 1 else value
             again = who in self._seen and value == self._timestep
             new = self._timestep is None or value > self._timestep or (again and self._index == 0)
             moved = new or again or value != self._timestep
             self._index = 0 if new else self._index + moved
             self._timestep = value
+            if new:  # the last timestep may be 1 of 1000
+                self._scale = 1000.0 if value > 1 else 1.0
+            sigma = value / self._scale
         self.trajectory += new
         if moved:
             self._seen.clear()
@@ -170,6 +175,9 @@ class FrontDoor:
             self._undo.append(lambda: vars(module).pop("cache_context", None))
 
     def _close(self) -> None:
+        if self._record is not None:  # interrupted from the keyboard, see `_before`, and nothing is called after it
+            self._record.close(failed=True)
+            self._record = None
         for undo in self._undo:
             undo()
         self._undo = []
@@ -215,6 +223,14 @@ class FrontDoor:
         if self._trajectory != self.clock.trajectory:  # its first step may have been another expert's
             self._trajectory = self.clock.trajectory
             self._embeds.clear()
+        if step.total is not None and step.index >= step.total:
+            told = (
+                f"a step after the last of {step.total} was called: their number is that of the pipeline that was "
+                "accelerated, or num_inference_steps=, and the last steps were taken for others; accelerate the "
+                "pipeline that runs, or correct the number"
+            )
+            if self.trace.note(told):
+                warnings.warn(told, VidaccelWarning, stacklevel=2)
         branch = name and name.removeprefix("pred_")  # so named by HunyuanVideo-1.5's guiders
         if embeds is not None:
             branch = self._branch_of(embeds)

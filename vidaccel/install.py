@@ -227,6 +227,8 @@ class Installation:
             and self.door.trace.note(told)
         ):
             warnings.warn(told, VidaccelWarning, stacklevel=2)
+        if (told := self.schedule.misses(record.branch)) and self.door.trace.note(told):
+            warnings.warn(told, VidaccelWarning, stacklevel=2)
         displaced = [site.name for site in self.sites if current[site.name] is not self.processors[site.name]]
         if displaced and self.door.trace.note(
             f"{len(displaced)} layers, such as {displaced[0]}, do not hold our processor"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import resources
@@ -247,7 +248,9 @@ def _fits(value: Any, annotation: str) -> bool:
         tuple: ("tuple",),
         dict: ("Mapping", "dict"),
     }
-    return type(value) not in kinds or any(kind in annotation for kind in kinds[type(value)])
+    # What stands in brackets is the kind of its parts: a number is no "tuple[int, ...]".
+    outside = re.sub(r"\[.*?\]+", "", annotation)
+    return type(value) not in kinds or any(kind in outside for kind in kinds[type(value)])
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:

@@ -59,7 +59,7 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("dense_steps", "dense_last_steps"):
             value = getattr(self, name)
-            if value < 0 or (isinstance(value, float) and value > 1):
+            if not value >= 0 or (isinstance(value, float) and value > 1):
                 raise RecipeError(f"{name}={value} was asked for; give a count of steps, or a fraction in [0, 1]")
         if not isinstance(self.dense_layers, int):
             if not all(type(n) is int for n in self.dense_layers):
@@ -71,8 +71,8 @@ class Schedule:
             )
         for name in ("branch", "expert"):
             for key, value in getattr(self, name).items():
-                if not 0 < value <= 1:
-                    raise RecipeError(f"{name} {key!r} has density {value}; a density lies in (0, 1], 1 is dense")
+                if not (isinstance(value, (int, float)) and 0 < value <= 1):
+                    raise RecipeError(f"{name} {key!r} has density {value!r}; a density lies in (0, 1], 1 is dense")
         if strange := [key for key in self.branch if not _BRANCH.fullmatch(str(key))]:
             raise RecipeError(f"branch {strange[0]!r} is unknown; guidance has 'cond' and 'uncond'")
         if unknown := set(self.expert) - {"high", "low"}:
@@ -138,6 +138,20 @@ class Schedule:
         else:
             return None
         return f"the schedule keeps everything dense, so that attention gains nothing: {what}; ask for fewer"
+
+    def misses(self, branch: str | None) -> str | None:
+        """That densities of branches have no effect where all are one call, or cannot be told apart; None elsewhere.
+
+        Args:
+            branch: guidance branch of a call, None where unknown.
+        """
+        if not self.branch or branch not in (None, "cond_uncond") or branch in self.branch:
+            return None
+        why = "cannot be told apart here" if branch is None else "come as one batch here, the branch 'cond_uncond'"
+        return (
+            f"the schedule gives branch {', '.join(self.branch)} a density, which has no effect: guidance branches "
+            f"{why}; ask for one density= instead"
+        )
 
     def _named(self, branch: str | None, expert: str | None, density: float | None) -> float | None:
         named = [table.get(key or "") for table, key in ((self.branch, branch), (self.expert, expert))]

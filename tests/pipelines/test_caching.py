@@ -35,6 +35,7 @@ from vidaccel.caching import (
 from vidaccel.errors import InstallError, RecipeError
 from vidaccel.patterns import Radial
 from vidaccel.schedule import Schedule
+from vidaccel.trace import current
 
 INFINITE = math.inf
 STEPS, LAYERS = 12, 3
@@ -205,6 +206,7 @@ def test_an_interrupt_from_the_keyboard_inside_a_block(wan: Any, render: Any) ->
         hook.remove()
         assert wan.transformer.blocks is not blocks
     assert wan.transformer.blocks is blocks
+    assert current() is None
 
 
 @each_kind
@@ -455,6 +457,21 @@ def test_two_pipelines_in_turns_on_one_transformer(make_wan: Any, render: Any) -
         expected = render(one)
         assert torch.equal(render(two), expected)
         assert torch.equal(render(one), expected)
+
+
+def test_another_pipeline_whose_number_of_steps_nobody_knows(make_wan: Any, render: Any) -> None:
+    """Only WanPipeline tells its transformer; here its last count is taken for the other's."""
+    from diffusers import WanVideoToVideoPipeline
+    from PIL import Image
+
+    one = make_wan()
+    two = WanVideoToVideoPipeline(**{n: getattr(one, n) for n in make_wan("WanVideoToVideoPipeline").components})
+    two.set_progress_bar_config(disable=True)
+    with vidaccel.accelerate(one, cache=CACHE) as run:
+        render(one, steps=9)
+        assert not run.trace.notes
+        with pytest.warns(UserWarning, match="a step after the last of 9 was called"):
+            render(two, video=[Image.new("RGB", (128, 128))] * 9, strength=0.9, num_frames=None)
 
 
 def test_lora_between_runs(wan: Any, render: Any) -> None:
@@ -768,6 +785,8 @@ def test_asking_wrongly(wan: Any, render: Any) -> None:
         vidaccel.accelerate(wan, cache="cg-tailor")
     with pytest.raises(InstallError, match=r"density 0\.3 was asked for without an attention pattern"):
         vidaccel.accelerate(wan, cache="cg-taylor", density=0.3)
+    with pytest.warns(UserWarning, match="a schedule was given without an attention pattern"):
+        vidaccel.accelerate(wan, cache="cg-taylor", schedule=Schedule(dense_steps=3)).remove()
     with pytest.raises(InstallError, match="a cache"):
         vidaccel.accelerate(wan)
     for twice in ({"cache": "cg-taylor"}, {"attention": "radial"}):

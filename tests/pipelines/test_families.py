@@ -475,6 +475,15 @@ def test_image_to_video_without_contexts_is_one_branch(render: Any) -> None:
         assert [call.branch for call in run.trace.calls[2:]] == ["cond", "uncond"] * 2
 
 
+def test_densities_of_branches_that_come_as_one_batch(pipeline: Any, render: Any) -> None:
+    schedule = Schedule(branch={"uncond": 0.9})
+    with (
+        vidaccel.accelerate(pipeline("cogvideox"), Radial(block=16), density=0.4, schedule=schedule),
+        pytest.warns(UserWarning, match="branch uncond a density, which has no effect: .* one batch"),
+    ):
+        render(pipeline("cogvideox"))
+
+
 def test_masks_that_are_not_built_are_counted(pipeline: Any, render: Any) -> None:
     with vidaccel.accelerate(pipeline("hunyuan15"), "dense") as run:
         render(pipeline("hunyuan15"))

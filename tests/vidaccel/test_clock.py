@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from vidaccel.frontdoor import Clock
@@ -46,6 +47,13 @@ def test_a_timestep_per_token_takes_the_largest() -> None:
     step = Clock().step(torch.tensor([[0.0, 0.0, 750.0]]))
     assert step.index == 0
     assert step.sigma == 0.75
+
+
+def test_the_last_timestep_may_be_1_of_1000() -> None:
+    for scale in (1000, 1):
+        clock = Clock(3)
+        sigmas = [clock.step(torch.tensor([scale * sigma])).sigma for sigma in (1.0, 0.5, 0.001)]
+        assert sigmas == pytest.approx([1.0, 0.5, 0.001])
 
 
 def test_hints_are_believed_and_spare_the_wait() -> None:

@@ -98,6 +98,14 @@ def test_what_leaves_nothing_to_run_sparse(schedule: Schedule, steps: int | None
         assert (told is not None) == all(density == DENSE for density in run)
 
 
+def test_densities_of_branches_that_never_come_alone() -> None:
+    schedule = Schedule(branch={"uncond": 0.2})
+    assert schedule.misses("cond") is schedule.misses("uncond") is Schedule().misses("cond_uncond") is None
+    assert "branch uncond a density, which has no effect" in str(schedule.misses("cond_uncond"))
+    assert "cannot be told apart" in str(schedule.misses(None))
+    assert Schedule(branch={"cond_uncond": 0.2}).misses("cond_uncond") is None
+
+
 def test_what_a_pattern_may_be_asked_for() -> None:
     assert Schedule().asked(None, 0.3) == {0.3}
     assert Schedule(branch={"uncond": 0.2}).asked(None, None) == {None, 0.2}

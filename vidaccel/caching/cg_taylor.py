@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from .forecast import Form, Ladder
 from .gate import Below
 from .indicator import ForecastError
-from .policy import STORAGE, CachePolicy, Parts, Site, unpublished
+from .policy import STORAGE, CachePolicy, Parts, Site
 from .published import CG_TAYLOR, published
 
 
@@ -71,6 +71,6 @@ class CGTaylor(CachePolicy):
             "nothing",
             lambda: Ladder(order, self.form, storage, self.reach),
             self.axis,
-            () if found else (unpublished(self.name, model, "those of Wan 2.1"),),
+            () if found else self.borrowed(model, "those of Wan 2.1", "threshold", "warmup", "gate_order", "order"),
             site=self.site,
         )

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from .gate import Accumulated
 from .indicator import OutputChange
-from .policy import CachePolicy, Parts, unpublished
+from .policy import CachePolicy, Parts
 from .published import EASYCACHE, published
 
 
@@ -38,6 +38,6 @@ class EasyCache(CachePolicy):
             "latent",
             self.reuse,
             "step",
-            () if found else (unpublished(self.name, model, "those of Wan 2.1"),),
+            () if found else self.borrowed(model, "those of Wan 2.1", "threshold", "warmup"),
             site="output",
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..errors import RecipeError
 from ..schedule import Step
 from .gate import Magnitude
 from .policy import CachePolicy, Parts, unpublished
@@ -32,6 +33,11 @@ class MagCache(CachePolicy):
     warmup: float | None = None
     ratios: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup is not None and self.warmup > 1:
+            raise RecipeError(f"cache magcache: warmup is {self.warmup}; it is a share of the steps, from 0 to 1")
+
     def parts(self, model: str, trait: str) -> Parts:
         """See `CachePolicy.parts`."""
         expert = trait.partition(":")[2]
@@ -39,7 +45,7 @@ class MagCache(CachePolicy):
         known = self.ratios or published(MAGCACHE_RATIOS, model, trait) or ()
         ratios = Ratios(known)
         warmup = float(self.value("warmup", found, 0.2)) / (2 if expert else 1)
-        if "i2v" in model and expert == "high":
+        if self.warmup is None and "i2v" in model and expert == "high":
             warmup = 1.0  # The authors compute all of this phase.
         return Parts(
             Magnitude(self.value("threshold", found, 0.24), ratios),
@@ -56,7 +62,8 @@ class MagCache(CachePolicy):
 class Ratios:
     """The ratio of each step: resampled from another number of steps, or measured.
 
-    What one trajectory has measured counts from the next one on, for the same number of steps.
+    What one trajectory has measured counts from the next one on, for the same number of steps, and is never measured
+    again: else a video would depend on those before it.
     """
 
     def __init__(self, known: Sequence[float]) -> None:
@@ -67,18 +74,22 @@ class Ratios:
 
     def learn(self, step: Step, ratio: float) -> None:
         """Take in what was measured at a step."""
-        index, total = self._last
-        if step.total != total:
-            self._measured, self._frozen = {}, {}
-        elif step.index <= index:
-            self._frozen = dict(self._measured)
-        self._last = (step.index, step.total)
-        self._measured[step.index] = ratio
+        self._follow(step)
+        self._measured.setdefault(step.index, ratio)
 
     def __call__(self, step: Step) -> float | None:
         """The ratio of a step, the nearest one where the numbers of steps differ; None while it is unknown."""
         if not self._known:
-            return self._frozen.get(step.index) if step.total == self._last[1] else None
+            self._follow(step)
+            return self._frozen.get(step.index)
         most = len(self._known) - 1
         total = step.total or len(self._known)
         return self._known[min(most, round(step.index * most / max(1, total - 1)))]
+
+    def _follow(self, step: Step) -> None:
+        index, total = self._last
+        if step.total != total:
+            self._measured, self._frozen = {}, {}
+        elif step.index < index:
+            self._frozen = dict(self._measured)
+        self._last = (step.index, step.total)

@@ -110,8 +110,9 @@ class CachePolicy(ABC):
             if value is not None and not least <= value <= most:
                 raise RecipeError(f"cache {self.name}: {field} is {value}; it is a whole number from {least} to {most}")
         for field in ("coefficients", "ratios"):
-            if not all(isinstance(value, (int, float)) for value in getattr(self, field, None) or ()):
-                raise RecipeError(f"cache {self.name}: {field} is {getattr(self, field)}; it lists numbers")
+            value = getattr(self, field, None)
+            if value is not None and not (value and all(isinstance(number, (int, float)) for number in value)):
+                raise RecipeError(f"cache {self.name}: {field} is {value}; it lists numbers")
         for field, possible in (
             ("form", ("newton", "taylor")),
             ("axis", ("step", "sigma")),
@@ -144,6 +145,10 @@ class CachePolicy(ABC):
         """A parameter: its own, the published one, or a default."""
         own = getattr(self, field)
         return found.get(field, default) if own is None else own
+
+    def borrowed(self, model: str, instead: str, *fields: str) -> tuple[str, ...]:
+        """What to say where nobody published parameters for a model: nothing, if all of these were given by hand."""
+        return (unpublished(self.name, model, instead),) if None in map(self.__getattribute__, fields) else ()
 
 
 def unpublished(name: str, model: str, instead: str) -> str:

@@ -56,18 +56,22 @@ TEACACHE: dict[str, dict[str, Any]] = {
     },
     "cogvideox-2b": {
         "threshold": 0.1,
+        "last": 1,
         "coefficients": (-3.10658903e01, 2.54732368e01, -5.92380459e00, 1.75769064e00, -3.61568434e-03),
     },
     "cogvideox-5b": {
         "threshold": 0.1,
+        "last": 1,
         "coefficients": (-1.53880483e03, 8.43202495e02, -1.34363087e02, 7.97131516e00, -5.23162339e-02),
     },
     "cogvideox1.5-t2v-5b": {
         "threshold": 0.1,
+        "last": 1,
         "coefficients": (2.50210439e02, -1.65061612e02, 3.57804877e01, -7.81551492e-01, 3.58559703e-02),
     },
     "cogvideox1.5-i2v-5b": {
         "threshold": 0.1,
+        "last": 1,
         "coefficients": (1.22842302e02, -1.04088754e02, 2.62981677e01, -3.06009921e-01, 3.71213220e-02),
     },
 }

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from .gate import Accumulated
 from .indicator import Change
-from .policy import CachePolicy, Parts, unpublished
+from .policy import CachePolicy, Parts
 from .published import TEACACHE, published
 
 
@@ -39,5 +39,5 @@ class TeaCache(CachePolicy):
             "input",
             self.reuse,
             "step",
-            () if found else (unpublished(self.name, model, "the identity for its polynomial"),),
+            () if found else self.borrowed(model, "the identity for its polynomial", "coefficients"),
         )

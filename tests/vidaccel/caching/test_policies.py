@@ -68,6 +68,19 @@ def test_what_nobody_published_is_said() -> None:
         assert policy.name in note
 
 
+def test_nothing_is_said_where_all_was_given() -> None:
+    own = CGTaylor(threshold=0.1, warmup=2, gate_order=1, order=1)
+    for policy in (own, TeaCache(coefficients=(1.0, 0.0)), EasyCache(threshold=0.1, warmup=2)):
+        assert not parts(policy, "mochi").notes
+    assert parts(CGTaylor(threshold=0.1), "mochi").notes
+
+
+def test_teacache_computes_the_last_step_where_its_authors_do() -> None:
+    for model in ("hunyuan", "cogvideox-2b", "cogvideox-5b", "cogvideox1.5-t2v-5b", "cogvideox1.5-i2v-5b"):
+        assert parts(TeaCache(), model).caps.last == 1
+    assert parts(TeaCache(), "wan-t2v-14b").caps.last == 0
+
+
 def test_experts_have_no_polynomial_of_another_model() -> None:
     assert parts(TeaCache(), "wan-t2v-14b", "experts:low").rule.coefficients == (1.0, 0.0)
 
@@ -106,6 +119,11 @@ def test_magcache_of_a_model(model: str, trait: str, threshold: float, skips: in
     assert built.learn is None
 
 
+def test_a_warmup_of_ones_own_counts_for_every_expert() -> None:
+    for expert in ("high", "low"):
+        assert parts(MagCache(warmup=0.5), "wan-i2v-14b", f"experts:{expert}").caps.warmup == 0.25
+
+
 def test_published_ratios_are_whole_tables() -> None:
     for name, ratios in MAGCACHE_RATIOS.items():
         assert len(ratios) in (40, 50), name
@@ -124,18 +142,18 @@ def test_ratios_are_resampled_to_other_numbers_of_steps() -> None:
 def test_measured_ratios_count_from_the_next_trajectory_on() -> None:
     ratios = Ratios([])
 
-    def run(total: int) -> list[float | None]:
+    def run(total: int, slope: float = 0.1) -> list[float | None]:
         found = []
         for n in range(total):
             step = Step(n, total, 0.5, n == 0)
             found.append(ratios(step))
-            if n and found[-1] is None:
-                ratios.learn(step, 1 - n / 10)
+            if n:
+                ratios.learn(step, 1 - n * slope)
         return found
 
     assert run(4) == [None] * 4
-    assert run(4) == [None, None, 0.8, 0.7]
-    assert run(4) == [None, 0.9, 0.8, 0.7]
+    for slope in (0.2, 0.3):
+        assert run(4, slope) == [None, 0.9, 0.8, 0.7], "what another video would measure is not taken in"
     assert run(5) == [None] * 5
 
 
@@ -212,6 +230,11 @@ def test_a_bare_name_and_single_values() -> None:
         ("cache: {name: cg-taylor, gate_stride: 0}", "gate_stride is 0"),
         ("cache: {name: taylorseer, interval: 0}", "interval is 0"),
         ("cache: {name: teacache, coefficients: [a]}", "coefficients is"),
+        ("cache: {name: teacache, coefficients: []}", "coefficients is"),
+        ("cache: {name: teacache, coefficients: 0.1}", "coefficients is 0.1; it takes tuple"),
+        ("cache: {name: magcache, ratios: 1}", "ratios is 1; it takes tuple"),
+        ("cache: {name: magcache, warmup: 6}", "warmup is 6; it is a share of the steps, from 0 to 1"),
+        ("cache: {name: replay, computed: 3}", "computed is 3; it takes tuple"),
         ("cache: {name: replay}", "cache replay needs computed"),
         ("cache: {name: replay, computed: []}", "it lists step numbers"),
         ("cache: {name: replay, computed: [x]}", "it lists step numbers"),
