@@ -5,7 +5,7 @@ Idea: codes are few enough to be counted. A token's place is how many have a sma
 Cost: `sign_codes` reads x once and writes 8 bytes a token and head; `in_order` reads codes twice, and writes a count
     for each code and group of 128 tokens, and 8 bytes a token and head.
 Source: counting sort, as in Knuth, The Art of Computer Programming 3, section 5.2, algorithm D.
-Limits: what `fused.can_run` allows, up to 8 planes. `patterns.hashing` defines both, and serves the rest.
+Limits: up to 8 planes. `select.sign_codes` and `select.in_order` define both, and serve the rest.
 Each function is an op with a fake, so that compiled models see one opaque call.
 """
 
@@ -21,16 +21,7 @@ _GROUP = 128
 
 @torch.library.custom_op("vidaccel::sign_codes", mutates_args=())
 def sign_codes(x: torch.Tensor, mean: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
-    """On which sides of planes tokens lie, as places in Gray order.
-
-    Args:
-        x: (1, tokens, h, d) of any strides.
-        mean: (h, d) fp32, what the planes go through.
-        planes: (d or more, bits) fp32, contiguous.
-
-    Returns:
-        (h, tokens) int64.
-    """
+    """See `select.sign_codes`; strides of x are any, `planes` is contiguous."""
     _, tokens, h, d = x.shape
     codes = x.new_empty((h, tokens), dtype=torch.int64)
     x = x if x.stride(-1) == 1 else x.contiguous()
@@ -60,15 +51,7 @@ def _(x: torch.Tensor, mean: torch.Tensor, planes: torch.Tensor) -> torch.Tensor
 
 @torch.library.custom_op("vidaccel::in_order", mutates_args=())
 def in_order(codes: torch.Tensor, kinds: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens by code; of equal codes the first comes first.
-
-    Args:
-        codes: (h, tokens) int64, each at least 0 and less than `kinds`.
-        kinds: how many codes there are.
-
-    Returns:
-        (h, tokens) int64, the token of each place, and (h, kinds) int32, the first place of each code.
-    """
+    """See `select.in_order`."""
     h, tokens = codes.shape
     groups = -(-tokens // _GROUP)
     codes = codes.contiguous()

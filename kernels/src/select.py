@@ -16,7 +16,7 @@ import torch
 
 from ..blocks import BlockMask
 from ..grid import TokenLayout
-from . import compact, fused, pool
+from . import compact, fused, hashing, pool
 
 
 def block_means(x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
@@ -149,3 +149,44 @@ def rows_of(chosen: torch.Tensor, layout: TokenLayout) -> BlockMask:
     idx = torch.cat([seen, every], 1)
     ptr, n_full = compact.bounds(torch.full((heads, video), kept, device=device), layout)
     return BlockMask(ptr, idx.flatten().int(), n_full, layout)
+
+
+def sign_codes(x: torch.Tensor, mean: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+    """On which sides of planes tokens lie, as places in Gray order.
+
+    Args:
+        x: (1, tokens, h, d).
+        mean: (h, d) fp32, what the planes go through.
+        planes: (d or more, bits) fp32, their normals; up to 8 bits.
+
+    Returns:
+        (h, tokens) int64: bit n of the Gray code of a place says that the token lies on the side of normal n.
+    """
+    if fused.can_run(x):
+        found: torch.Tensor = hashing.sign_codes(x, mean, planes)
+        return found
+    # Under autocast torch would multiply in 16 bits.
+    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+        sides = (x[0].float() - mean) @ planes[: x.shape[-1]] > 0
+    code: torch.Tensor = (sides.long() << torch.arange(sides.shape[-1], device=x.device)).sum(-1)
+    for shift in (1, 2, 4):
+        code = code ^ (code >> shift)
+    return code.T
+
+
+def in_order(codes: torch.Tensor, kinds: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens by code; of equal codes the first comes first.
+
+    Args:
+        codes: (h, tokens) int64, each at least 0 and less than `kinds`.
+        kinds: how many codes there are.
+
+    Returns:
+        (h, tokens) int64, the token of each place, and (h, kinds) int32, the first place of each code.
+    """
+    if fused.HAS_TRITON and (codes.is_cuda or codes.is_meta):
+        order, start = hashing.in_order(codes, kinds)
+        return order, start
+    many = codes.new_zeros(codes.shape[0], kinds, dtype=torch.int32)
+    many = many.scatter_add(1, codes, torch.ones_like(codes, dtype=torch.int32))
+    return codes.argsort(dim=1, stable=True), many.cumsum(1, dtype=torch.int32) - many

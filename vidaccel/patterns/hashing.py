@@ -3,7 +3,7 @@
 Math: code(x) has one bit a plane, the side on which x - mean(x) lies; all tokens share the planes. Codes are numbered
     in Gray order, so that neighbours differ in one bit. A pair of codes r bits apart counts 16^-r, so that what is near
     counts first, and what is further away never nothing.
-Cost: bits x d products a token. On CUDA the kernels of `kernels/hashing.py` do it; what stands here defines them.
+Cost: bits x d products a token, and a sort by counting.
 Source: AnnSA of FAST-AR, arXiv 2602.01801, section 4.2; multi-probe hashing: Lv et al., VLDB 2007.
 Limits: head dim up to 256; 1 to 8 bits.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..kernels import fused, hashing
+from ..kernels.select import in_order, sign_codes
 
 _PROBE = 16.0
 _MOST_CHANNELS = 256
@@ -49,16 +49,7 @@ class HashPlanes(NamedTuple):
     def codes(self, x: torch.Tensor, mean: torch.Tensor | None = None) -> torch.Tensor:
         """(h, tokens) int64, the place in Gray order of each token's code; x (1, tokens, h, d), its mean (h, d)."""
         mean = x[0].mean(0, dtype=torch.float32) if mean is None else mean
-        if fused.can_run(x):
-            found: torch.Tensor = hashing.sign_codes(x, mean.float(), self.planes)
-            return found
-        # Under autocast torch would multiply in 16 bits.
-        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
-            sides = (x[0].float() - mean) @ self.planes[: x.shape[-1]] > 0
-        code: torch.Tensor = (sides.long() << torch.arange(sides.shape[-1], device=x.device)).sum(-1)
-        for shift in (1, 2, 4):
-            code = code ^ (code >> shift)
-        return code.T
+        return sign_codes(x, mean.float(), self.planes)
 
     def sort(
         self, codes: torch.Tensor, block: int, first: torch.Tensor | None = None, last: torch.Tensor | None = None
@@ -79,20 +70,11 @@ class HashPlanes(NamedTuple):
         rank = codes + 1
         rank = rank if first is None else rank.masked_fill(first, 0)
         rank = rank if last is None else rank.masked_fill(last, kinds + 1)
-        order, start = self._in_order(rank, kinds + 2)
+        order, start = in_order(rank, kinds + 2)
         begin, end = start[:, None, 1:-1], start[:, None, 2:]
         edge = torch.arange(0, tokens, block, device=codes.device)[:, None]
         counts = torch.minimum(end, edge + block) - torch.maximum(begin, edge)
         return order, counts.clamp(min=0).float()
-
-    @staticmethod
-    def _in_order(rank: torch.Tensor, kinds: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `kernels.hashing.in_order`."""
-        if fused.HAS_TRITON and rank.is_cuda:
-            order, start = hashing.in_order(rank, kinds)
-            return order, start
-        many = rank.new_zeros(rank.shape[0], kinds).scatter_add(1, rank, torch.ones_like(rank))
-        return rank.argsort(dim=1, stable=True), many.cumsum(1) - many
 
     def shared(self, q_counts: torch.Tensor, k_counts: torch.Tensor) -> torch.Tensor:
         """(h, query blocks, key blocks) fp32: what blocks of so many codes have in common, pair by pair."""

@@ -5,7 +5,7 @@ Math: two fixed masks keep round(density x tiles) tiles a row. `near` ranks tile
     `across` by distance in space, then in time; own tile and first frames go first in both. For some query rows the
     outputs o of all keys, o_near and o_across are computed, and a head goes by the mask with the smaller
     sum |o_mask - o|^2 over them.
-Cost: 6 samples x tokens x d flops a head, and 8 bytes for each logit: 0.8 GB for 32 rows of 40 heads at 75,600 tokens.
+Cost: 8 samples x tokens x d flops a head, and 8 bytes for each logit: 0.8 GB for 32 rows of 40 heads at 75,600 tokens.
 Source: Sparse VideoGen, arXiv 2502.01776, section 4.2. Its masks are bands of the raster order, and of the order that
     puts frames innermost; here both keep tiles of one order, so that nothing is moved, and the first frames are seen by
     either (its released sink follows the permutation, and misses the first frame in temporal heads).
@@ -74,17 +74,14 @@ class NearOrAcross(EqualRows):
         # Samples are folded into heads, one after another.
         filled = (slot % self.layout.block < length).repeat_interleave(q.shape[2] // len(length), dim=0)
         value = torch.where(filled[..., None], v[0].transpose(0, 1), 0)
-        logits = q[0, self.rows].transpose(0, 1) @ k[0].permute(1, 2, 0)
-        weights = (logits.float() * q.shape[-1] ** -0.5).masked_fill(~filled[:, None], -torch.inf).softmax(-1)
-        whole = self._output(weights, value)
-        errors = torch.stack(
-            [(self._output(weights * keep, value) - whole).square().sum((1, 2)) for keep in self.kept_keys.unbind()]
-        )
+        # In q's own type, which the weights have for their product with the values anyway; sums are fp32.
+        logits = (q[0, self.rows].transpose(0, 1) * q.shape[-1] ** -0.5) @ k[0].permute(1, 2, 0)
+        weights = logits.masked_fill(~filled[:, None], -torch.inf).softmax(-1)
+        each = torch.cat([weights, weights * self.kept_keys[0], weights * self.kept_keys[1]], 1)
+        output = (each @ value).float() / each.sum(-1, keepdim=True, dtype=torch.float32)
+        whole, near, across = output.unflatten(1, (3, -1)).unbind(1)
+        errors = torch.stack([(output - whole).square().sum((1, 2)) for output in (near, across)])
         return Choice(rows_of(self.masks[errors.argmin(0)], self.layout))
-
-    def _output(self, weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """(h, samples, d) fp32: means of the values by (h, samples, slots) weights."""
-        return (weights.type_as(value) @ value).float() / weights.sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
