@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vidaccel.cli.batch import read_prompts
 from vidaccel.errors import VidaccelError
 from vidaccel.patterns import PATTERNS
 from vidaccel.render import video
@@ -152,6 +154,20 @@ def test_prompts_that_are_none(invoke: Callable, failed: Callable, wan: Path, tm
     failed(invoke("render", "--prompt", "x", "--prompts", "none.txt"), 2, "either")
 
 
+def test_prompts_of_an_editor_that_marks_its_files(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("# a comment\na red circle\n", encoding="utf-8-sig")
+    assert read_prompts(tmp_path / "prompts.txt") == ["a red circle"]
+
+
+def test_prompts_too_long_for_a_record_are_told_before_any_is_rendered(
+    invoke: Callable, failed: Callable, wan: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text(f"a red circle\n{'long ' * 12_000}\n")
+    failed(invoke("render", "--prompts", "prompts.txt", "-m", wan, "--attention", "dense"), 2, "'long long", "shorten")
+    failed(invoke("render", "--prompt", "long " * 12_000, "-m", wan), 2, "'long long", "shorten")
+    assert not (tmp_path / "out").exists()
+
+
 class Bomb:
     """Unpickling it makes a file."""
 
@@ -289,6 +305,22 @@ def test_no_permission(invoke: Callable, failed: Callable, wan: Path, tmp_path: 
     failed(invoke(*RED, "-m", wan, "-o", "file/out.mp4"), 1, "file/out.mp4", "-o")
     if Path("/proc/self").exists():
         failed(invoke(*RED, "-m", wan, "-o", "/proc/out.mp4"), 1, "/proc/out.mp4")
+    # Told before the render, not after it.
+    failed(invoke(*RED, "-m", wan, "-o", "out.mp4", "--report", "file"), 1, "file/report.json", "--report")
+    failed(invoke("tune", "-t", "2x", "-o", "file/tune"), 1, "file/tune", "-o")
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_output_that_cannot_be_written(tmp_path: Path, environment: dict[str, str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "vidaccel", "presets"],
+            cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "error: the output could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX's")

@@ -88,6 +88,7 @@ def test_who_comes_later_is_measured_beside_the_fastest_dense(
         (("--dense", "flash9"), ("flash9", "torch's choice")),
         (("--peers", "nosuch"), ("nosuch", "cache-dit")),
         (("-a", "raidal"), ("raidal", "radial")),
+        (("-d", "0.5"), ("--density 0.5", "--attention")),
         (("-r", "nosuch"), ("nosuch", "wan-tiny")),
         (("-o", "no/such/rows.json"), ("no/such",)),
         (("--height", 65), ("65", "multiples")),

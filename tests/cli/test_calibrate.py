@@ -38,6 +38,7 @@ def test_goals_work_after_a_calibration(invoke: Callable[..., Result], wan: Path
         (("calibrate", "--cache", "placed,taylorseer"), "'taylorseer' has nothing to calibrate"),
         (("calibrate", "--thresholds", "x"), "0.1,0.2,0.4"),
         (("calibrate", "--thresholds", "0"), "above 0"),
+        (("calibrate", "--cache", "placed", "--thresholds", "0.1"), "placed computes a share"),
         (("render", "-p", "x", "--cache", "auto:2x", "--dry-run"), "vidaccel calibrate"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,3 +111,33 @@ def test_what_cannot_be_compared(invoke: Callable[..., Result], failed: Callable
     failed(invoke("compare", "dense.mp4", "short.mp4"), 1, "must agree")
     failed(invoke("compare", "dense.mp4", "none.mp4"), 2, "none.mp4", "no such file")
     failed(invoke("compare", "dense.mp4", "dense.mp4"), 1, "same name")
+    failed(invoke("compare", "dense.mp4", "sparse.mp4", "-o", "sparse-report"), 1, "sparse-report", "is a folder")
+
+
+@pytest.mark.usefixtures("runs")
+def test_folders_of_one_name_are_told_apart(
+    invoke: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path / "dense")
+    result = invoke("compare", ".", "../dense", "--format", "json")
+    assert result.exit_code == 0, result.output
+    assert list(json.loads(result.stdout)["runs"]) == [".", "../dense"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names elsewhere are always text")
+@pytest.mark.usefixtures("clips")
+def test_names_that_are_no_text(invoke: Callable[..., Result], tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.mp4")
+    (tmp_path / name).write_bytes((tmp_path / "sparse.mp4").read_bytes())
+    result = invoke("compare", "dense.mp4", name)
+    assert result.exit_code == 0, result.output
+    assert "vidaccel compare dense.mp4" in (tmp_path / "compare.html").read_text(encoding="utf-8")
+
+
+def test_one_report_among_several_videos_is_not_every_ones(invoke: Callable[..., Result], tmp_path: Path) -> None:
+    for name in ("dense", "sparse"):
+        record = {"vidaccel": 1, "job": {"prompt": "a"}, "recipe_hash": name}
+        video.write(tmp_path / f"{name}.mp4", np.zeros((5, 32, 48, 3), np.uint8), 8, record)
+    (tmp_path / "report.json").write_text(json.dumps({**REPORT, "recipe_hash": "sparse"}))
+    found = json.loads(invoke("compare", "dense.mp4", "sparse.mp4", "--format", "json").stdout)
+    assert {name: run["ms"] for name, run in found["runs"].items()} == {"dense": None, "sparse": 1}

@@ -35,6 +35,8 @@ def test_nothing_is_broken(invoke: Callable[..., Result], wan: Path) -> None:
     result = invoke("explain", "-m", wan, "-a", "radial", "-d", 0.6, "--block", 16, "--find-nan")
     assert result.exit_code == 0, result.output
     assert "finite numbers" in result.stdout
+    quiet = ("-a", "radial", "-d", 0.6, "--block", 16, "--find-nan", "--format", "quiet")
+    assert invoke("explain", "-m", wan, *quiet).stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,8 @@ def test_nothing_is_broken(invoke: Callable[..., Result], wan: Path) -> None:
         (("--at", "99"), "steps 0 to 2"),
         (("-a", "nosuch"), "nosuch"),
         (("-r", "nosuch"), "neither"),
+        (("-r", "wan-tiny", "-d", "0.35"), "--density was given beside recipe wan-tiny"),
+        (("-r", "wan-tiny", "-a", "topk"), "--attention was given"),
     ],
 )
 def test_bad_usage(

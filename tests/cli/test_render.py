@@ -305,6 +305,20 @@ def test_prompts_resume_after_an_interruption(start: Callable, invoke: Callable,
     assert all((tmp_path / "out" / name).read_bytes() == content for name, content in before.items())
 
 
+def test_a_video_is_finished_only_with_its_report(
+    invoke: Callable, failed: Callable, wan: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    options = ["render", "--prompts", "prompts.txt", "-m", wan, "--attention", "dense", "-o", "out", "--report", "to"]
+    in_the_way = tmp_path / "to" / "001-a-red-circle"
+    in_the_way.parent.mkdir()
+    in_the_way.write_text("x")
+    failed(invoke(*options), 1, "001-a-red-circle could not be")
+    in_the_way.unlink()
+    assert invoke(*options).exit_code == 0
+    assert names(in_the_way) == ["report.html", "report.json", "report.md"]
+
+
 def test_interrupted_from_the_keyboard(
     invoke: Callable, failed: Callable, wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

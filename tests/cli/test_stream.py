@@ -230,6 +230,7 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (("--attention", "radial"), "--attention was given, which a stream"),
+        (("--strength", "0"), "--strength was given, which a stream"),
         (("--density", "0.5", "--method", "flashblock"), "none of the methods has one"),
         (("--negative-prompt", "a dog"), "guidance is off"),
         (("--image", "a.png", "--video", "a.mp4"), "begins with one of them"),

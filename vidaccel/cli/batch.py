@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import RenderError, UsageError, VidaccelError
 from ..render import Model, ReadyJob, Rendering, open_pipeline, render, save, video, weights
+from ..render.job import check_prompts
 from .output import Screen, error
 from .progress import StepBar
 from .world import World
@@ -22,7 +23,8 @@ def read_prompts(path: Path | None) -> list[str]:
     """The prompts of a file, one a line; empty lines and those with # in front do not count."""
     assert path is not None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Some editors put a byte order mark in front, which belongs to no prompt.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as problem:
         raise UsageError(
             f"prompts file {path} cannot be read: {getattr(problem, 'strerror', None) or 'it is not UTF-8 text'}"
@@ -86,6 +88,8 @@ def run_jobs(
             for n in range(len(prompts))
         ]
         jobs = [replace(job, prompt=prompt) for job, prompt in zip(jobs, prompts, strict=True)]
+        for job in jobs:
+            check_prompts(job.prompt, job.negative_prompt)
         old = {} if overwrite else _finished(model, jobs, paths, seed_given=seed_given, is_batch=is_batch)
         return jobs, old
 
@@ -101,6 +105,8 @@ def run_jobs(
         for n in map(left.__getitem__, world.shared(len(left))):
             if pipe is None:
                 video.check_writable(paths[n])
+                if report is not None:
+                    video.check_writable(report / "report.json", "--report")
                 screen.say(f"loading {model.reference} ({model.pipeline}) on {first.device}, {first.dtype}")
                 pipe, mark = open_pipeline(first, model, world.together), weights.fingerprint(model)
             try:
@@ -113,6 +119,9 @@ def run_jobs(
                 )
                 if not world.writes:
                     continue
+                # Before the video: one that is there counts as finished, and its report would never be written.
+                if report is not None:
+                    rendering.report.save(report / paths[n].stem if is_batch else report)
                 data = save(paths[n], rendering, jobs[n], model, mark)
             except RenderError as problem:
                 if not is_batch or world.together > 1:
@@ -122,8 +131,6 @@ def run_jobs(
                 continue
             results[n] = {"file": str(paths[n]), "skipped": False, **_summary(data), **measured(rendering)}
             _tell(screen, results[n])
-            if report is not None:
-                rendering.report.save(report / paths[n].stem if is_batch else report)
             world.post(n, results[n])
     except KeyboardInterrupt as stop:
         by = " by this process" if world.teams > 1 else ""

@@ -32,9 +32,14 @@ def render(
         str | None, typer.Option("--attention", "-a", help="Patterns: radial,topk.", rich_help_panel=_WHO)
     ] = None,
     density: Annotated[
-        str,
-        typer.Option("--density", "-d", help="Share of pairs that each pattern keeps: 0.25,0.5.", rich_help_panel=_WHO),
-    ] = "0.25",
+        str | None,
+        typer.Option(
+            "--density",
+            "-d",
+            help="Share of pairs that each pattern keeps: 0.25,0.5; 0.25 without it.",
+            rich_help_panel=_WHO,
+        ),
+    ] = None,
     cache: Annotated[
         str | None, typer.Option("--cache", "-c", help="Caches: cg-taylor,teacache.", rich_help_panel=_WHO)
     ] = None,
@@ -74,7 +79,13 @@ def render(
     prepare(screen)
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"-o {output}: there is no folder {output.parent}; make it first")
-    found, recipes, others = find(model), _recipes(recipe, attention, density, cache), named(peers) if peers else []
+    if density is not None and attention is None:
+        raise UsageError(f"--density {density} was given without a pattern; add --attention, such as radial")
+    found, recipes, others = (
+        find(model),
+        _recipes(recipe, attention, density or "0.25", cache),
+        named(peers) if peers else [],
+    )
     job = RenderJob(
         prompt, model, height=height, width=width, num_frames=frames, num_inference_steps=steps, seed=seed,
         dtype=dtype, device=device,

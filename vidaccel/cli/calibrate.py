@@ -51,7 +51,13 @@ def calibrate(
         texts[0], model, height=height, width=width, num_frames=frames, num_inference_steps=steps, seed=seed,
         device=device,
     ).complete(found)  # fmt: skip
-    tried = {name: _values(name, found, thresholds) for name in _names(cache)}
+    names = _names(cache)
+    if thresholds is not None and all(knob(name) != "threshold" for name in names):
+        raise UsageError(
+            f"--thresholds {thresholds} was given, but {', '.join(names)} computes a share of the steps and has no "
+            "threshold; leave it out, or add a cache that has one, such as cg-taylor"
+        )
+    tried = {name: _values(name, found, thresholds) for name in names}
     pipe = open_pipeline(first, found)
     jobs = [replace(first, prompt=text, recipe=DENSE) for text in texts]
     dense = [render_with_progress(screen, pipe, job, f"without cache: {job.prompt}") for job in jobs]

@@ -63,7 +63,8 @@ def write_page(screen: Screen, videos: Sequence[Path], output: Path) -> dict[str
     data = comparison.compare(entries, shows)
     command = shlex.join(["vidaccel", "compare", *map(str, videos), "-o", str(output)])
     with replacing(output) as temporary:
-        temporary.write_text(comparison.html(entries, data, command), encoding="utf-8")
+        # Names of files need not be text.
+        temporary.write_text(comparison.html(entries, data, command), encoding="utf-8", errors="replace")
     return data
 
 
@@ -101,7 +102,9 @@ def _run(folder: Path, label: str) -> Iterator[Entry]:
 def _labels(paths: Sequence[Path]) -> list[str]:
     """File names where they differ, paths where they do not."""
     names = [path.stem if path.is_file() else path.resolve().name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path.with_suffix("")) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return [str(path.with_suffix("") if path.is_file() else path) for path in paths]
 
 
 def _entry(path: Path, label: str, in_run: bool = False) -> Entry:
@@ -130,7 +133,7 @@ def _entry(path: Path, label: str, in_run: bool = False) -> Entry:
         scene,
         command,
         record,
-        _report(path, in_run),
+        _report(path, record, in_run),
     )
 
 
@@ -142,15 +145,20 @@ def _scene(record: dict[str, Any] | None, path: Path) -> str:
     return path.stem
 
 
-def _report(path: Path, in_run: bool) -> dict[str, Any] | None:
-    """The report that `vidaccel demo` and `render --report` leave beside a video."""
+def _report(path: Path, record: dict[str, Any] | None, in_run: bool) -> dict[str, Any] | None:
+    """The report that `vidaccel demo` and `render --report` leave beside a video.
+
+    One that lies in the video's own folder may be that of another video there: it counts if the recipe is the same.
+    """
     own = (path.with_name(f"{path.stem}-report"), path.with_suffix(""))
     for folder in own if in_run else (*own, path.parent):
         try:
             found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(found, dict) and found.get("schema") == 1 and _usable(found):
+        if not isinstance(found, dict) or found.get("schema") != 1:
+            continue
+        if (folder in own or (record or {}).get("recipe_hash") == found.get("recipe_hash")) and _usable(found):
             return found
     return None
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def explain(
+    ctx: typer.Context,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to show.")] = "a red circle moves right",
     model: Annotated[str, typer.Option("--model", "-m", help="A shipped sample, a folder, or a hub id.")] = "wan-tiny",
     attention: Annotated[
@@ -66,6 +67,10 @@ def explain(
     from .output import prepare
 
     screen = Screen(format)
+    if recipe is not None:
+        for name in ("attention", "density", "block"):
+            if "COMMANDLINE" in str(ctx.get_parameter_source(name)):
+                raise UsageError(f"--{name} was given beside recipe {recipe}, which decides it; drop one of the two")
     prepare(screen)
     patterns, explained = _asked(attention, recipe, block, density)
     density = explained.density
@@ -86,7 +91,7 @@ def explain(
         with watched(pipe):
             rendering = render(pipe, replace(job, recipe=explained))
         result = {"finite": True, "problems": rendering.problems}
-        if not screen.json(result):
+        if not screen.json(result) and not screen.is_quiet:
             screen.line("every layer of every step and the VAE gave finite numbers, and every kernel was right")
             for problem in rendering.problems:
                 screen.line(f"but {problem}: compare with --attention dense, and with another prompt and seed")

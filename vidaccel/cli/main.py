@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import signal
 import sys
@@ -25,6 +26,16 @@ from .rerun import rerun
 from .tune import tune
 
 _BAD_USAGE = (UsageError, RecipeError, PatternError, LayoutError)
+
+
+def _refused(problem: Exception) -> str | None:
+    """What to tell where the system refused a file or had no room; None for all else, of which a traceback tells."""
+    if not isinstance(problem, OSError) or problem.errno is None:
+        return None
+    if problem.filename:
+        return f"{problem.filename} could not be read or written: {problem.strerror}"
+    full = problem.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS)
+    return f"the output could not be written: {problem.strerror}" if full else None
 
 
 class Boundary(TyperGroup):
@@ -57,7 +68,7 @@ class Boundary(TyperGroup):
             else:
                 from ..ranks import stopped
 
-                if (message := stopped(problem)) is None:
+                if (message := stopped(problem) or _refused(problem)) is None:
                     raise
                 error(message)
                 status = 1

@@ -42,7 +42,7 @@ def run_stream(
     Raises:
         UsageError: options that do not go together, or a model that does not stream.
     """
-    if given := [name for name, value in unused.items() if value]:
+    if given := [name for name, value in unused.items() if value is not None and value is not False]:
         raise UsageError(
             f"--{given[0].replace('_', '-')} was given, which a stream on the command line does not take; it takes "
             f"--method ({', '.join(stream.METHODS)}), --density, --set method.setting=value and --offload cache"

@@ -77,6 +77,7 @@ def tune(
     from ..lab.tune import Aim, Effort, Search, checked, judged
     from ..recipe import Recipe, presets
     from ..render import RenderJob, find, open_pipeline
+    from ..render.video import check_writable
     from ..render.weights import fingerprint
     from .batch import read_prompts
     from .output import prepare
@@ -102,7 +103,7 @@ def tune(
     preset = _samples.MODELS.get(model)
     name = baseline or (preset if preset in presets() else None)
     rival = Recipe.load(name) if name else None
-    output.mkdir(parents=True, exist_ok=True)
+    check_writable(output / "evidence.json")
     shared_by_rows = {key: value for key, value in job.to_dict().items() if key not in ("prompt", "device")}
     about = bench.about() | {"model": {"name": model, "fingerprint": fingerprint(found)}, "job": shared_by_rows}
     rows = Rows(about, output / "evidence.json", "tune")

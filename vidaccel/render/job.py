@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,6 +26,8 @@ LIMITS: dict[str, tuple[int, int]] = {
     "max_sequence_length": (1, 4096),
     "seed": (0, 2**63 - 1),
 }
+# Bytes of the prompts in a video's record, which holds `video.MOST_BYTES` in all.
+MOST_PROMPT = 50_000
 DENSE = Recipe(attention=Dense())
 
 
@@ -137,6 +140,7 @@ class ReadyJob(RenderJob):
         model.grid(self.height, self.width, self.num_frames)
         for name in LIMITS:
             check_limit(name, getattr(self, name))
+        check_prompts(self.prompt, self.negative_prompt)
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype {self.dtype!r} is unknown; possible: {', '.join(DTYPES)}")
         if self.offload not in OFFLOADS:
@@ -183,6 +187,19 @@ def check_limit(name: str, value: float | None, called: str | None = None) -> No
     low, high = LIMITS[name]
     if value is not None and not low <= value <= high:
         raise UsageError(f"{called or name} {value} was asked for; it lies in {low} to {high}")
+
+
+def check_prompts(prompt: str, negative: str | None = None) -> None:
+    """Whether a video's record has room for what is to be shown, and not.
+
+    Raises:
+        UsageError: it has not.
+    """
+    if (size := len(json.dumps([prompt, negative]))) > MOST_PROMPT:
+        raise UsageError(
+            f"prompt {prompt[:30]!r}... takes {size} bytes of the video's record with its negative prompt; there is "
+            f"room for {MOST_PROMPT}: shorten it"
+        )
 
 
 def _file_digest(name: str) -> str:

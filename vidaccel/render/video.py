@@ -61,18 +61,26 @@ def psnr(a: Frames, b: Frames) -> float:
         return float(np.minimum(10 * np.log10(255.0**2 / error), _IDENTICAL_DB).mean())
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, option: str = "-o") -> None:
     """Make the folder of `path` and try to write in it, before hours of work depend on it.
 
+    Args:
+        path: a file that is to be written.
+        option: names it on the command line.
+
     Raises:
-        VideoError: the folder cannot be made or written to.
+        VideoError: the folder cannot be made or written to, or `path` is a folder itself.
     """
+    if path.is_dir():
+        raise VideoError(f"{path} cannot be written: it is a folder; name a file with {option}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as trial:
             trial.write(b"0")
     except OSError as error:
-        raise VideoError(f"{path} cannot be written: {error.strerror or error}; choose another place with -o") from None
+        raise VideoError(
+            f"{path} cannot be written: {error.strerror or error}; choose another place with {option}"
+        ) from None
 
 
 def write(path: Path, frames: Frames, fps: float, record: Mapping[str, Any]) -> None:

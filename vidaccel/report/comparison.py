@@ -92,6 +92,12 @@ def compare(entries: Sequence[Entry], judge: Judge | None = None) -> dict[str, A
         notes["One prompt and seed: how far these figures would be off for others cannot be told"] = None
     else:
         notes["After ±: half the width of the 95 % interval of the mean over prompts and seeds"] = None
+    rates = sorted({round(entry.fps, 2) for entry in entries})
+    if len(rates) > 1:
+        notes[
+            f"Frames a second differ ({', '.join(f'{rate:g}' for rate in rates)}): figures are of the same frames, but "
+            "the players do not stand at the same ones"
+        ] = None
     if not any(entry.report for entry in entries):
         notes[
             "No report stands beside these videos, so nothing is known of time: render with --report and their folder"

@@ -41,7 +41,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def frames_of(video: Any) -> Frames:
-    """(f, h, w, 3) bytes from what pipelines give: arrays or tensors in [0, 1], bytes, or a list of images.
+    """(f, h, w, 3) bytes from what pipelines give: arrays or tensors, in [0, 1] or bytes, or a list of images.
 
     Raises:
         VideoError: no video, or a value that is no finite number.
@@ -49,7 +49,8 @@ def frames_of(video: Any) -> Frames:
     if isinstance(video, (list, tuple)):
         video = np.stack([np.asarray(frame) for frame in video])
     if isinstance(video, torch.Tensor):
-        video = video.detach().float().cpu().numpy()
+        video = video.detach().cpu()
+        video = (video if video.dtype == torch.uint8 else video.float()).numpy()
         # Tensors are (f, c, h, w); arrays are (f, h, w, c).
         video = video.transpose(0, 2, 3, 1) if video.ndim == 4 and video.shape[1] == 3 else video
     video = np.asarray(video)
@@ -57,6 +58,8 @@ def frames_of(video: Any) -> Frames:
         raise VideoError(f"a video of shape {video.shape} was given; it has (frames, height, width, 3)")
     if video.dtype == np.uint8:
         return np.asarray(video, np.uint8)
+    if video.dtype.kind != "f":
+        raise VideoError(f"a video of {video.dtype} was given; it holds bytes (uint8), or floats in [0, 1]")
     if not np.isfinite(video).all():
         broken = int((~np.isfinite(video)).any(axis=(1, 2, 3)).sum())
         raise VideoError(f"{broken} of {len(video)} frames hold values that are no finite numbers")

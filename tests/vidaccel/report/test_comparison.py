@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,6 +31,12 @@ def test_quality_of_every_video_against_the_first(entry: Any) -> None:
     assert any("--report" in note for note in data["notes"]), "what times would need is said"
     timed = comparison.compare([entry("dense", report=RUN), entry("same", report=RUN)])
     assert not any("--report" in note for note in timed["notes"])
+
+
+def test_other_frames_a_second_are_told(entry: Any) -> None:
+    one, other = entry("dense"), entry("fast")
+    assert not any("players" in note for note in comparison.compare([one, other])["notes"])
+    assert any("(8, 24)" in note for note in comparison.compare([one, replace(other, fps=24.0)])["notes"])
 
 
 def test_figures_over_scenes_have_intervals(entry: Any) -> None:

@@ -75,6 +75,8 @@ def test_every_kind_of_video_is_the_same_video() -> None:
         video,
         floats,
         torch.from_numpy(floats).permute(0, 3, 1, 2),
+        torch.from_numpy(video),
+        torch.from_numpy(video).permute(0, 3, 1, 2),
         [Image.fromarray(frame) for frame in video],
     ]
     for kind in kinds:
@@ -84,6 +86,8 @@ def test_every_kind_of_video_is_the_same_video() -> None:
 def test_what_is_no_video() -> None:
     with pytest.raises(VideoError, match="shape"):
         quality.frames_of(np.zeros((4, 4, 3)))
+    with pytest.raises(VideoError, match="a video of int64 was given"):
+        quality.frames_of(noise(0).astype(np.int64))
     with pytest.raises(VideoError, match="1 of 2 frames"):
         quality.frames_of(np.stack([np.zeros((4, 4, 3)), np.full((4, 4, 3), np.nan)]))
     with pytest.raises(VideoError, match="must agree"):
