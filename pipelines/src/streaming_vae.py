@@ -15,7 +15,8 @@ class StreamingDecoder:
     """Decodes chunks of latents that follow each other.
 
     On GPUs the decoder's convolutions are laid out channels last, and stay so: a tenth less time, no other result but
-    for rounding. `vae.decoder.compile(fullgraph=True, dynamic=False)` before the first chunk is followed too.
+    for rounding. `vae.decoder.compile(dynamic=False)` before the first chunk is followed too (torch 2.11 makes
+    several graphs of it, torch 2.13 one).
 
     Args:
         vae: an `AutoencoderKLWan`. Tiling is not used: a chunk is a few frames.

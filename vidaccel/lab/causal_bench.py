@@ -318,7 +318,7 @@ def _decoding(case: Case, device: torch.device, dtype: torch.dtype) -> float | N
     with torch.device(device):
         vae = AutoencoderKLWan(**case.vae).to(dtype).eval()
     if case.compiled:
-        vae.decoder.compile(fullgraph=True, dynamic=False)
+        vae.decoder.compile(dynamic=False)
     decode = StreamingDecoder(vae)
     latents = torch.randn(1, 16, case.rollout.chunk, case.height // 8, case.width // 8, device=device)
     times = []
