@@ -113,7 +113,7 @@ def table(capability: int) -> Iterator[dict[str, Any]]:
         torch.ops.vidaccel.to_model(q, layout.slot_of)
         streams = [stream for stream in (video, text) if stream is not None]
         norms = [elementwise.OneNorm.of(stream.norm, 0) for stream in streams]
-        elementwise.to_ranks([stream.q for stream in streams], norms, rope, 2, shape.heads // 2)
+        elementwise.to_ranks([stream.q for stream in streams], norms, rope, 2, -(-shape.heads // 2))
         compact.block_means(q, layout.q_len[:n], layout.block)
         scores, forced = empty(shape.heads, n, n, dtype=torch.float32), torch.zeros(n, n, dtype=torch.bool)
         compact.best_blocks(scores, forced, n // 4, layout)

@@ -49,11 +49,11 @@ class Film:
 
     def _repr_jpeg_(self) -> bytes:
         target = io.BytesIO()
-        self.sheet.save(target, "jpeg", quality=60, optimize=True)
+        self.sheet.save(target, "jpeg", quality=45, optimize=True, progressive=True)
         return target.getvalue()
 
 
-def film(clips: Mapping[str, Any], columns: int = 8, side: int = 72, gap: int = 2) -> Film:
+def film(clips: Mapping[str, Any], columns: int = 8, side: int = 52, gap: int = 2) -> Film:
     """Evenly spaced frames of clips (f, h, w, 3) in [0, 1] by name, one clip a row."""
     font = ImageFont.load_default(12)
     left = 10 + round(max(font.getlength(name) for name in clips))

@@ -95,7 +95,8 @@ class Trials:
             base, frames = self.dense(prompt)
             row = {"key": key, "kind": "render", "prompt": prompt, "hash": recipe.hash}
             if not any(other.get("hash") == recipe.hash for other in self.rows.rows):
-                row["recipe"] = recipe.to_dict()
+                # Not what a preset says of itself.
+                row["recipe"] = {k: v for k, v in recipe.to_dict().items() if k not in ("about", "evidence")}
             try:
                 rendering, figures = self._measured(recipe, prompt)
                 row |= {"ok": True, "reason": None, **figures, **_likeness(rendering.frames, frames)}
