@@ -183,7 +183,7 @@ def pattern_from(value: Any) -> Pattern | None:
     """
     if value is None or (not isinstance(value, (str, Mapping)) and hasattr(value, "plan")):
         return cast("Pattern | None", value)
-    settings = {"name": value} if isinstance(value, str) else dict(_mapping(value, "attention"))
+    settings = {"name": value.strip()} if isinstance(value, str) else dict(_mapping(value, "attention"))
     name = settings.pop("name", None)
     if not isinstance(name, str) or name not in PATTERNS:
         raise RecipeError(f"attention pattern {name!r} is unknown; patterns: {', '.join(sorted(PATTERNS))}")
@@ -198,7 +198,7 @@ def policy_from(value: Any) -> CachePolicy | None:
     """
     if value is None or isinstance(value, CachePolicy):
         return value
-    settings = {"name": value} if isinstance(value, str) else dict(_mapping(value, "cache"))
+    settings = {"name": value.strip()} if isinstance(value, str) else dict(_mapping(value, "cache"))
     name = settings.pop("name", None)
     if not isinstance(name, str) or name not in POLICIES:
         raise RecipeError(f"cache {name!r} is unknown; caches: {', '.join(sorted(POLICIES))}")

@@ -285,6 +285,11 @@ def test_bad_records(invoke: Callable, failed: Callable, record: dict, change: d
     assert not Path("bad.rerun.mp4").exists()
 
 
+@pytest.mark.parametrize("command", ["render", "explain", "demo"])
+def test_an_empty_prompt(invoke: Callable, failed: Callable, command: str) -> None:
+    failed(invoke(command, "--prompt", " "), 2, "the prompt is empty")
+
+
 def test_files_without_a_record(invoke: Callable, failed: Callable, tmp_path: Path) -> None:
     failed(invoke("rerun", "missing.mp4"), 2, "missing.mp4", "no such file")
     (tmp_path / "text.mp4").write_text("#EXTM3U\nfile:///etc/passwd\n")

@@ -11,7 +11,7 @@ from typer.testing import Result
 
 
 def test_an_atlas(invoke: Callable[..., Result], wan: Path, tmp_path: Path) -> None:
-    result = invoke("explain", "-m", wan, "-a", "radial,topk", "-d", 0.6, "--block", 16, "--at", "0,2", "-o", "atlas")
+    result = invoke("explain", "-m", wan, "-a", "radial, topk", "-d", 0.6, "--block", 16, "--at", "0,2", "-o", "atlas")
     assert result.exit_code == 0, result.output
     data = json.loads((tmp_path / "atlas" / "atlas.json").read_text())
     assert {row["step"] for row in data["rows"]} == {0, 2}

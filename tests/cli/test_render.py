@@ -165,6 +165,7 @@ def test_rerun_sees_what_changed(invoke: Callable, failed: Callable, wan: Path, 
     record["versions"]["torch"] = "0.0.1"
     record["model"]["fingerprint"] = "0" * 16
     video.write(tmp_path / "b.mp4", np.zeros((9, 64, 64, 3), np.uint8), 8, record)
+    failed(invoke("rerun", "b.mp4", "-o", "c.avi"), 2, "c.avi", "mp4")
     result = invoke("rerun", "b.mp4", "-o", "c.mp4")
     assert result.exit_code == 0
     assert result.stdout == "c.mp4: frames differ\n"

@@ -37,6 +37,8 @@ class Goal(NamedTuple):
             raise RecipeError(f"{text!r} is no goal; write 2x (times faster), psnr>=28 (dB) or ssim>=0.9")
         if goal.what == "ssim" and not goal.least < 1:
             raise RecipeError(f"goal {text}: ssim is at most 1, of equal videos; ask for less, such as ssim>=0.9")
+        if not goal.least:
+            raise RecipeError(f"goal {text}: everything reaches it; ask for more, such as 2x, psnr>=28 or ssim>=0.9")
         return goal
 
     def __str__(self) -> str:

@@ -135,7 +135,7 @@ def _asked(attention: str, recipe: str | None, block: int, density: float | None
         if found.attention is None or found.attention.name == "dense":
             raise UsageError(f"recipe {recipe} has no sparse pattern to explain")
         return [found.attention], found
-    patterns = [p for name in attention.split(",") if (p := pattern_from({"name": name, "block": block}))]
+    patterns = [p for name in attention.split(",") if (p := pattern_from({"name": name.strip(), "block": block}))]
     return patterns, Recipe(attention=patterns[0], density=density, schedule=DEFAULT_SCHEDULE)
 
 

@@ -67,6 +67,8 @@ def rerun(
             )
         return
     path = output or video.with_name(f"{video.stem}.rerun.mp4")
+    if path.suffix != ".mp4":
+        raise UsageError(f"-o {path} is not an .mp4 file; vidaccel writes mp4")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; --overwrite replaces it, -o names another file")
     prepare(screen)

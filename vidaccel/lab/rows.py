@@ -39,8 +39,9 @@ class Rows:
             raise UsageError(f"{path} is not a record of {what} measurements; choose another place with -o") from None
         for key, value in self._head().items():
             if key in known and known[key] != value:
+                before, now = _apart(known[key], value)
                 raise UsageError(
-                    f"{path} was measured with another {key} ({known[key]}), this is {value}; rows of both in one file "
+                    f"{path} was measured with another {key} ({before}), this is {now}; rows of both in one file "
                     "could not be compared: choose another place with -o"
                 )
 
@@ -66,6 +67,14 @@ class Rows:
     def _head(self) -> dict[str, Any]:
         about = {key: value for key, value in self._about.items() if key != "commit"}
         return {"schema": SCHEMA, **about}
+
+
+def _apart(before: Any, now: Any) -> tuple[Any, Any]:
+    """Of two dicts what differs; else both."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return before, now
+    names = [name for name in before | now if before.get(name) != now.get(name)]
+    return tuple({name: each.get(name) for name in names} for each in (before, now))  # type: ignore[return-value]
 
 
 def rounded(value: Any) -> Any:

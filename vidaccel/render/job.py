@@ -193,8 +193,10 @@ def check_prompts(prompt: str, negative: str | None = None) -> None:
     """Whether a video's record has room for what is to be shown, and not.
 
     Raises:
-        UsageError: it has not.
+        UsageError: it has not, or nothing is to be shown.
     """
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; say what to show")
     if (size := len(json.dumps([prompt, negative]))) > MOST_PROMPT:
         raise UsageError(
             f"prompt {prompt[:30]!r}... takes {size} bytes of the video's record with its negative prompt; there is "

@@ -102,12 +102,16 @@ def compare(entries: Sequence[Entry], judge: Judge | None = None) -> dict[str, A
         notes[
             "No report stands beside these videos, so nothing is known of time: render with --report and their folder"
         ] = None
+    timed = _timed(scenes)
+    if any(entry.report for entry in entries) and len(timed) < len(scenes):
+        of = f"{len(timed)} of {len(scenes)}"
+        notes[f"Times are of {of} prompts and seeds: those where every run has a report that has one anywhere"] = None
     return {
         "schema": SCHEMA,
         "reference": reference,
         "scenes": measured,
         "videos": {label: _over([s["videos"][label] for s in measured if label in s["videos"]]) for label in others},
-        "runs": {label: {"ms": _ms(entries, label), "right": _share(told[label])} for label in labels},
+        "runs": {label: {"ms": _ms(timed, label), "right": _share(told[label])} for label in labels},
         "notes": list(notes),
     }
 
@@ -203,9 +207,16 @@ def _over(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _ms(entries: Sequence[Entry], label: str) -> float | None:
-    """What the transformer took for a video, the mean over those with a report."""
-    times = [e.report["summary"]["transformer_ms"] for e in entries if e.label == label and e.report]
+def _timed(scenes: Mapping[str, Sequence[Entry]]) -> list[dict[str, float]]:
+    """Milliseconds of the transformer by run, in each scene where every run that was timed anywhere was timed."""
+    found = [{e.label: e.report["summary"]["transformer_ms"] for e in each if e.report} for each in scenes.values()]
+    labels = {label for times in found for label in times}
+    return [times for times in found if times and times.keys() == labels]
+
+
+def _ms(timed: Sequence[Mapping[str, float]], label: str) -> float | None:
+    """What the transformer took for a video, on average."""
+    times = [scene[label] for scene in timed if label in scene]
     return fmean(times) if times else None
 
 

@@ -93,11 +93,12 @@ def scatter(
             left_half = x < _WIDTH / 2
             side = (x + 7 if left_half else x - 7, y + 4, number % _COLOURS, "start" if left_half else "end")
             parts.append(label.format(*side, name, *found[name]))
+    if start is not None:
+        x, _ = place(start, low)
+        across_from = Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>')
+        parts.append(across_from.format(x, x, _TOP, _HEIGHT - _BOTTOM))
     for value in (left, right):
         x, _ = place(value, low)
-        if value == start:
-            line = Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>')
-            parts.append(line.format(x, x, _TOP, _HEIGHT - _BOTTOM))
         parts.append(Markup('<text x="{}" y="{}" text-anchor="middle">{:.3g}</text>').format(x, _HEIGHT - 6, value))
     parts.append(Markup('<text x="{}" y="32">up: {}; across: {}</text>').format(_LEFT, up, across))
     return _svg(title, parts)

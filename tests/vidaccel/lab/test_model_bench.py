@@ -137,6 +137,10 @@ def test_rows_of_two_machines_do_not_mix(tmp_path: Path) -> None:
     assert Rows({"device": {"gpu": "A"}, "versions": {}, "commit": "new"}, path).find("x")
     with pytest.raises(UsageError, match="another device"):
         Rows({"device": {"gpu": "B"}, "versions": {}}, path)
+    Rows({"device": {"gpu": "A", "cores": 2}}, path.with_name("other.json")).add({"key": "x"})
+    with pytest.raises(UsageError) as told:
+        Rows({"device": {"gpu": "A", "cores": 4}}, path.with_name("other.json"))
+    assert "({'cores': 2}), this is {'cores': 4}" in str(told.value), "what is the same is left out"
     path.write_text("{}")
     with pytest.raises(UsageError, match="not a record"):
         Rows({}, path)

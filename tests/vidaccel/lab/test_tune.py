@@ -44,7 +44,7 @@ def test_goals_are_read(text: str, goal: tuple[str, float]) -> None:
     assert Goal.of(str(Goal.of(text))) == goal
 
 
-@pytest.mark.parametrize("text", ["2", "fast", "psnr>28", "ssim>=1", "lpips>=0.1", "speedup>=", ""])
+@pytest.mark.parametrize("text", ["2", "fast", "psnr>28", "ssim>=1", "lpips>=0.1", "speedup>=", "", "0x", "psnr>=0"])
 def test_what_is_no_goal_says_so(text: str) -> None:
     with pytest.raises(RecipeError, match=r"goal|ssim"):
         Goal.of(text)

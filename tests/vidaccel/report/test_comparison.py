@@ -150,6 +150,27 @@ def test_speed_and_quality_of_runs_that_were_timed(entry: Any) -> None:
     assert len(plot.partition('class="front" points="')[2].partition('"')[0].split()) == 1
 
 
+def test_times_are_of_the_scenes_that_every_run_has_times_of(entry: Any) -> None:
+    """Long and short prompts: what is timed on the long one alone is not slower for it."""
+
+    def timed(ms: float) -> dict[str, Any]:
+        return {"calls": CALLS, "summary": {"transformer_ms": ms}}
+
+    entries = [
+        entry("dense", scene="long", report=timed(100)), entry("fast", 4, scene="long", report=timed(50)),
+        entry("dense", scene="short", report=timed(10)), entry("fast", 4, scene="short"),
+    ]  # fmt: skip
+    data = comparison.compare(entries)
+    assert comparison.summary(data)[1]["times faster"] == "2.00"
+    assert any("1 of 2 prompts" in note for note in data["notes"])
+
+
+def test_the_start_has_its_line_wherever_it_lies() -> None:
+    points = {"slow": (0.5, 30.0), "fast": (2.0, 20.0)}
+    without, between = (plots.scatter("speed", points, "x", "y", start=start) for start in (None, 1.0))
+    assert between.count('class="grid"') == without.count('class="grid"') + 1
+
+
 def test_plots_survive_flat_and_infinite_values() -> None:
     assert "<polyline" in plots.lines("flat", {"a": [1.0, 1.0, 1.0]})
     assert "<circle" in plots.scatter("one", {"a": (1.0, 2.0)}, "x", "y")
