@@ -77,6 +77,8 @@ class Counts(NamedTuple):
         four = min(four, 2 * eight)
         coarse = max(0, min(round(wanted[3]), groups - eight, total - least[2] - four - 2 * eight))
         two = max(least[2], min(2 * four, total - four - 2 * eight - coarse))
+        # What all that is opened leaves goes to groups that are not.
+        coarse += max(0, min(total - two - four - 2 * eight - coarse, groups - eight - coarse))
         return cls((eight, four, two), coarse)
 
 
