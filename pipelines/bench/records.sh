@@ -14,19 +14,19 @@ models="wan2.1-14b-720p wan2.1-14b-480p wan2.1-1.3b-480p hunyuan-video hunyuan-v
 failed=0
 vidaccel() { python3 -m vidaccel "$@" --format quiet || failed=1; }
 
-# Three patterns at a time: what is interrupted loses no more.
+patterns=radial,topk,sliding-window,light-forcing,svg,ann,pyramid,freeswim,neighborhood
+
 model() {
-  local name=$1 size=() layers=4 patterns
+  local name=$1 size=() layers=4 dense=flash3
   shift
   case $name in
     *-720p) size=(--height 720 --width 1280) ;;
     *-480p) size=(--height 480 --width 832) ;;
     hunyuan-video) layers=2 ;;
+    hunyuan-video-1.5) dense="flash3 (text trimmed)" ;;
   esac
-  for patterns in radial,topk,sliding-window light-forcing,svg,ann pyramid,freeswim,neighborhood; do
-    vidaccel bench model -m "${name%-[47]*0p}" "${size[@]}" -a $patterns -d 0.25 --layers $layers --dense flash3 "$@" \
-      -o "$pipelines/$name-$gpu.json"
-  done
+  vidaccel bench model -m "${name%-[47]*0p}" "${size[@]}" -a $patterns -d 0.25 --layers $layers --dense "$dense" "$@" \
+    -o "$pipelines/$name-$gpu.json"
 }
 
 streams() {
