@@ -16,5 +16,10 @@ except ImportError:
 
 
 def can_run(*tensors: torch.Tensor) -> bool:
-    """All are on a GPU, and of a type that the kernels know. So are tensors without memory, which stand for them."""
-    return HAS_TRITON and all((x.is_cuda or x.is_meta) and x.dtype in DTYPES for x in tensors)
+    """All are on a GPU, and of a type that the kernels know."""
+    return on_gpu(*tensors) and all(x.dtype in DTYPES for x in tensors)
+
+
+def on_gpu(*tensors: torch.Tensor) -> bool:
+    """All are where Triton runs. So are tensors without memory, which stand for such."""
+    return HAS_TRITON and all(x.is_cuda or x.is_meta for x in tensors)

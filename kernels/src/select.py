@@ -184,7 +184,7 @@ def in_order(codes: torch.Tensor, kinds: int) -> tuple[torch.Tensor, torch.Tenso
     Returns:
         (h, tokens) int64, the token of each place, and (h, kinds) int32, the first place of each code.
     """
-    if fused.HAS_TRITON and (codes.is_cuda or codes.is_meta):
+    if fused.on_gpu(codes):
         order, start = hashing.in_order(codes, kinds)
         return order, start
     many = codes.new_zeros(codes.shape[0], kinds, dtype=torch.int32)

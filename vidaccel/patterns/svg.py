@@ -78,7 +78,9 @@ class NearOrAcross(EqualRows):
         logits = (q[0, self.rows].transpose(0, 1) * q.shape[-1] ** -0.5) @ k[0].permute(1, 2, 0)
         weights = logits.masked_fill(~filled[:, None], -torch.inf).softmax(-1)
         each = torch.cat([weights, weights * self.kept_keys[0], weights * self.kept_keys[1]], 1)
-        output = (each @ value).float() / each.sum(-1, keepdim=True, dtype=torch.float32)
+        # A mask may miss all that a row looks at: in fp16 its weights are 0 then, and so is its output.
+        mass = each.sum(-1, keepdim=True, dtype=torch.float32).clamp(min=torch.finfo(torch.float32).tiny)
+        output = (each @ value).float() / mass
         whole, near, across = output.unflatten(1, (3, -1)).unbind(1)
         errors = torch.stack([(output - whole).square().sum((1, 2)) for output in (near, across)])
         return Choice(rows_of(self.masks[errors.argmin(0)], self.layout))

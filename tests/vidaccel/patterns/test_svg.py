@@ -161,3 +161,17 @@ def test_padding_of_the_prompts_decides_nothing(pattern: Any, valid: tuple[int, 
         for x in (k, v):
             x[:, start:, 4 * n : 4 * n + 4] = torch.nan
     assert torch.equal(select.choose(q, k, v).mask.idx, chosen)
+
+
+@pytest.mark.parametrize("seen", [0, 1], ids=["near", "across"])
+def test_a_mask_that_misses_all_that_a_row_looks_at_loses(seen: int) -> None:
+    """In fp16 all its weights are 0."""
+    select = SparseVideoGen(samples=1, sink_frames=0, block=16).plan(TokenLayout.of((4, 8, 8), 0, 16), 0.3, SITE).select
+    alone = select.kept_keys[seen, 0] & ~select.kept_keys[1 - seen, 0]
+    assert alone.any()
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(1, select.layout.slots, 1, 8, generator=generator).half()
+    q, k = torch.zeros_like(v), torch.zeros_like(v)
+    q[..., 0], k[0, alone, :, 0] = 10, 30
+    kept = select.choose(q, k, v).mask.block_map()[0] > 0
+    assert torch.equal(kept.nonzero()[:, 1].view(len(kept), -1), select.masks[seen])
