@@ -23,7 +23,7 @@ def checked(mask: BlockMask) -> BlockMask:
     layout, device = mask.layout, mask.layout.device
     lists = {"ptr": mask.ptr, "idx": mask.idx, "n_full": mask.n_full, "q_len": layout.q_len, "k_len": mask.lengths}
     if mask.window is not None:
-        lists |= {"lo": mask.window.lo, "hi": mask.window.hi, "pos": mask.window.pos}
+        lists |= mask.window.words
     for name, given in lists.items():
         if given.dtype != torch.int32 or given.device != device:
             raise MaskError(
@@ -35,11 +35,12 @@ def checked(mask: BlockMask) -> BlockMask:
                 f"{name} goes from {int(length.min())} to {int(length.max())}; it says how many of the {layout.block} "
                 "slots of each block are tokens"
             )
-    if mask.window is not None and not (mask.window.lo.shape == mask.window.hi.shape == (layout.slots,)):
-        raise MaskError(
-            f"a window over {tuple(mask.window.lo.shape)} and {tuple(mask.window.hi.shape)} slots (lo, hi) was given "
-            f"for {layout.slots}; build it from layout.positions, in kernel order"
-        )
+    for name in ("lo", "hi"):
+        if name in lists and lists[name].shape != (layout.slots,):
+            raise MaskError(
+                f"a window's {name} {tuple(lists[name].shape)} was given for {layout.slots} slots; build it from "
+                "layout.positions, in kernel order"
+            )
     rows, blocks = mask.n_full.shape[0], mask.lengths.shape[-1]
     if not rows or rows % layout.blocks or mask.ptr.shape != (rows + 1,):
         raise MaskError(

@@ -1,15 +1,20 @@
 """Windows that decide partial blocks token by token, and how many pairs they keep, without looking at any pair.
 
-Idea: the intervals of a query on all axes are one word, so that a pair is decided by two subtractions. To count: what
-    stands in a block is a few boxes, and in a box the number of keys that a query keeps is a product over axes.
+Idea: the intervals of a query on all axes are one word, so that a pair is decided by two subtractions, or by one where
+    all windows of an axis are equally long. To count: what stands in a block is a few boxes, and in a box the number
+    of keys that a query keeps is a product over axes.
 Math: each axis has a field of a word and, above it, one guard bit. With all guard bits G set, (K | G) - L leaves an
     axis' guard bit iff K >= L there, and (H | G) - K iff K <= H; no borrow passes a guard bit.
+    Let all windows be W <= 2^k long, and g(x) = 2^k floor(x / W) + x mod W: it grows with x, by 2^k from x to x + W,
+    and by less to x + W - 1. So (g(K) | G) - g(L) keeps its guard bit, and its field is 0 from bit k up, iff
+    0 <= K - L < W. Windows that begin or end with their axis count as long as others, with what is beyond it.
     A block's slots, one after another, are joined to runs that step along one axis, runs of equal extent to
     rectangles, these to boxes; what stands in the same place several times counts as often.
 Cost: for each query block, queries x boxes of its key blocks; in tile order a block is one box.
 Source: fields with guard bits are Lamport's ("Multiple byte processing with full-word instructions", 1975).
-Limits: fields and guard bits take 30 bits together: 511 x 511 x 255 positions fit, 512 x 512 x 512 do not. An order
-    whose neighbours are not neighbours in space has as many boxes as tokens.
+Limits: fields and guard bits take 30 bits together: 511 x 511 x 255 positions fit, 512 x 512 x 512 do not. Where
+    equally long windows do not fit 32, two subtractions decide. An order whose neighbours are not neighbours in space
+    has as many boxes as tokens.
 """
 
 from __future__ import annotations
@@ -23,27 +28,33 @@ from .errors import PatternError
 
 # The sign and one bit more stay free: hi words have one that no field needs.
 BITS = 30
+WORD = 32
 
 
 class Window(NamedTuple):
     """Decides partial blocks token by token, `inside(lo[query], hi[query], pos[key], guards)`. Made by `Window.of`.
 
     Attributes:
-        lo: (slots,) int32, first kept position of each query, L. All ones on an axis where it keeps nothing.
+        lo: (slots,) int32, first kept position of each query, L. Where it keeps nothing, one that no key has.
         hi: (slots,) int32, last kept position of each query, as (H | G) + G: what pos has too much is taken off again.
-            0 on an axis where it keeps nothing.
-        pos: (slots,) int32, position of each key, as K | G; -1 for one that no window holds.
-        guards: the guard bits of all axes, G. The field of an axis is what lies between two of them.
+            0 on an axis where it keeps nothing. None where all windows are equally long.
+        pos: (slots,) int32, position of each key, as K | G; without guard bits for one that no window holds.
+        guards: the guard bits of all axes, G. The field of an axis is what lies between two of them. Where `hi` is None
+            also the bits of each field that must be 0.
+        lengths: how long the windows are, W of each axis; empty where `hi` is given.
     """
 
     lo: torch.Tensor
-    hi: torch.Tensor
+    hi: torch.Tensor | None
     pos: torch.Tensor
     guards: int
+    lengths: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, lo: torch.Tensor, hi: torch.Tensor, pos: torch.Tensor, extents: Sequence[int]) -> Window:
-        """Pack the rule `lo[query] <= pos[key] < hi[query]` on every axis. Waits for no device.
+        """Pack the rule `lo[query] <= pos[key] < hi[query]` on every axis.
+
+        Waits for no device: whether windows are equally long is only asked of tensors on the CPU.
 
         Args:
             lo: (queries, axes) int, first kept position of each query.
@@ -59,55 +70,132 @@ class Window(NamedTuple):
                 f"a window over axes of {', '.join(map(str, extents))} positions takes {asked} bits for each token, "
                 f"and there are {BITS}; give a window in whole tiles along one of the axes, or a shorter video"
             )
+        lo, hi = lo.clamp(min=0), torch.stack([ends.clamp(max=e) for ends, e in zip(hi.T, extents, strict=True)], 1)
+        nowhere = torch.stack([(at < 0) | (at >= e) for at, e in zip(pos.T, extents, strict=True)]).any(0)
+        equal = _equally_long(lo, hi, pos, nowhere, extents) if lo.device.type == "cpu" else None
+        if equal is not None:
+            return equal
         first, last, place = (side.new_zeros(len(side), dtype=torch.int32) for side in (lo, hi, pos))
-        nowhere = torch.zeros_like(place, dtype=torch.bool)
         guards = start = 0
         for axis, extent in enumerate(extents):
             bits = extent.bit_length()
-            begin, end = lo[:, axis].int().clamp(min=0), hi[:, axis].int().clamp(max=extent)
-            nothing = end <= begin
-            first |= begin.masked_fill(nothing, (1 << bits) - 1) << start
-            last |= (end - 1).masked_fill(nothing, 0) << start
+            nothing = hi[:, axis] <= lo[:, axis]
+            first |= lo[:, axis].int().masked_fill(nothing, (1 << bits) - 1) << start
+            last |= (hi[:, axis].int() - 1).masked_fill(nothing, 0) << start
             place |= pos[:, axis].int() << start
-            nowhere |= (pos[:, axis] < 0) | (pos[:, axis] >= extent)
             guards |= 1 << start + bits
             start += bits + 1
-        return cls(first, last + 2 * guards, (place + guards).masked_fill(nowhere, -1), guards)
+        return cls(first, last + 2 * guards, (place + guards).masked_fill(nowhere, no_key(guards)), guards)
 
     def axes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(slots, axes) int32 lo, hi and pos that keep the same pairs: the words taken apart."""
-        columns, start = [], 0
-        for end in range(BITS):
-            if self.guards >> end & 1:
-                ones = (1 << end - start) - 1
-                columns.append([word >> start & ones for word in (self.lo, self.hi - self.guards, self.pos)])
-                start = end + 1
-        lo, last, pos = (torch.stack(side, 1) for side in zip(*columns, strict=True))
-        return lo, last + 1, pos
+        """(slots, axes) int32 lo, hi and pos that keep the same pairs: the words taken apart, positions from 0 on."""
+        columns: list[tuple[torch.Tensor, ...]] = []
+        start = 0
+        for top in range(WORD):
+            if not tops(self.guards) >> top & 1:
+                continue
+            ones = (1 << top - start) - 1
+            lo, pos = self.lo >> start & ones, self.pos >> start & ones
+            if self.hi is None:
+                length = self.lengths[len(columns)]
+                lo, pos = (_from_digits(side, length) for side in (lo, pos))
+                hi = lo + length
+            else:
+                hi = (self.hi - self.guards >> start & ones) + 1
+            columns.append((lo, hi, torch.where(self.pos >> top & 1 > 0, pos, -1)))
+            start = top + 1
+        lo, hi, pos = (torch.stack(side, 1) for side in zip(*columns, strict=True))
+        return lo, hi, pos
 
     def kept(
         self, queries: torch.Tensor | slice = slice(None), keys: torch.Tensor | slice = slice(None)
     ) -> torch.Tensor:
         """(queries, keys) bool: the pairs of some slots, or of all, spelled out."""
-        return inside(self.lo[queries, None], self.hi[queries, None], self.pos[keys], self.guards)
+        hi = None if self.hi is None else self.hi[queries, None]
+        return inside(self.lo[queries, None], hi, self.pos[keys], self.guards)
+
+    @property
+    def words(self) -> dict[str, torch.Tensor]:
+        """Its tensors by name."""
+        return {"lo": self.lo, "pos": self.pos} | ({} if self.hi is None else {"hi": self.hi})
 
     def to(self, device: torch.device | str) -> Window:
         """The same window with its tensors on `device`."""
-        return Window(self.lo.to(device), self.hi.to(device), self.pos.to(device), self.guards)
+        hi = None if self.hi is None else self.hi.to(device)
+        return self._replace(lo=self.lo.to(device), hi=hi, pos=self.pos.to(device))
 
     def equals(self, other: Window) -> bool:
         """Whether both are the same rule, word for word. Waits for the device."""
-        words = zip(self[:3], other[:3], strict=True)
-        return self.guards == other.guards and all(torch.equal(mine, theirs) for mine, theirs in words)
+        if (self.guards, self.lengths) != (other.guards, other.lengths):
+            return False
+        words = zip(self.words.values(), other.words.values(), strict=True)
+        return all(torch.equal(mine, theirs) for mine, theirs in words)
 
 
-def inside(lo: torch.Tensor, hi: torch.Tensor, pos: torch.Tensor, guards: int) -> torch.Tensor:
+def _equally_long(
+    lo: torch.Tensor, hi: torch.Tensor, pos: torch.Tensor, nowhere: torch.Tensor, extents: Sequence[int]
+) -> Window | None:
+    """The window in one word for each query; None where windows differ in length, or do not fit."""
+    first, place = (side.new_zeros(len(side), dtype=torch.int64) for side in (lo, pos))
+    guards, start, lengths = 0, 0, []
+    for axis, extent in enumerate(extents):
+        begin, end = lo[:, axis].long(), hi[:, axis].long()
+        nothing = end <= begin
+        length = max(1, int((end - begin).max()))
+        shorter = ~nothing & (end - begin < length)
+        if bool((shorter & (begin > 0) & (end < extent)).any()):
+            return None
+        begin = torch.where(shorter & (begin == 0), end - length, begin).masked_fill(nothing, extent)
+        least = min(0, int(begin.min()))
+        begin, at = _digits(begin - least, length), _digits(pos[:, axis].long() - least, length)
+        top = max(int(begin.max()), int(_digits(torch.tensor(extent - 1 - least), length)), 1).bit_length()
+        first |= begin << start
+        place |= at + (1 << top) << start
+        guards |= (2 << top) - (1 << min(_low(length), top)) << start
+        start += top + 1
+        lengths.append(length)
+    if start > WORD:
+        return None
+    if guards >> WORD - 1:
+        guards -= 1 << WORD
+    place = place.masked_fill(nowhere, no_key(guards))
+    return Window(first.int(), None, place.int(), guards, tuple(lengths))
+
+
+def _low(length: int) -> int:
+    """Bits of the lower digit, k; one at least, so that no field's bits touch the guard bit below it."""
+    return max(1, (length - 1).bit_length())
+
+
+def _digits(x: torch.Tensor, length: int) -> torch.Tensor:
+    """Which length x is in, and where in it, as one number: g."""
+    return (x // length << _low(length)) + x % length
+
+
+def _from_digits(x: torch.Tensor, length: int) -> torch.Tensor:
+    return (x >> _low(length)) * length + (x & (1 << _low(length)) - 1)
+
+
+def tops(guards: int) -> int:
+    """The guard bits alone: those with no other bit above them."""
+    return guards & ~(guards >> 1 & 0x7FFFFFFF)
+
+
+def no_key(guards: int) -> int:
+    """The word of what is no key: ones below the lowest guard bit, so that nothing leaves that."""
+    guard = tops(guards)
+    return (guard & -guard) - 1
+
+
+def inside(lo: torch.Tensor, hi: torch.Tensor | None, pos: torch.Tensor, guards: int) -> torch.Tensor:
     """Bool of the shape that the words of queries (lo, hi) and of keys (pos) have together: the pair is kept.
 
-    Kernels write this out for themselves, in this form: both "and" and the test against 0 are one instruction of a GPU.
-    What is no key has the word -1: hi + 1 has no guard bit, because no axis' last position is all ones.
+    Kernels write this out for themselves, in this form: what follows the subtractions is one instruction of a GPU.
     """
-    return (~((pos - lo) & (hi - pos)) & guards) == 0
+    word = pos - lo
+    if hi is not None:
+        word = word & (hi - pos)
+    return ((word ^ tops(guards)) & guards) == 0
 
 
 class Boxes(NamedTuple):

@@ -10,6 +10,7 @@ from .exchange import Exchange
 from .family import Family
 from .kernels.attention import attention
 from .kernels.elementwise import to_model
+from .kernels.select import put_back, taken
 from .patterns import Choice, Plan
 from .reuse.residual import completed
 
@@ -39,8 +40,7 @@ def attend(
     query, key, value = (x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value))
     choice = plan.select.choose(query, key, value) if held is None else held
     chosen = plan.select.apply(choice, key, value)
-    order = None if chosen.order is None else chosen.order[..., None].expand(query.shape)
-    moved = query if order is None else query.gather(1, order)
+    moved = query if chosen.order is None else taken(query, chosen.order)
     bias = chosen.key_bias
     if plan.text_bias is not None:
         text = plan.text_bias.repeat_interleave(query.shape[2] // batch, 0)[None]
@@ -52,8 +52,8 @@ def attend(
     if plan.residual is not None:
         is_held = held is not None
         out, choice = completed(plan, choice, is_held, (query, key, value), (out, lse), scale=scale, key_bias=bias)
-    if order is not None:
-        out = torch.zeros_like(out).scatter(1, order, out)
+    if chosen.order is not None:
+        out = put_back(out, chosen.order)
     out = out[0].unflatten(1, (batch, -1))
     return out.transpose(0, 1), choice
 

@@ -121,6 +121,8 @@ def table(capability: int) -> Iterator[dict[str, Any]]:
         pool.means_behind(q, layout.q_len, layout.block, n)
         hashing.sign_codes(q, empty(*q.shape[2:], dtype=torch.float32), empty(256, 8, dtype=torch.float32))
         hashing.in_order(empty(shape.heads, n * layout.block, dtype=torch.int64), 258)
+        places = empty(1, n * layout.block, shape.heads, dtype=torch.int64)
+        hashing.moved(hashing.moved(q[:, : n * layout.block], places, back=False), places, back=True)
         few = empty(shape.heads, 75, n, dtype=torch.float32)
         starts = torch.zeros(shape.heads * 75 + 1, dtype=torch.int32)
         compact.keep_best(few, None, starts, None, None, few.numel())

@@ -34,10 +34,10 @@ INSTRUCTIONS = r"\b(HGMMA|HMMA|FFMA|LDGSTS|UTMALDG|STL|LDL|WARPGROUP\.DEPBAR)\b"
 
 
 def portable_health(
-    capability: int, d: int, block: int, dtype: torch.dtype, *, window: bool = False, bias: bool = False
+    capability: int, d: int, block: int, dtype: torch.dtype, *, window: int = 0, bias: bool = False
 ) -> dict[str, Any]:
     """Registers, stack, shared memory (bytes) and instruction counts of one configuration."""
-    chosen = portable.config(d, block, dtype, window)
+    chosen = portable.config(d, block, dtype, window > 0)
     constants = {"D": d, "BLOCK": block, "KEYS": chosen.keys, "WINDOW": window, "BIAS": bias, "UPCAST": False}
     source = _source(ASTSource, portable_kernel.block_sparse, constants | {"bias_l": 1} if bias else constants, dtype)
     options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
@@ -46,10 +46,10 @@ def portable_health(
 
 
 def tma_health(
-    capability: int, d: int, block: int, dtype: torch.dtype, *, window: bool = False, bias: bool = False
+    capability: int, d: int, block: int, dtype: torch.dtype, *, window: int = 0, bias: bool = False
 ) -> dict[str, Any]:
     """The same of the kernel on tensor maps."""
-    chosen = tma.config(d, block, dtype, window)
+    chosen = tma.config(d, block, dtype, window > 0)
     constants = {"D": d, "BLOCK": block, "KEYS": chosen.keys, "WINDOW": window, "BIAS": bias, "UPCAST": False}
     maps = {
         name: f"tensordesc<{NAMES[dtype]}[1, 1, {slots}, {d}]>"
@@ -61,9 +61,9 @@ def tma_health(
     return about | {"config": chosen._asdict()} | _compiled(capability, source, options)
 
 
-def gluon_health(d: int, block: int, dtype: torch.dtype, *, window: bool = False, bias: bool = False) -> dict[str, Any]:
+def gluon_health(d: int, block: int, dtype: torch.dtype, *, window: int = 0, bias: bool = False) -> dict[str, Any]:
     """The same of the Gluon kernel, for Hopper."""
-    chosen = gluon.config(d, block, window=window, bias=bias)
+    chosen = gluon.config(d, block, window=window > 0, bias=bias)
     constants = {
         "D": d,
         "KEYS": block,
@@ -89,26 +89,26 @@ def gluon_health(d: int, block: int, dtype: torch.dtype, *, window: bool = False
 def table(capability: int) -> Iterator[dict[str, Any]]:
     """Every bf16 configuration, those of 64 slots with windows, of 128 with each extra, and in fp16.
 
-    Of Gluon every form in bf16: with a window, with a bias, with both and with neither.
+    Of Gluon every form in bf16: with windows of one and of two words, with a bias, with both and with neither.
     """
     bf16 = torch.bfloat16
     for d in (64, 128):
         for block in (16, 32, 64, 128):
             yield portable_health(capability, d, block, bf16)
-        yield portable_health(capability, d, 64, bf16, window=True)
-        yield portable_health(capability, d, 128, bf16, window=True)
-        yield portable_health(capability, d, 128, bf16, window=True, bias=True)
+        yield portable_health(capability, d, 64, bf16, window=1)
+        yield portable_health(capability, d, 128, bf16, window=2)
+        yield portable_health(capability, d, 128, bf16, window=1, bias=True)
         yield portable_health(capability, d, 128, torch.float16)
         if capability >= 90:
             yield tma_health(capability, d, 64, bf16)
             yield tma_health(capability, d, 128, bf16)
-            yield tma_health(capability, d, 64, bf16, window=True)
-            yield tma_health(capability, d, 128, torch.float16, window=True, bias=True)
+            yield tma_health(capability, d, 64, bf16, window=1)
+            yield tma_health(capability, d, 128, torch.float16, window=2, bias=True)
     if capability == 90:
         fp16 = {}
-        for (d, block), window, bias in product(gluon.CONFIGS, (False, True), (False, True)):
+        for (d, block), window, bias in product(gluon.CONFIGS, (0, 1, 2), (False, True)):
             yield gluon_health(d, block, bf16, window=window, bias=bias)
-            fp16[gluon.config(d, block, window=window, bias=bias).streams] = (d, block, window, bias)
+            fp16[gluon.config(d, block, window=window > 0, bias=bias).streams] = (d, block, window, bias)
         # fp16 changes only the type in the instructions, and every form would take a minute more: there is one for each
         # number of streams, with both extras.
         for d, block, window, bias in fp16.values():

@@ -28,20 +28,20 @@ BACKENDS = ("gluon", "tma", "portable")
 FOUND = 9
 
 
-def _forms() -> Iterator[tuple[int, int, bool, bool]]:
+def _forms() -> Iterator[tuple[int, int, int, bool]]:
     for d, block in gluon.CONFIGS:
         both = gluon.config(d, block, window=True, bias=True)
-        for window, bias in ((False, False), (True, True), (True, False), (False, True)):
+        for window, bias in ((0, False), (1, True), (2, True), (1, False), (0, True)):
             # One of the two by itself is another form where it is launched in another way than both.
-            if window == bias or gluon.config(d, block, window=window, bias=bias) != both:
+            if (window > 0) == bias or gluon.config(d, block, window=window > 0, bias=bias) != both:
                 yield d, block, window, bias
 
 
-# Head dim, block, with a window, with a bias: the forms of `gluon`, which the others have too.
+# Head dim, block, words of a window, with a bias: the forms of `gluon`, which the others have too.
 FORMS = tuple(_forms())
 
 
-def solve(backend: str, d: int, block: int, window: bool, bias: bool) -> float:
+def solve(backend: str, d: int, block: int, window: int, bias: bool) -> float:
     """Run one problem; how far the result is from the reference, as a part of it."""
     generator = torch.Generator().manual_seed(d + block)
     layout = TokenLayout.of((3, 9, 13), 20, block)
@@ -50,7 +50,7 @@ def solve(backend: str, d: int, block: int, window: bool, bias: bool) -> float:
     keep[:, 1] = False
     keep[1, 0] = True
     partial = torch.rand(keep.shape, generator=generator) < 0.5 if window else None
-    rule = Window.of(position - 2, position + 2, position, layout.grid) if window else None
+    rule = Window.of(position - 2, position + 2 + position % window, position, layout.grid) if window else None
     mask = BlockMask.of(keep, layout, partial=partial, window=rule)
     q, k, v = (torch.randn(1, layout.slots, 2, d, generator=generator).bfloat16() for _ in range(3))
     key_bias = torch.randn(1, 2, layout.slots, generator=generator) if bias else None

@@ -260,14 +260,13 @@ def _check_rows(q: torch.Tensor, k: torch.Tensor, rows: Rows) -> None:
             f"key lengths of {rows.k_len.shape[0]} samples were given for a batch of {q.shape[0]}; "
             "call layout.with_valid_text() with one number a sample"
         )
-    if rows.lo is not None and rows.hi is not None and rows.pos is not None:
-        sizes = (rows.lo.shape[0], rows.hi.shape[0], rows.pos.shape[0])
-        if sizes != (q.shape[1], q.shape[1], k.shape[1]):
-            raise MaskError(
-                f"a window over {sizes} slots (lo, hi, pos) was given for {q.shape[1]} queries and {k.shape[1]} keys; "
-                "build it from layout.positions, in kernel order"
-            )
-        for name, words in (("lo", rows.lo), ("hi", rows.hi), ("pos", rows.pos)):
+    for name, words, slots in (("lo", rows.lo, q.shape[1]), ("hi", rows.hi, q.shape[1]), ("pos", rows.pos, k.shape[1])):
+        if words is not None:
+            if words.shape[0] != slots:
+                raise MaskError(
+                    f"a window's {name} has {words.shape[0]} slots, and {'k' if name == 'pos' else 'q'} has {slots}; "
+                    "build it from layout.positions, in kernel order"
+                )
             if words.ndim != 1:
                 raise MaskError(
                     f"a window's {name} {tuple(words.shape)} was given; it must be one torch.int32 a slot, as "

@@ -102,8 +102,8 @@ def block_mask(rows: Rows, lq: int, lk: int) -> flex.BlockMask:
     def mask_mod(b: Any, h: Any, q: Any, k: Any) -> Any:
         kind = kinds[h if heads > 1 else 0, q // block, k // block]
         keep = kind == 2
-        if lo is not None and hi is not None and pos is not None:
-            keep = keep | ((kind == 1) & inside(lo[q], hi[q], pos[k], guards))
+        if lo is not None and pos is not None:
+            keep = keep | ((kind == 1) & inside(lo[q], None if hi is None else hi[q], pos[k], guards))
         return keep & (k % block < k_len[b if samples > 1 else 0, k // block])
 
     # The full list skips the rule, so short blocks stay out of it; compiled for CPUs, flex fails to build with one.

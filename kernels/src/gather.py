@@ -91,11 +91,11 @@ def window_bias(rows: Rows, group: Group, heads: int) -> torch.Tensor:
     """(n, 1, tq, tk) fp32: 0 where the query keeps the key, -inf elsewhere."""
     assert group.full is not None
     assert rows.lo is not None
-    assert rows.hi is not None
     assert rows.pos is not None
     together = heads if rows.heads > 1 else 1
     query, key = group.queries // together, group.keys.long() // together
-    keep = inside(rows.lo[query][..., None], rows.hi[query][..., None], rows.pos[key][:, None], rows.guards)
+    hi = None if rows.hi is None else rows.hi[query][..., None]
+    keep = inside(rows.lo[query][..., None], hi, rows.pos[key][:, None], rows.guards)
     keep = keep | group.full[:, None]
     return torch.where(keep, 0.0, -torch.inf)[:, None]
 

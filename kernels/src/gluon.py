@@ -123,14 +123,13 @@ def run(
     # Where one warp group has a row of the mask, whose queries are 128, to itself, it takes it in two parts.
     parts = block // (UNIT * units)
     total = rows.q_blocks * parts * h * b
-    window = None if rows.lo is None or rows.hi is None or rows.pos is None else (rows.lo, rows.hi, rows.pos)
-    if window is not None and lk < rows.k_blocks * block:
+    pos = rows.pos
+    if pos is not None and lk < rows.k_blocks * block:
         # Words of keys are read in whole tiles.
-        window = (*window[:2], torch.nn.functional.pad(window[2], (0, rows.k_blocks * block - lk)))
+        pos = torch.nn.functional.pad(pos, (0, rows.k_blocks * block - lk))
     if key_bias is not None:
         # In units of the product of queries and keys, to which the tensor cores add it, and in whole tiles, key by key.
         key_bias = torch.nn.functional.pad((key_bias / scale).contiguous(), (0, rows.k_blocks * block - lk))
-    none = rows.ptr
     # Kernels are launched on the current device, which need not be the tensors' own.
     with torch.cuda.device_of(q):
         programs = min(-(-total // chosen.streams), _processors(q.device))
@@ -146,7 +145,7 @@ def run(
             rows.n_full,
             rows.q_len,
             rows.k_len,
-            *(window or (none, none, none)),
+            *(rows.ptr if words is None else words for words in (rows.lo, rows.hi, pos)),
             rows.guards,
             lse if key_bias is None else key_bias,
             scale * 1.4426950408889634,
@@ -160,7 +159,7 @@ def run(
             *((0, 0) if key_bias is None else (key_bias.stride(axis) * (key_bias.shape[axis] > 1) for axis in (0, 1))),
             rows.k_blocks if rows.k_len.ndim == 2 and rows.k_len.shape[0] > 1 else 0,
         )
-        constants = (d, block, units, *chosen, window is not None, key_bias is not None)
+        constants = (d, block, units, *chosen, rows.words, key_bias is not None)
         _launch(programs, values, constants, q.dtype, q.device.index)
     return out, lse
 

@@ -68,9 +68,12 @@ def scores_begun(q, k, bias, KEYS: gl.constexpr, S_L: gl.constexpr, BIAS: gl.con
 
 @gluon.jit
 def interval(LO, HI, query, lq, WINDOW: gl.constexpr):
-    """The words of the first and the last positions that queries keep, which serve all tiles of keys."""
-    if WINDOW:
+    """The words of what queries keep, which serve all tiles of keys; both the same where there is only one."""
+    if WINDOW == 2:
         return gl.load(LO + query, mask=query < lq, other=0), gl.load(HI + query, mask=query < lq, other=0)
+    elif WINDOW:
+        lo = gl.load(LO + query, mask=query < lq, other=0)
+        return lo, lo
     else:
         return query, query
 
@@ -117,8 +120,11 @@ def scores(
     if WINDOW:
         if cut:
             pos = gl.expand_dims(words.load(gl.SliceLayout(0, s.type.layout)), 0)
-            beyond = ~((pos - gl.expand_dims(lo, 1)) & (gl.expand_dims(hi, 1) - pos)) & guards
-            s = gl.where(beyond == 0, s, float("-inf"))
+            guard = guards & ~((guards >> 1) & 0x7FFFFFFF)
+            word = pos - gl.expand_dims(lo, 1)
+            if WINDOW == 2:
+                word &= gl.expand_dims(hi, 1) - pos
+            s = gl.where(((word ^ guard) & guards) == 0, s, float("-inf"))
         mbarrier.arrive(free, count=1)
     return s
 

@@ -1,11 +1,13 @@
-"""Sign hashing on a GPU: the code of each token in one pass, and tokens in the order of their codes without sorting.
+"""Sign hashing on a GPU: codes of tokens in one pass, their order without sorting, and tokens moved into that order.
 
 Idea: codes are few enough to be counted. A token's place is how many have a smaller code, how many of its own code
     stand in earlier groups of tokens, and how many of them before it in its group.
 Cost: `sign_codes` reads x once and writes 8 bytes a token and head; `in_order` reads codes twice, and writes a count
     for each code and group of 128 tokens, and 8 bytes a token and head.
 Source: counting sort, as in Knuth, The Art of Computer Programming 3, section 5.2, algorithm D.
-Limits: up to 8 planes. `select.sign_codes` and `select.in_order` define both, and serve the rest.
+    `moved` reads and writes each token once.
+Limits: up to 8 planes. `select.sign_codes`, `select.in_order`, `select.taken` and `select.put_back` define these, and
+    serve the rest.
 Each function is an op with a fake, so that compiled models see one opaque call.
 """
 
@@ -67,6 +69,36 @@ def in_order(codes: torch.Tensor, kinds: int) -> tuple[torch.Tensor, torch.Tenso
 @in_order.register_fake
 def _(codes: torch.Tensor, kinds: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(codes), codes.new_empty((codes.shape[0], kinds), dtype=torch.int32)
+
+
+@torch.library.custom_op("vidaccel::moved", mutates_args=())
+def moved(x: torch.Tensor, order: torch.Tensor, back: bool) -> torch.Tensor:
+    """See `select.taken`, or, `back`, `select.put_back`."""
+    _, n, h = order.shape
+    d = x.shape[3]
+    out = x.new_empty(1, n, h, d)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    with torch.cuda.device_of(x):
+        _kernels().moved[-(-n // 64), h](
+            x,
+            order,
+            out,
+            x.stride(1),
+            x.stride(2),
+            order.stride(1),
+            order.stride(2),
+            n,
+            BACK=back,
+            D=d,
+            TOKENS=64,
+            PAD=_power_of_two(d),
+        )
+    return out
+
+
+@moved.register_fake
+def _(x: torch.Tensor, order: torch.Tensor, back: bool) -> torch.Tensor:
+    return x.new_empty(*order.shape, x.shape[3])
 
 
 def _power_of_two(n: int) -> int:

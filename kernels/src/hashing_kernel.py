@@ -65,3 +65,29 @@ def place(CODES, BEFORE, ORDER, tokens, kinds, GROUP: tl.constexpr):
     to = tl.load(BEFORE + (h * kinds + code) * tl.num_programs(0) + group, mask=token < tokens, other=0)
     to += tl.sum(earlier.to(tl.int32), 1)
     tl.store(ORDER + h * tokens + to, token, mask=token < tokens)
+
+
+@triton.jit(do_not_specialize=["n"])
+def moved(
+    X,
+    ORDER,
+    OUT,
+    x_l,
+    x_h,
+    order_l,
+    order_h,
+    n,
+    BACK: tl.constexpr,
+    D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    PAD: tl.constexpr,
+):
+    """Each place of a head gets the token that ORDER names, or gives that one its own. Program (group, head)."""
+    h = tl.program_id(1).to(tl.int64)
+    place, channel = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, PAD)
+    token = tl.load(ORDER + place * order_l + h * order_h, mask=place < n, other=0)
+    within = (place < n)[:, None] & (channel < D)[None, :]
+    source = place if BACK else token
+    target = token if BACK else place
+    x = tl.load(X + h * x_h + source[:, None] * x_l + channel[None, :], mask=within)
+    tl.store(OUT + (target[:, None] * tl.num_programs(1) + h) * D + channel[None, :], x, mask=within)

@@ -160,18 +160,24 @@ def block_sparse(
 
     if WINDOW:
         key = tl.arange(0, KEYS)
+        guard = guards & ~((guards >> 1) & 0x7FFFFFFF)
+        # No window holds it, so keys that are no tokens are outside all of them.
+        no_key = (guard & -guard) - 1
         # Asked although the loop would do: without it, matrix instructions wait for one another in both loops.
         if partial < last:
             lo = tl.load(LO + start_q + query, mask=is_query, other=0)[:, None]
-            hi = tl.load(HI + start_q + query, mask=is_query, other=0)[:, None]
+            if WINDOW == 2:
+                hi = tl.load(HI + start_q + query, mask=is_query, other=0)[:, None]
             for step in tl.range(partial * TILES, last * TILES):
                 j = tl.load(IDX + step // TILES)
                 inner = step % TILES * KEYS
                 start = j * BLOCK + inner
                 length = tl.minimum(tl.load(lengths + j) - inner, lk - start)
-                # No window holds -1, so keys that are no tokens are outside all of them.
-                pos = tl.load(POS + start + key, mask=key < length, other=-1)[None, :]
-                inside = (~((pos - lo) & (hi - pos)) & guards) == 0
+                pos = tl.load(POS + start + key, mask=key < length, other=no_key)[None, :]
+                word = pos - lo
+                if WINDOW == 2:
+                    word &= hi - pos
+                inside = ((word ^ guard) & guards) == 0
                 acc, m, mass = _attend_tile(
                     acc,
                     m,

@@ -88,7 +88,8 @@ class Rows(NamedTuple):
         n_full: (heads * q_blocks,) int32, how many of the row are full.
         q_len: (q_blocks,) int32, tokens in each query block.
         k_len: (k_blocks,) or (b, k_blocks) int32, tokens in each key block.
-        lo, hi: (lq,) int32, a word for what each query keeps in partial blocks; None where there are none.
+        lo, hi: (lq,) int32, words for what each query keeps in partial blocks; None where there are none, and `hi` too
+            where `lo` decides alone.
         pos: (lk,) int32, a word for the position of each key.
         guards: what decides these words, see `window.inside`; 0 where there are none.
         block: slots in a block.
@@ -116,7 +117,7 @@ class Rows(NamedTuple):
         lo = hi = pos = None
         guards = 0
         if window is not None:
-            lo, hi, pos = (x.contiguous() for x in (window.lo, window.hi, window.pos))
+            lo, hi, pos = (None if x is None else x.contiguous() for x in (window.lo, window.hi, window.pos))
             guards = window.guards
         return cls(ptr, idx, n_full, q_len, k_len, lo, hi, pos, guards, layout.block, layout.text_blocks)
 
@@ -139,6 +140,11 @@ class Rows(NamedTuple):
     def heads(self) -> int:
         """1 where all heads share the rows."""
         return self.n_full.shape[0] // self.q_blocks
+
+    @property
+    def words(self) -> int:
+        """How many words say what a query keeps in partial blocks: 0 where there are none, 1 or 2."""
+        return (self.lo is not None) + (self.hi is not None)
 
     @property
     def q_blocks(self) -> int:

@@ -91,8 +91,9 @@ def kept(rows: Rows | None, slots: torch.Tensor, heads: torch.Tensor, lk: int) -
     row = head[:, None] * rows.q_blocks + slots // block
     kind = rows.kinds(row).repeat_interleave(block, -1)[..., :lk]
     keep = kind == 2
-    if rows.lo is not None and rows.hi is not None and rows.pos is not None:
-        keep = keep | ((kind == 1) & inside(rows.lo[slots, None], rows.hi[slots, None], rows.pos, rows.guards))
+    if rows.lo is not None and rows.pos is not None:
+        hi = None if rows.hi is None else rows.hi[slots, None]
+        keep = keep | ((kind == 1) & inside(rows.lo[slots, None], hi, rows.pos, rows.guards))
     q_token = slots % block < rows.q_len[slots // block]
     k_token = key % block < rows.k_len[..., key // block]
     return keep & q_token[:, None] & k_token.reshape(-1, 1, 1, lk)

@@ -190,3 +190,27 @@ def in_order(codes: torch.Tensor, kinds: int) -> tuple[torch.Tensor, torch.Tenso
     many = codes.new_zeros(codes.shape[0], kinds, dtype=torch.int32)
     many = many.scatter_add(1, codes, torch.ones_like(codes, dtype=torch.int32))
     return codes.argsort(dim=1, stable=True), many.cumsum(1, dtype=torch.int32) - many
+
+
+def taken(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Tokens of each head in an order of its own.
+
+    Args:
+        x: (1, slots, h, d).
+        order: (1, places, h) int64, the slot whose token goes to each place.
+
+    Returns:
+        (1, places, h, d).
+    """
+    if fused.can_run(x):
+        found: torch.Tensor = hashing.moved(x, order, back=False)
+        return found
+    return x.gather(1, order[..., None].expand(*order.shape, x.shape[3]))
+
+
+def put_back(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """What `taken` took from every slot, (1, slots, h, d), in its slots again."""
+    if fused.can_run(x):
+        found: torch.Tensor = hashing.moved(x, order, back=True)
+        return found
+    return torch.empty_like(x).scatter(1, order[..., None].expand(x.shape), x)

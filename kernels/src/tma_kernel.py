@@ -43,9 +43,13 @@ def _attend_tile(
         more = tl.load(bias_base + (start + within) * bias_stride, mask=token, other=0.0)
         s = s * scale + 1.4426950408889634 * more[None, :]
     if WINDOW:
-        # No window holds -1, so keys that are no tokens are outside all of them.
-        pos = tl.load(POS + start + within, mask=token, other=-1)[None, :]
-        s = tl.where((~((pos - lo[:, None]) & (hi[:, None] - pos)) & guards) == 0, s, float("-inf"))
+        guard = guards & ~((guards >> 1) & 0x7FFFFFFF)
+        # No window holds what has no guard bit, so keys that are no tokens are outside all of them.
+        pos = tl.load(POS + start + within, mask=token, other=(guard & -guard) - 1)[None, :]
+        word = pos - lo[:, None]
+        if WINDOW == 2:
+            word &= hi[:, None] - pos
+        s = tl.where(((word ^ guard) & guards) == 0, s, float("-inf"))
     elif length < KEYS:
         s = tl.where(token[None, :], s, float("-inf"))
     # The scale is folded into the exponent: one multiply-add for each score.
@@ -125,12 +129,12 @@ def block_sparse(
         length = tl.minimum(tl.load(lengths + j) - inner, lk - start)
         acc, m, mass = _attend_tile(
             acc, m, mass, q, K, V, bias_head, b, h, start, length, scale, bias_l, slot, slot, POS, guards, D, KEYS,
-            False, BIAS, UPCAST,
+            0, BIAS, UPCAST,
         )  # fmt: skip
 
     if WINDOW:
         lo = tl.load(LO + slot, mask=is_query, other=0)
-        hi = tl.load(HI + slot, mask=is_query, other=0)
+        hi = tl.load(HI + slot, mask=is_query, other=0) if WINDOW == 2 else lo
         # Asked although the loop would do: without it, matrix instructions wait for one another in both loops.
         if partial < last:
             for step in tl.range(partial * TILES, last * TILES):
@@ -140,7 +144,7 @@ def block_sparse(
                 length = tl.minimum(tl.load(lengths + j) - inner, lk - start)
                 acc, m, mass = _attend_tile(
                     acc, m, mass, q, K, V, bias_head, b, h, start, length, scale, bias_l, lo, hi, POS, guards, D, KEYS,
-                    True, BIAS, UPCAST,
+                    WINDOW, BIAS, UPCAST,
                 )  # fmt: skip
 
     nothing = (mass == 0.0) | ~is_query

@@ -159,7 +159,9 @@ def measure(
     if key.window:
         here = torch.zeros(TOKENS, 1, dtype=torch.int32, device=device)
         window = Window.of(here, here + 1, here, [1])
-        rows = rows._replace(n_full=torch.zeros_like(rows.n_full), **window._asdict())
+        rows = rows._replace(
+            n_full=torch.zeros_like(rows.n_full), lo=window.lo, hi=window.hi, pos=window.pos, guards=window.guards
+        )
     taken = []
     for candidate in candidates:
         times = []

@@ -82,7 +82,7 @@ def make_case() -> Callable[..., Case]:
         d: int = 16,
         density: float = 0.5,
         valid: list[int] | None = None,
-        window: bool = False,
+        window: int = 0,
         bias: tuple[int, int] | None = None,
         one_block: bool = False,
         lengths: bool = False,
@@ -110,7 +110,8 @@ def make_case() -> Callable[..., Case]:
         partial = rule = None
         if window:
             position = layout.positions
-            rule = Window.of(position - 2, position + 2, position, layout.grid)
+            # Windows of one length take one word, of two lengths two.
+            rule = Window.of(position - 2, position + 2 + position % window, position, layout.grid)
             partial = torch.rand(keep.shape, generator=generator) < 0.6
         mask = BlockMask.of(keep, layout, partial=partial, window=rule)
         shape = (batch, layout.slots, heads, d)

@@ -112,7 +112,7 @@ def test_refusals(make_case: Callable[..., Any]) -> None:
     refused.append((MaskError, "q_len is torch.int64", (q, k, v, dataclasses.replace(mask, layout=long)), {}))
     per_sample = dataclasses.replace(mask, layout=mask.layout.with_valid_text(torch.tensor([1, 2, 3])))
     refused.append((MaskError, "with_valid_text", (q, k, v, per_sample), {}))
-    window = make_case(grid=(3, 4, 5), window=True).mask
+    window = make_case(grid=(3, 4, 5), window=2).mask
     short = window.window._replace(pos=window.window.pos[1:])
     tensors = tuple(x[:, :60] for x in (q, k, v))
     refused.append((MaskError, "layout.positions", (*tensors, dataclasses.replace(window, window=short)), {}))
@@ -176,11 +176,11 @@ def test_defaults_that_somebody_set_change_nothing(
     make_case: Callable[..., Any], record: CallRecord, backend: str
 ) -> None:
     """Of dtype, of device and of what autocast computes in."""
-    case = make_case(window=True, bias=(1, 1))
+    case = make_case(window=2, bias=(1, 1))
     plain = attention(case.q, case.k, case.v, **case.kwargs(backend))
     before = torch.get_default_dtype()
     for dtype, device, autocast in ((torch.bfloat16, "cpu", False), (before, "meta", False), (before, "cpu", True)):
-        other = make_case(window=True, bias=(1, 1))
+        other = make_case(window=2, bias=(1, 1))
         assert record.trace is not None
         record.trace.checked.clear()
         torch.set_default_dtype(dtype)
@@ -316,7 +316,7 @@ def test_one_graph_serves_every_window() -> None:
 
 
 def test_the_op_keeps_torchs_rules(make_case: Callable[..., Any]) -> None:
-    case = make_case(grid=(2, 4, 4), window=True, bias=(1, 1))
+    case = make_case(grid=(2, 4, 4), window=2, bias=(1, 1))
     q, k, v = (torch.randn_like(x) for x in (case.q, case.k, case.v))
     args = (q, k, v, *case.rows, torch.zeros(1, 1, q.shape[1]), 0.25, "auto")
     torch.library.opcheck(torch.ops.vidaccel.attention.default, args)

@@ -26,7 +26,7 @@ def test_cpu(make_case: Callable[..., Any], kind: dict[str, object], dtype: torc
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_cpu_other_dtypes(make_case: Callable[..., Any], dtype: torch.dtype) -> None:
     # 600 keys: torch's own kernel reads an fp32 mask of fp64 tensors wrongly from 512 keys on.
-    case = make_case(grid=(6, 10, 10), density=0.9, window=True, bias=(1, 1), dtype=dtype)
+    case = make_case(grid=(6, 10, 10), density=0.9, window=2, bias=(1, 1), dtype=dtype)
     case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("cpu")))
 
 
@@ -36,7 +36,7 @@ def test_cpu_in_parts_and_without_kept_windows(make_case: Callable[..., Any], mo
     monkeypatch.setattr(cpu, "CHUNK_BYTES", 1)
     monkeypatch.setattr(gather, "KEPT_WINDOW_BYTES", 0)
     for shared in (False, True):
-        case = make_case(grid=(3, 5, 5), tile=(2, 2, 3), window=True, shared=shared, bias=(1, 2), heads=2)
+        case = make_case(grid=(3, 5, 5), tile=(2, 2, 3), window=2, shared=shared, bias=(1, 2), heads=2)
         case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("cpu")))
 
 
@@ -49,7 +49,7 @@ def test_cpu_in_parts_and_without_kept_windows(make_case: Callable[..., Any], mo
     heads=st.integers(1, 3),
     shared=st.booleans(),
     density=st.floats(0, 1),
-    window=st.booleans(),
+    window=st.integers(0, 2),
     lengths=st.booleans(),
     seed=st.integers(0, 99),
 )
@@ -79,8 +79,8 @@ def test_portable_interpreted(make_case: Callable[..., Any], kind: dict[str, obj
 
 
 @needs_interpreter
-@pytest.mark.parametrize("window", [False, True])
-def test_portable_interpreted_bias_of_any_strides(make_case: Callable[..., Any], window: bool) -> None:
+@pytest.mark.parametrize("window", [0, 1, 2])
+def test_portable_interpreted_bias_of_any_strides(make_case: Callable[..., Any], window: int) -> None:
     pytest.importorskip("triton")
     case = make_case(window=window, bias=(1, 2))
     apart = case.key_bias.transpose(1, 2).contiguous().transpose(1, 2)
@@ -99,7 +99,7 @@ def test_portable_interpreted_dtypes_and_blocks(
     make_case: Callable[..., Any], dtype: torch.dtype, block: int, d: int
 ) -> None:
     pytest.importorskip("triton")
-    case = make_case(grid=(2, 7, 11), block=block, d=d, dtype=dtype, heads=1, window=True, density=0.8)
+    case = make_case(grid=(2, 7, 11), block=block, d=d, dtype=dtype, heads=1, window=2, density=0.8)
     case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("portable")))
 
 
@@ -175,7 +175,7 @@ def test_gpu_gluon_blocks_that_hold_nothing(d: int, block: int) -> None:
 def test_gpu_gluon_on_anything(make_case: Callable[..., Any], d: int, block: int, seed: int) -> None:
     """More tiles than processors, so that the rings go round and programs draw several tiles.
 
-    Seed 2 has windows, 3 a bias, 5 both.
+    Seed 2 has windows of one length, 3 a bias, 5 a bias and windows of two lengths.
     """
     needs_hopper()
     generator = torch.Generator().manual_seed(seed)
@@ -183,7 +183,7 @@ def test_gpu_gluon_on_anything(make_case: Callable[..., Any], d: int, block: int
     case = make_case(
         grid=(2 * t, y, 2 * x), text=7 * seed, block=block, d=d, heads=5,
         batch=1 + seed % 2,
-        density=0.15 * (seed + 1), shared=seed == 4, lengths=seed % 3 == 1, window=seed % 3 == 2,
+        density=0.15 * (seed + 1), shared=seed == 4, lengths=seed % 3 == 1, window=seed // 2 if seed % 3 == 2 else 0,
         bias=(1, 5) if seed in (3, 5) else None, dtype=torch.bfloat16, device="cuda", seed=seed,
     )  # fmt: skip
     case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("gluon")))
@@ -244,7 +244,7 @@ def test_gpu_beyond_32_bit_offsets(make_case: Callable[..., Any], backend: str) 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["gluon", "portable"])
 def test_gpu_needs_no_synchronisation(make_case: Callable[..., Any], backend: str) -> None:
-    case = make_case(grid=(4, 8, 8), block=64, d=128, window=True, dtype=torch.bfloat16, device="cuda")
+    case = make_case(grid=(4, 8, 8), block=64, d=128, window=1, dtype=torch.bfloat16, device="cuda")
     call = lambda: attention(case.q, case.k, case.v, **case.kwargs(backend))  # noqa: E731
     call()
     torch.cuda.set_sync_debug_mode("error")

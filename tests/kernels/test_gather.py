@@ -21,7 +21,7 @@ def plan(case: Any) -> gather.Plan:
 
 
 def test_it_is_made_once(make_case: Callable[..., Any]) -> None:
-    case = make_case(window=True)
+    case = make_case(window=1)
     assert plan(case) is plan(case)
 
 

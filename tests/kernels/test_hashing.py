@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vidaccel.kernels import hashing
+from vidaccel.kernels import hashing, select
 from vidaccel.patterns.hashing import HashPlanes
 
 pytest.importorskip("triton")
@@ -69,3 +69,21 @@ def test_what_is_sorted_is_the_same_on_a_gpu(device: str, monkeypatch: pytest.Mo
         for block in range(7):
             inside = [n for n in order[head, 32 * block : 32 * block + 32].tolist() if not apart[head, n]]
             assert counts[head, block].tolist() == [int((codes[head, inside] == code).sum()) for code in range(16)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("tokens", "d"), [(1, 16), (100, 48), pytest.param(17_776, 64, marks=pytest.mark.gpu)])
+def test_moved_and_back(tokens: int, d: int, dtype: torch.dtype, device: str) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    x = torch.randn(1, tokens, 3, d, generator=generator).to(dtype)
+    # As `HashPlanes.sort` gives it, and as it lies in memory after text was put behind it.
+    order = torch.rand(3, tokens, generator=generator).argsort(1)
+    for places in (order.T[None], order.T.contiguous()[None]):
+        found = hashing.moved(x.to(device), places.to(device), back=False)
+        assert torch.equal(found.cpu(), select.taken(x, places))
+        assert torch.equal(found[0, :, 1].cpu(), x[0, order[1], 1])
+        assert torch.equal(hashing.moved(found, places.to(device), back=True).cpu(), x)
+        assert torch.equal(select.put_back(found.cpu(), places), x)
+    apart = torch.cat([x, x], -1).to(device)[..., d:]
+    few = order.T[None, : tokens // 2 + 1]
+    assert torch.equal(hashing.moved(apart, few.to(device), back=False).cpu(), select.taken(x, few))

@@ -51,7 +51,7 @@ def test_double_inputs_are_computed_in_double(make_case: Callable[..., Any]) -> 
 
 
 def test_sampled_rows_are_rows_of_the_whole(make_case: Callable[..., Any]) -> None:
-    case = make_case(grid=(3, 5, 5), heads=3, window=True, tile=(2, 2, 3), bias=(1, 3))
+    case = make_case(grid=(3, 5, 5), heads=3, window=1, tile=(2, 2, 3), bias=(1, 3))
     out, lse = attention(case.q, case.k, case.v, **case.kwargs("reference"))
     slots, heads = torch.tensor([40, 3, 3, 17]), torch.tensor([2, 0])
     some = reference.sampled(case.q, case.k, case.v, case.rows, case.scale, case.key_bias, slots, heads)

@@ -37,8 +37,8 @@ def test_interpreted(make_case: Callable[..., Any], kind: dict[str, Any]) -> Non
 
 
 @needs_interpreter
-@pytest.mark.parametrize(("d", "block", "window"), [(128, 64, True), (64, 128, False), (128, 128, True)])
-def test_interpreted_in_bfloat16(make_case: Callable[..., Any], d: int, block: int, window: bool) -> None:
+@pytest.mark.parametrize(("d", "block", "window"), [(128, 64, 1), (64, 128, 0), (128, 128, 2)])
+def test_interpreted_in_bfloat16(make_case: Callable[..., Any], d: int, block: int, window: int) -> None:
     pytest.importorskip("triton")
     check(
         make_case(grid=(2, 7, 30), text=20, block=block, d=d, dtype=torch.bfloat16, heads=1, window=window, density=0.8)

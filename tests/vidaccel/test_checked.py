@@ -46,7 +46,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "long lengths": ({"k_len": lambda x: torch.full((3,), 17, dtype=torch.int32)}, "k_len .* from 17 to 17"),
     "negative lengths": ({"k_len": lambda x: torch.full((3,), -1, dtype=torch.int32)}, "of the 16 slots"),
     "float window": ({"window": lambda x: x._replace(pos=x.pos.float())}, r"pos is torch\.float32"),
-    "short window": ({"window": lambda x: x._replace(lo=x.lo[1:])}, "over .47,. and .48,. slots"),
+    "short window": ({"window": lambda x: x._replace(lo=x.lo[1:])}, r"lo \(47,\) was given for 48 slots"),
     "rows": ({"n_full": lambda x: x[:4]}, "4 rows and 7 starts"),
     "starts": ({"ptr": lambda x: x[:-1]}, "6 rows and 6 starts"),
     "begin": ({"ptr": lambda x: x + 1}, "ptr goes from 1 to 9, and idx has 8 places"),

@@ -29,7 +29,16 @@ from . import rivals, timing
 
 PARTS = ("selection", "norm, RoPE, reorder", "attention", "rest")
 OPS = {
-    "selection": ("block_means", "keep_best", "common_cut", "means_behind", "coarse_to_fine", "sign_codes", "in_order"),
+    "selection": (
+        "block_means",
+        "keep_best",
+        "common_cut",
+        "means_behind",
+        "coarse_to_fine",
+        "sign_codes",
+        "in_order",
+        "moved",
+    ),
     "norm, RoPE, reorder": ("to_kernel", "to_ranks", "to_model"),
     "attention": ("attention",),
 }

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..family import family_of
 from ..grid import VideoGrid
+from ..kernels.select import put_back, taken
 from ..patterns import Plan
 from ..pipelines.zoo import RealModel, build, real_model
 
@@ -191,8 +192,7 @@ def selection(plan: Plan, model: RealModel) -> tuple[float, int]:
         query, key, value = (x.transpose(0, 1).flatten(1, 2)[None] for x in inputs)
         order = select.apply(select.choose(query, key, value), key, value).order
         if order is not None:
-            moved = query.gather(1, order[..., None].expand(query.shape))
-            torch.zeros_like(moved).scatter(1, order[..., None].expand(query.shape), moved)
+            put_back(taken(query, order), order)
     return float(counter.moved * model.heads), counter.calls
 
 

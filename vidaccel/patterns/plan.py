@@ -11,6 +11,7 @@ import torch
 from ..blocks import BlockMask
 from ..errors import PatternError
 from ..grid import Site, TokenLayout
+from ..kernels.select import taken
 from ..ranks import HeadPart
 
 if TYPE_CHECKING:
@@ -113,8 +114,7 @@ class Select(ABC):
     def apply(self, choice: Choice, k: torch.Tensor, v: torch.Tensor) -> Selection:
         """Use a choice, made now or at an earlier step, for k and v (1, slots, h, d)."""
         if choice.k_order is not None:
-            moved = choice.k_order[..., None].expand(k.shape)
-            k, v = k.gather(1, moved), v.gather(1, moved)
+            k, v = taken(k, choice.k_order), taken(v, choice.k_order)
         return Selection(choice.mask, k, v, order=choice.q_order)
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Selection:

@@ -17,6 +17,7 @@ from ..blocks import BlockMask
 from ..grid import TokenLayout
 from ..kernels.attention import attention
 from ..kernels.merge import merge
+from ..kernels.select import put_back, taken
 from ..streaming.kvcache import LayerCache
 from ..streaming.rope import VideoRope
 from .flashblock import Calibration, late_error
@@ -289,12 +290,12 @@ class LayerMemory:
         mask, q_order, k_order = self._hashed.choose(q, k, self.plan.ann_kept, self._merged_sizes)
         if wanted is not None:
             mask = only_heads(mask, wanted)
-        moved = [_moved(x, order) for x, order in ((q, q_order), (k, k_order), (v, k_order))]
+        places = q_order.T[None], k_order.T[None]
+        moved = [taken(x, order) for x, order in ((q, places[0]), (k, places[1]), (v, places[1]))]
         bias = self._folded_bias(k.shape[1])
         bias = None if bias is None else bias.expand(1, q.shape[2], -1).gather(2, k_order[None])
         out, lse = attention(moved[0], moved[1], moved[2], mask, key_bias=bias)
-        back = q_order.T[None, ..., None].expand(out.shape)
-        return torch.zeros_like(out).scatter(1, back, out), torch.zeros_like(lse).scatter(2, q_order[None], lse)
+        return put_back(out, places[0]), torch.empty_like(lse).scatter(2, q_order[None], lse)
 
     def _chosen(self, q: torch.Tensor, k: torch.Tensor, own: int) -> BlockMask:
         """Light Forcing's mask over the past and `own` slots behind it; k holds no more than these."""
@@ -346,8 +347,3 @@ def _folded(x: torch.Tensor) -> torch.Tensor:
 def _unfolded(x: torch.Tensor, batch: int) -> torch.Tensor:
     samples: torch.Tensor = x[0].unflatten(1, (batch, -1))
     return samples.transpose(0, 1)
-
-
-def _moved(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """(1, l, h, d) in the order (h, l) of each head."""
-    return x.gather(1, order.T[None, ..., None].expand(x.shape))
