@@ -22,6 +22,8 @@ from ..grid import TokenLayout, VideoGrid
 from . import canary
 from .bench_rivals import Rival, rivals
 
+# Of the record: a row is a case, with all its kernels.
+SCHEMA = 2
 REPEATS = 25
 # Milliseconds of calls in each measurement on a GPU. Calls queue up as in a model: Python is ahead, and the clock is
 # what the power limit allows a GPU that does not rest. That clock goes up and down by a fifth, about twice a second, so
@@ -95,33 +97,22 @@ def run(
         repeats: how often each kernel runs, at most; slow ones run less often, at least three times.
 
     Yields:
-        One row for each kernel of each case: `key` (title, kernel), the case's fields, `tokens`, `visited`
-        (blocks touched x their area, over all pairs: holes count), `touched` (the share of pairs of tokens in them),
-        `kernel`, and `ok`, `error`, `budget` and `reason` of its check. Where that is green also `ms` (median),
-        `ms_best`, `repeats`, `tflops` (of pairs of tokens), `ratio` (times faster than the fastest dense kernel of the
-        case) and `of_dense` (its TFLOP/s over that dense kernel's).
+        One row for each case: `key` (its title), its fields, `tokens`, `visited` (blocks touched x their area, over all
+        pairs: holes count), `touched` (the share of pairs of tokens in them), and `kernels`: by name, `error` and
+        `budget` of the check, and either `ms` (median) and `ms_best` or, where the check is red, the `reason`. One that
+        raised has its `reason` alone. What follows from these is not in it: `lab.kernel_figures.by_kernel`.
     """
     for case, given in chosen:
         q, k, v, mask = case.tensors(device, given)
         found = rivals(q, k, v, mask)
-        checks = {rival.name: _check(rival) for rival in found}
-        sound = [rival for rival in found if checks[rival.name]["ok"]]
-        times = interleaved(sound, repeats, device)
-        median = {name: sorted(taken)[len(taken) // 2] for name, taken in times.items()}
-        dense = min((median[rival.name] for rival in sound if rival.is_dense), default=None)
-        area, pairs_touched = _pairs(mask, case.heads)
+        kernels = {rival.name: _check(rival) for rival in found}
+        sound = [rival for rival in found if "reason" not in kernels[rival.name]]
+        for name, taken in interleaved(sound, repeats, device).items():
+            kernels[name] |= {"ms": sorted(taken)[len(taken) // 2], "ms_best": min(taken)}
+        area, pairs = _pairs(mask, case.heads)
         every = case.heads * mask.layout.tokens**2
-        for rival in found:
-            row = {"key": f"{case.title}, {rival.name}", **asdict(case), "tokens": mask.layout.tokens}
-            row |= {"visited": area / every, "touched": pairs_touched / every, "kernel": rival.name}
-            row |= checks[rival.name]
-            if rival.name in median:
-                ms, pairs = median[rival.name], every if rival.is_dense else pairs_touched
-                row |= {"ms": ms, "ms_best": min(times[rival.name]), "repeats": len(times[rival.name])}
-                row |= {"tflops": 4 * case.d * pairs / ms / 1e9}
-                if dense is not None:
-                    row |= {"ratio": dense / ms, "of_dense": pairs / every * dense / ms}
-            yield row
+        row = {"key": case.title, **asdict(case), "tokens": mask.layout.tokens}
+        yield row | {"visited": area / every, "touched": pairs / every, "kernels": kernels}
 
 
 def about() -> dict[str, Any]:
@@ -140,6 +131,7 @@ def _pairs(mask: BlockMask, heads: int) -> tuple[float, float]:
 
 
 def _check(rival: Rival) -> dict[str, Any]:
+    """`error` and `budget` of the worst result, and a `reason` if that is wrong; of what raised only the reason."""
     q, k, v, rows = rival.problem
     try:
         out, lse = rival.call()
@@ -147,14 +139,12 @@ def _check(rival: Rival) -> dict[str, Any]:
         found = canary.compare(out, given, q, k, v, rows, q.shape[-1] ** -0.5, None)
     except Exception as problem:
         # Whatever another project raises, the other kernels are measured.
-        reason = next(iter(str(problem).strip().splitlines()), "") or type(problem).__name__
-        return {"ok": False, "error": None, "budget": None, "reason": reason}
+        return {"reason": next(iter(str(problem).strip().splitlines()), "") or type(problem).__name__}
     if lse is None:
         found = found[:1]
     worst = max(found, key=lambda x: x.error / x.budget)
-    ok = all(x.ok for x in found)
-    reason = "" if ok else f"{worst.name} is wrong"
-    return {"ok": ok, "error": worst.error, "budget": worst.budget, "reason": reason}
+    said = {"error": worst.error, "budget": worst.budget}
+    return said if all(x.ok for x in found) else said | {"reason": f"{worst.name} is wrong"}
 
 
 class Timed(Protocol):

@@ -42,19 +42,14 @@ class Rival(NamedTuple):
     """A kernel and the problem that it solves.
 
     Attributes:
-        name: as printed; dense ones begin with "dense".
+        name: as printed; those that compute every pair, and only those, begin with "dense".
         call: gives (out, lse); lse is None where the kernel has none.
-        problem: q, k, v and rows, for the check.
+        problem: q, k, v and rows, for the check; dense ones have no rows.
     """
 
     name: str
     call: Call
     problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Rows | None]
-
-    @property
-    def is_dense(self) -> bool:
-        """It computes every pair."""
-        return self.problem[3] is None
 
 
 def absent() -> dict[str, str]:

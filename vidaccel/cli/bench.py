@@ -58,6 +58,7 @@ def kernels(
     """Time sparse attention against dense attention and other projects' kernels. What is wrong gets no figure."""
     from ..kernels import bench, bench_rivals
     from ..lab.kernel_cases import cases, problems
+    from ..lab.kernel_figures import by_kernel
     from ..lab.rows import Rows
 
     place = _place(device, output)
@@ -70,13 +71,13 @@ def kernels(
     absent = bench_rivals.absent() if place == "cuda" else {}
     for name, reason in absent.items():
         screen.say(f"{name}: {reason}")
-    record = Rows(bench.about() | {"absent": absent}, output, "kernels")
-    measured = {row["key"].removesuffix(f", {row['kernel']}") for row in record.rows}
-    left = problems([case for case in chosen if case.title not in measured])
-    for row in bench.run(place, left, repeats or (bench.REPEATS if place == "cuda" else 9)):
-        screen.say(_line(row))
-        record.add(row)
-    rows = record.rows
+    record = Rows(bench.about() | {"schema": bench.SCHEMA, "absent": absent}, output, "kernels")
+    left = problems([case for case in chosen if record.find(case.title) is None])
+    for case in bench.run(place, left, repeats or (bench.REPEATS if place == "cuda" else 9)):
+        record.add(case)
+        for row in by_kernel([case]):
+            screen.say(_line(row))
+    rows = by_kernel(record.rows)
     if not screen.json(record.data()) and not screen.names(row["kernel"] for row in rows if row["ok"]):
         screen.table([_cells(row) for row in rows], title="attention kernels")
     if not all(row["ok"] for row in rows if row["kernel"] in bench_rivals.OURS):
@@ -137,7 +138,7 @@ def _cells(row: dict[str, Any]) -> dict[str, object]:
         "block": row["block"],
         "pattern": row["pattern"],
         "density": row["density"],
-        "visited": row["visited"],
+        "visited": row.get("visited"),
         "kernel": row["kernel"],
         "ms": row.get("ms"),
         "x dense": row.get("ratio"),

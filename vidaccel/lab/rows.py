@@ -16,7 +16,8 @@ class Rows:
     """Measurements with what they were made on. Each row has a `key`; a key that is there is not measured again.
 
     Args:
-        about: hardware, versions, commit: `kernels.bench.about()`; and what else all rows of a file must share.
+        about: hardware, versions, commit: `kernels.bench.about()`; and what else all rows of a file must share. A
+            `schema` says that its rows have another form than they once had.
         path: where to keep them; None keeps them in memory.
         what: is measured; the record says it, and its command.
 

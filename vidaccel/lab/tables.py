@@ -7,8 +7,9 @@ A table stands between two comments, the first of which says what it shows:
     <!-- /table -->
 
 The kinds are those of `KINDS`. More records of the same folder may follow the first one's name after commas.
-`key=value,value` keeps the rows in which that key has one of these values; quotes stand around what has spaces. Rows
-without a figure are shown with the reason why; what is not in the record cannot be in the table.
+`key=value,value` keeps the rows in which that key has one of these values; quotes stand around what has spaces. To
+`kernels` and `rates` a row is a kernel of a case. Rows without a figure are shown with the reason why; what is not in
+the record, and does not follow from it, cannot be in the table.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..files import replacing
+from .kernel_figures import by_kernel
 
 _TABLE = re.compile(r"(<!-- table (?P<spec>[^\n]*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -65,13 +67,12 @@ KINDS: Mapping[str, tuple[Mapping[str, tuple[object, ...]], Columns]] = {
         {
             "shape": lambda row: row["name"],
             "tokens x heads x channels": lambda row: f"{row['tokens']:,} x {row['heads']} x {row['d']}",
-            "mask": lambda row: row.get("pattern", "random"),
+            "mask": lambda row: row["pattern"],
             "block": lambda row: row["block"],
             "density": lambda row: row["density"],
             "kernel": lambda row: row["kernel"],
             "ms": _number("ms"),
             "TFLOP/s": _number("tflops", 1),
-            "of dense": _number("of_dense"),
             "times faster": _number("ratio"),
         },
     ),
@@ -243,7 +244,8 @@ def table(spec: str, folder: Path) -> str:
     rows: list[Row] = []
     for file in (Path(first), *(Path(first).with_name(other) for other in others)):
         try:
-            rows += json.loads((folder / file).read_text(encoding="utf-8"))["rows"]
+            found = json.loads((folder / file).read_text(encoding="utf-8"))["rows"]
+            rows += by_kernel(found) if kind in ("kernels", "rates") else found
         except (OSError, ValueError, KeyError) as error:
             raise UsageError(f"table {spec!r}: {file} is no record: {error}") from None
     wanted, columns = KINDS[kind]
