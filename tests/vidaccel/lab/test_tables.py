@@ -80,7 +80,7 @@ def test_kernel_records_make_tables() -> None:
 
 
 def test_kernels_of_a_case_stand_side_by_side() -> None:
-    made = tables.table("kernels/bench/results/wan-480p-h100.json rates pattern=radial", ROOT)
+    made = tables.table("kernels/bench/results/wan-480p-h100.json rates pattern=radial density=0.25", ROOT)
     assert [line.split("|")[3:6] for line in made.splitlines()[2:]] == [
         [" 0.25 ", " 128 ", " 0.98 "],
         [" 0.25 ", " 64 ", " 0.75 "],
