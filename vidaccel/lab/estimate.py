@@ -68,7 +68,7 @@ class Gpu:
 # subtraction, about 173 and 171); the sparse rate is radial attention's there. Head dim 64: one layer of CogVideoX-5b
 # on an H200 (37 ms; attention 14, norms and RoPE 9.9; radial 4.4 for 0.25 of the pairs). Masks: HunyuanVideo 1.5 at
 # 720p on an H200, whose stock processor makes two of 12.5 GB and takes 127 ms beside attention. Products on an H100:
-# what attention leaves of seven models' sparse calls (3c9f658 and before), within 7 %; HunyuanVideo 1.5 takes 40 % more.
+# what attention leaves of seven models' sparse calls, within 7 %; HunyuanVideo 1.5 takes two fifths more.
 _ATTENTION, _SPARSE = {128: 675e12, 64: 560e12}, {128: 0.88, 64: 0.8}
 # Seconds between the small operations of a choice, which leave a GPU waiting: SVG's on CogVideoX-5b.
 _LAUNCH = 12e-6
