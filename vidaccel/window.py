@@ -52,9 +52,7 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, lo: torch.Tensor, hi: torch.Tensor, pos: torch.Tensor, extents: Sequence[int]) -> Window:
-        """Pack the rule `lo[query] <= pos[key] < hi[query]` on every axis.
-
-        Waits for no device: whether windows are equally long is only asked of tensors on the CPU.
+        """Pack the rule `lo[query] <= pos[key] < hi[query]` on every axis. Waits for the device.
 
         Args:
             lo: (queries, axes) int, first kept position of each query.
@@ -72,7 +70,7 @@ class Window(NamedTuple):
             )
         lo, hi = lo.clamp(min=0), torch.stack([ends.clamp(max=e) for ends, e in zip(hi.T, extents, strict=True)], 1)
         nowhere = torch.stack([(at < 0) | (at >= e) for at, e in zip(pos.T, extents, strict=True)]).any(0)
-        equal = _equally_long(lo, hi, pos, nowhere, extents) if lo.device.type == "cpu" else None
+        equal = _equally_long(lo, hi, pos, nowhere, extents)
         if equal is not None:
             return equal
         first, last, place = (side.new_zeros(len(side), dtype=torch.int32) for side in (lo, hi, pos))

@@ -95,7 +95,7 @@ def block_means(x: torch.Tensor, q_len: torch.Tensor, block: int) -> torch.Tenso
             D=d,
             BLOCK=block,
             TOKENS=16,
-            PAD=_power_of_two(d),
+            PAD=fused.power_of_two(d),
             num_warps=4 if d > 64 else 2,
         )
     return out
@@ -199,12 +199,8 @@ def _length(heads: int, kept: int, layout: TokenLayout) -> int:
 
 def _row(n: int) -> dict[str, int]:
     """One program holds a row: 32 ranks a thread."""
-    pad = max(256, _power_of_two(n))
+    pad = max(256, fused.power_of_two(n))
     return {"PAD": pad, "num_warps": max(1, pad // 1024)}
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Where the fused kernels around attention can run; elsewhere torch does the same in more passes."""
+"""What the fused kernels around attention share. Where they cannot run, torch does the same in more passes."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def can_run(*tensors: torch.Tensor) -> bool:
 def on_gpu(*tensors: torch.Tensor) -> bool:
     """All are where Triton runs. So are tensors without memory, which stand for such."""
     return HAS_TRITON and all(x.is_cuda or x.is_meta for x in tensors)
+
+
+def power_of_two(n: int) -> int:
+    """The least that is n or more: lengths of Triton's tiles."""
+    return 1 << (n - 1).bit_length()

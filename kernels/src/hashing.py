@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from . import fused
+
 _GROUP = 128
 
 
@@ -27,7 +29,7 @@ def sign_codes(x: torch.Tensor, mean: torch.Tensor, planes: torch.Tensor) -> tor
     _, tokens, h, d = x.shape
     codes = x.new_empty((h, tokens), dtype=torch.int64)
     x = x if x.stride(-1) == 1 else x.contiguous()
-    pad = _power_of_two(d)
+    pad = fused.power_of_two(d)
     with torch.cuda.device_of(x):
         _kernels().sign_codes[-(-tokens // 64), h](
             x,
@@ -60,7 +62,7 @@ def in_order(codes: torch.Tensor, kinds: int) -> tuple[torch.Tensor, torch.Tenso
     seen = codes.new_empty((h, kinds * groups), dtype=torch.int32)
     order = torch.empty_like(codes)
     with torch.cuda.device_of(codes):
-        _kernels().count[groups, h](codes, seen, tokens, kinds, PAD=_power_of_two(kinds), GROUP=_GROUP)
+        _kernels().count[groups, h](codes, seen, tokens, kinds, PAD=fused.power_of_two(kinds), GROUP=_GROUP)
         before = seen.cumsum(1, dtype=torch.int32) - seen
         _kernels().place[groups, h](codes, before, order, tokens, kinds, GROUP=_GROUP)
     return order, before.view(h, kinds, groups)[..., 0].contiguous()
@@ -91,7 +93,7 @@ def moved(x: torch.Tensor, order: torch.Tensor, back: bool) -> torch.Tensor:
             BACK=back,
             D=d,
             TOKENS=64,
-            PAD=_power_of_two(d),
+            PAD=fused.power_of_two(d),
         )
     return out
 
@@ -99,10 +101,6 @@ def moved(x: torch.Tensor, order: torch.Tensor, back: bool) -> torch.Tensor:
 @moved.register_fake
 def _(x: torch.Tensor, order: torch.Tensor, back: bool) -> torch.Tensor:
     return x.new_empty(*order.shape, x.shape[3])
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 @lru_cache(maxsize=1)

@@ -157,8 +157,8 @@ def measure(
     q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3))
     rows = Rows.dense(TOKENS, TOKENS, key.block, device)
     if key.window:
-        here = torch.zeros(TOKENS, 1, dtype=torch.int32, device=device)
-        window = Window.of(here, here + 1, here, [1])
+        here = torch.zeros(TOKENS, 1, dtype=torch.int32)
+        window = Window.of(here, here + 1, here, [1]).to(device)
         rows = rows._replace(
             n_full=torch.zeros_like(rows.n_full), lo=window.lo, hi=window.hi, pos=window.pos, guards=window.guards
         )

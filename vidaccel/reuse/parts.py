@@ -48,9 +48,9 @@ class Parts:
         self._k_len = (keys - every * _BLOCK).clamp(max=_BLOCK).to(device)
         self._window: Window | None = None
         if len(shared):
-            is_past = torch.arange(self.layout.slots, device=device) >= rows * _BLOCK
+            is_past = torch.arange(self.layout.slots) >= rows * _BLOCK
             lo, hi = (torch.where(is_past, *ends)[:, None] for ends in ((0, past), (past, keys)))
-            self._window = Window.of(lo, hi, torch.arange(keys, device=device)[:, None], [keys])
+            self._window = Window.of(lo, hi, torch.arange(keys)[:, None], [keys]).to(device)
         self._kept: dict[tuple[bool, ...], BlockMask] = {}
 
     def __call__(
