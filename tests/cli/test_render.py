@@ -387,7 +387,9 @@ def test_blank_frames_are_told(invoke: Callable, wan: Path, tmp_path: Path, bias
     assert video.read_record(tmp_path / "out.mp4")["problems"] == made["problems"]
 
 
-def test_image_to_video(invoke: Callable, failed: Callable, wan_image: Path, tmp_path: Path) -> None:
+def test_image_to_video(
+    invoke: Callable, failed: Callable, wan_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from PIL import Image
 
     Image.new("RGB", (50, 40), (200, 30, 30)).save(tmp_path / "red.png")
@@ -415,6 +417,8 @@ def test_image_to_video(invoke: Callable, failed: Callable, wan_image: Path, tmp
     assert result.exit_code == 2
     assert "is not the file that this video was made from" in result.stderr
     (tmp_path / "red.png").write_text("no image")
+    # Before the weights are loaded.
+    monkeypatch.setattr(weights, "load", lambda *args, **kwargs: pytest.fail("weights were loaded"))
     result = invoke("render", *options, "--image", "red.png", "--overwrite")
     assert result.exit_code == 2
     assert "red.png cannot be read" in result.stderr

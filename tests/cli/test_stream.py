@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from vidaccel.errors import RenderError, UsageError, VidaccelError, VideoError
-from vidaccel.render import stream, video
+from vidaccel.render import stream, video, weights
 from vidaccel.render.video_stream import VideoStream
 
 
@@ -270,6 +270,18 @@ def test_what_cannot_be_is_said_in_a_line(
     assert done.exit_code == 2 or isinstance(done.exception, VidaccelError)
     assert says in text
     assert not (tmp_path / "a.mp4").exists()
+
+
+@pytest.mark.parametrize("option", ["--image", "--video"])
+def test_a_beginning_is_looked_at_before_weights_load(
+    model: Path, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    (tmp_path / "torn").write_text("nothing of the kind")
+    monkeypatch.setattr(weights, "load_as", lambda *args, **kwargs: pytest.fail("weights were loaded"))
+    done = run("-m", model, "-p", "a circle", "-o", tmp_path / "a.mp4", option, tmp_path / "torn")
+    said = done.output + str(done.exception)
+    assert "torn" in said
+    assert "weights were loaded" not in said
 
 
 def test_who_insists_has_blocks_chosen_where_dense_is_as_fast(model: Path, tmp_path: Path) -> None:

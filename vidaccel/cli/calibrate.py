@@ -61,25 +61,31 @@ def calibrate(
     pipe = open_pipeline(first, found)
     jobs = [replace(first, prompt=text, recipe=DENSE) for text in texts]
     dense = [render_with_progress(screen, pipe, job, f"without cache: {job.prompt}") for job in jobs]
-    total, curves = first.num_inference_steps, []
-    for name, values in tried.items():
-        turned = str(knob(name))
-        # At threshold 0 nothing is forecast.
-        points = [Point(0.0, 1.0, 100.0)] if turned == "threshold" else []
-        for value in values:
-            recipe = DENSE.merge(cache=policy_from({"name": name, turned: value}))
-            about = f"{name}, {turned} {value:g}"
-            cached = [render_with_progress(screen, pipe, replace(job, recipe=recipe), about) for job in jobs]
-            speed = mean(total / (each.report.summary["computed_steps"] or total) for each in cached)
-            lost = mean(mean(psnr(a.frames, b.frames)) for a, b in zip(cached, dense, strict=True))
-            points.append(Point(value, speed, lost))
-        if all(point.speedup == 1 for point in points):
-            raise UsageError(
-                f"{name} forecast none of {total} steps up to {turned} {values[-1]:g}; try bolder ones, or more steps"
-            )
-        curves.append(Curve(name, tuple(points)))
+    total, curves, idle = first.num_inference_steps, [], []
     key = model_key(found.index["transformer"][1], found.transformer, found.experts)
-    path = Calibration(key, total, tuple(texts), tuple(curves)).save()
+    try:
+        for name, values in tried.items():
+            turned = str(knob(name))
+            # At threshold 0 nothing is forecast.
+            points = [Point(0.0, 1.0, 100.0)] if turned == "threshold" else []
+            for value in values:
+                recipe = DENSE.merge(cache=policy_from({"name": name, turned: value}))
+                about = f"{name}, {turned} {value:g}"
+                cached = [render_with_progress(screen, pipe, replace(job, recipe=recipe), about) for job in jobs]
+                speed = mean(total / (each.report.summary["computed_steps"] or total) for each in cached)
+                lost = mean(mean(psnr(a.frames, b.frames)) for a, b in zip(cached, dense, strict=True))
+                points.append(Point(value, speed, lost))
+            if any(point.speedup > 1 for point in points):
+                curves.append(Curve(name, tuple(points)))
+            else:
+                idle.append(f"{name} forecast none of {total} steps up to {turned} {values[-1]:g}")
+    finally:
+        # An interruption keeps the curves that are whole.
+        path = Calibration(key, total, tuple(texts), tuple(curves)).save() if curves else None
+    if path is None:
+        raise UsageError(f"{', and '.join(idle)}; try bolder ones, or more steps")
+    for each in idle:
+        screen.warn(f"{each}, so it is left out; try bolder ones, or more steps")
     rows: list[dict[str, Any]] = [
         {"cache": curve.cache, "knob": str(knob(curve.cache)), **vars(point)}
         for curve in curves

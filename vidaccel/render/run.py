@@ -67,6 +67,8 @@ def open_pipeline(job: ReadyJob, model: Model, together: int = 1) -> Any:
         model: the pipeline.
         together: processes that share each of its videos, of those that `torch.distributed` knows.
     """
+    # What is wrong with a file is said before weights are loaded.
+    _beginning(job)
     pipe = weights.load(model, job.torch_dtype, image=bool(job.image), video=bool(job.video))
     try:
         if job.offload == "model":
@@ -186,8 +188,6 @@ def pipeline_arguments(pipe: Any, job: ReadyJob) -> dict[str, Any]:
     Raises:
         UsageError: a file that cannot be read, or a video that is too short.
     """
-    from PIL import Image
-
     parameters = inspect.signature(pipe.__call__).parameters
     names: tuple[str, ...] = (
         "prompt",
@@ -201,16 +201,23 @@ def pipeline_arguments(pipe: Any, job: ReadyJob) -> dict[str, Any]:
     names += ("max_sequence_length", "strength")
     found = {name: getattr(job, name) for name in names if name in parameters and getattr(job, name) is not None}
     found["generator"] = torch.Generator("cpu").manual_seed(job.seed)
+    return found | _beginning(job)
+
+
+def _beginning(job: ReadyJob) -> dict[str, Any]:
+    """The job's image or video, read."""
+    from PIL import Image
+
     if job.image:
-        found["image"] = video.read_image(Path(job.image), job.height, job.width)
-    if job.video:
-        clip = video.read_frames(Path(job.video), job.num_frames)
-        if len(clip) < (job.num_frames):
-            raise UsageError(
-                f"{job.video} has {len(clip)} frames, {job.num_frames} were asked for; ask for as many or fewer"
-            )
-        found["video"] = [Image.fromarray(frame) for frame in clip]
-    return found
+        return {"image": video.read_image(Path(job.image), job.height, job.width)}
+    if not job.video:
+        return {}
+    clip = video.read_frames(Path(job.video), job.num_frames)
+    if len(clip) < job.num_frames:
+        raise UsageError(
+            f"{job.video} has {len(clip)} frames, {job.num_frames} were asked for; ask for as many or fewer"
+        )
+    return {"video": [Image.fromarray(frame) for frame in clip]}
 
 
 def _watcher(run: Acceleration, on_step: Callable[[StepDone], None], host: Any) -> Callable[..., dict[str, Any]]:

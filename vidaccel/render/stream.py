@@ -173,6 +173,11 @@ def open_stream(job: StreamJob, together: int = 1) -> tuple[Any, StreamJob]:
     for name in ("image", "video"):
         if (beginning := getattr(job, name)) and not Path(beginning).is_file():
             raise UsageError(f"{name} {beginning} was given, which is not a file")
+    # Whether they can be read is said before weights are loaded.
+    if job.image:
+        video.read_image(Path(job.image), 1, 1)
+    if job.video:
+        video.read_frames(Path(job.video), 1)
     if job.negative_prompt is not None and (job.guidance or 1) <= 1:
         raise UsageError(
             "a negative prompt was given, but guidance is off, so it has no effect; add --guidance above 1 to a model "
