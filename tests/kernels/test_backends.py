@@ -15,6 +15,7 @@ from vidaccel.blocks import BlockMask
 from vidaccel.grid import TokenLayout
 from vidaccel.kernels import attention, gluon
 from vidaccel.kernels.canary import error_budget, largest_error
+from vidaccel.window import Window
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -101,6 +102,36 @@ def test_portable_interpreted_dtypes_and_blocks(
     pytest.importorskip("triton")
     case = make_case(grid=(2, 7, 11), block=block, d=d, dtype=dtype, heads=1, window=2, density=0.8)
     case.assert_right(attention(case.q, case.k, case.v, **case.kwargs("portable")))
+
+
+@pytest.mark.parametrize(
+    "backend",
+    ["cpu", pytest.param("portable", id="portable-interpreted")]
+    + [pytest.param(name, marks=pytest.mark.gpu, id=f"{name}-gpu") for name in ("portable", "tma", "gluon")],
+)
+def test_a_window_that_takes_all_bits(
+    make_case: Callable[..., Any], request: pytest.FixtureRequest, backend: str
+) -> None:
+    """The sign too."""
+    on_gpu = request.node.get_closest_marker("gpu") is not None
+    if backend == "portable" and not on_gpu:
+        pytest.importorskip("triton")
+        if torch.cuda.is_available():
+            pytest.skip("tested on the GPU")
+    if backend == "gluon":
+        needs_hopper()
+    block, d = (128, 64) if on_gpu else (16, 16)
+    # Kinds of blocks are drawn in any case; what partial ones keep is another matter here.
+    case = make_case(grid=(3, 4, 5 * block // 16), block=block, d=d, window=1, dtype=torch.float16)
+    place = case.mask.layout.positions * torch.tensor([127, 85, 5])
+    extents, length = (255, 255, 1023), torch.tensor([40, 100, 30])
+    window = Window.of(place - length // 2, place - length // 2 + length, place, extents)
+    assert window.hi is None
+    assert window.guards < 0
+    mask = dataclasses.replace(case.mask, window=window)
+    device = "cuda" if on_gpu else "cpu"
+    case = dataclasses.replace(case, mask=mask.to(device), **{x: getattr(case, x).to(device) for x in "qkv"})
+    case.assert_right(attention(case.q, case.k, case.v, **case.kwargs(backend)))
 
 
 def needs_hopper() -> None:
