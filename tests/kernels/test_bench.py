@@ -19,7 +19,7 @@ from vidaccel.lab import kernel_cases, tables
 from vidaccel.lab.kernel_figures import by_kernel
 
 SMALL = bench.Case("small", (3, 5, 7), 9, 2, 16, 16, 0.5, "float32")
-MEASURED = {"error", "budget", "ms", "ms_best"}
+MEASURED = {"error", "ms"}
 
 
 def test_a_row_is_a_case_with_what_was_measured_of_each_kernel() -> None:
@@ -30,17 +30,17 @@ def test_a_row_is_a_case_with_what_was_measured_of_each_kernel() -> None:
     assert list(row["kernels"]) == ["dense", "cpu"]
     for found in row["kernels"].values():
         assert set(found) == MEASURED
-        assert found["ms"] >= found["ms_best"] > 0
-        assert found["error"] <= found["budget"]
+        assert found["ms"] > 0
+        assert found["error"] <= 1
 
 
 def test_what_follows_is_computed_from_a_row() -> None:
-    right = {"error": 1e-8, "budget": 1e-7}
+    right = {"error": 0.1}
     kernels = {
-        "dense a": {**right, "ms": 8.0, "ms_best": 7.0},
-        "dense b": {**right, "ms": 4.0, "ms_best": 4.0},
+        "dense a": {**right, "ms": 8.0},
+        "dense b": {**right, "ms": 4.0},
         "dense c": {"reason": "out is wrong", **right},
-        "ours": {**right, "ms": 2.0, "ms_best": 1.0},
+        "ours": {**right, "ms": 2.0},
         "theirs": {"reason": "no kernel for this"},
     }
     case = {"key": "k", "heads": 3, "d": 64, "tokens": 1000, "touched": 0.25, "commit": "abc", "kernels": kernels}
@@ -78,7 +78,7 @@ def test_a_wrong_kernel_gets_no_figure() -> None:
     out, lse = sparse.call()
     found = bench._check(bench_rivals.Rival("wrong", lambda: (out * 1.5, lse), sparse.problem))
     assert found["reason"] == "out is wrong"
-    assert found["error"] > found["budget"]
+    assert found["error"] > 1
 
     def broken() -> tuple[torch.Tensor, torch.Tensor]:
         raise RuntimeError("no kernel for this\nand a long trace")
@@ -205,7 +205,7 @@ def test_a_red_kernel_shows_its_reason_and_no_figure(
     done = CliRunner().invoke(app, ["kernels", "--device", "cpu", "--repeats", "1", "-o", str(path)])
     assert done.exit_code == status, done.output
     (row,) = json.loads(path.read_text())["rows"]
-    assert set(row["kernels"][red]) == {"error", "budget", "reason"}
+    assert set(row["kernels"][red]) == {"error", "reason"}
     assert all(set(found) == MEASURED for name, found in row["kernels"].items() if name != red)
     assert f"{SMALL.title}, {red}: no figure: out is wrong" in done.stderr
     assert "out is wrong" in done.stdout
