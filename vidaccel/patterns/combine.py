@@ -277,24 +277,40 @@ def reblocked(mask: BlockMask, layout: TokenLayout) -> BlockMask:
     mine, theirs = mask.layout.slot_of // mask.layout.block, layout.slot_of // layout.block
     shared = torch.zeros(layout.blocks, mask.layout.blocks)
     shared[theirs, mine] = 1
-    partly, keep = (shared @ (kinds == kind).float() @ shared.T > 0 for kind in (1, 2))
+    keep = shared @ (kinds == 2).float() @ shared.T > 0
     if mask.window is not None:
-        keep |= partly & _touched(mask.window, mask.layout, layout)
+        _add_partial(keep, kinds == 1, mask.window, mask.layout, mine, theirs)
     return BlockMask.of(keep, layout)
 
 
-def _touched(window: Window, of: TokenLayout, layout: TokenLayout) -> torch.Tensor:
-    """(blocks, blocks) bool: the blocks of `layout` with any pair that a window, on the slots of `of`, keeps."""
-    token = layout.slot_of.argsort()
-    block = layout.slot_of[token] // layout.block
-    lo, hi, position = (side[of.slot_of[token]] for side in window.axes())
-    boxes = Boxes.of(position, block)
-    touched = torch.zeros(layout.blocks, layout.blocks, dtype=torch.bool)
-    lengths = block.bincount(minlength=layout.blocks).tolist()
+def _add_partial(
+    keep: torch.Tensor, partial: torch.Tensor, window: Window, layout: TokenLayout, mine: torch.Tensor,
+    theirs: torch.Tensor,
+) -> None:  # fmt: skip
+    """Set in `keep` (h, their blocks, their blocks) what holds a pair that a window keeps in partial blocks.
+
+    The window knows only the axes that cut blocks, so it is asked about pieces that lie in one block of each layout.
+
+    Args:
+        keep: is written to.
+        partial: (h, blocks, blocks) bool.
+        window: the rule, on the slots of `layout`.
+        layout: the order of the mask.
+        mine: (tokens,) the block of each token there.
+        theirs: (tokens,) its block in the other order.
+    """
+    pieces, piece = (theirs * layout.blocks + mine).unique(return_inverse=True)
+    owner, block = pieces // layout.blocks, pieces % layout.blocks
+    token, lengths = piece.argsort(stable=True), piece.bincount().tolist()
+    lo, hi, position = (side[layout.slot_of[token]] for side in window.axes())
+    boxes = Boxes.of(position, piece[token])
+    somewhere = partial.any(0)[:, block[boxes.block]]
     for row, (begin, end) in enumerate(zip(lo.split(lengths), hi.split(lengths), strict=True)):
-        meets = (begin[:, None] < boxes.hi) & (boxes.lo < end[:, None])
-        touched[row, boxes.block[meets.all(2).any(0)]] = True
-    return touched
+        near = somewhere[block[row]].nonzero()[:, 0]
+        meets = (begin[:, None] < boxes.hi[near]) & (boxes.lo[near] < end[:, None])
+        met = boxes.block[near[meets.all(2).any(0)]]
+        head, found = partial[:, block[row], block[met]].nonzero(as_tuple=True)
+        keep[head, owner[row], owner[met[found]]] = True
 
 
 def as_recipe(part: Any) -> Any:

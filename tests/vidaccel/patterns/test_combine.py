@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from vidaccel.blocks import BlockMask
@@ -88,6 +88,7 @@ LAYOUTS = (
 
 @settings(max_examples=50, deadline=None)
 @given(*LAYOUTS, st.lists(KINDS, min_size=1, max_size=3), st.integers(0, 1))
+@example((4, 5, 5), 0, False, 32, ["line", "window"], 0)
 def test_union_is_its_first_part_and_whole_blocks_of_the_others(grid, text, text_first, block, kinds, sink):
     layout = TokenLayout.of(grid, text, block, text_first=text_first)
     first, *others = (fixed_parts(grid, block)[kind] for kind in kinds)
