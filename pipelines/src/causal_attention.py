@@ -285,7 +285,7 @@ class CausalTransformer:
 
     def _is_new(self, branch: str) -> bool:
         """The next forward of a branch projects its prompt."""
-        return self.prompts[branch][0].stale
+        return any(prompt.stale for prompt in self.prompts[branch])
 
     def _reads(self, branch: str) -> tuple[object, ...]:
         """What decides a forward of the open chunk beside its inputs.

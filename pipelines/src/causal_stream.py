@@ -133,6 +133,14 @@ class CausalStream(Iterator[Chunk]):
         return self.model.rollout
 
     @property
+    def chunks(self) -> int | None:
+        """Chunks in all, those of the given beginning included; None for no end."""
+        if self.frames is None:
+            return None
+        known = 0 if self._prefix is None else self._prefix.shape[2]
+        return self._given + sum(1 for _ in self.rollout.chunks(self.frames, known))
+
+    @property
     def position(self) -> int:
         """Latent frames made so far."""
         return self.model.start

@@ -141,7 +141,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             UsageError: a size, a number of frames, a beginning, an output or a callback's input that cannot be.
             InstallError: the transformer cannot run causally as it is.
         """
-        self._check(prompt, prompt_embeds, height, width)
+        self._check(prompt, prompt_embeds, negative_prompt, negative_prompt_embeds, height, width)
         if num_inference_steps is not None and num_inference_steps < 1:
             raise UsageError(f"num_inference_steps {num_inference_steps} was given; a chunk takes one step or more")
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
@@ -177,12 +177,17 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
                 max_sequence_length=max_sequence_length,
                 device=device,
             )
-            embeds = {"cond": cond.to(device)} | ({"uncond": uncond.to(device)} if guided else {})
-            prefix = self._prefix(image, video, height, width, cond.shape[0], total, device)
+            batch = cond.shape[0]
+            _check_batch("negative_prompt_embeds", len(uncond) if guided else 1, batch)
+            _check_batch("generators", len(generator) if isinstance(generator, list) else 1, batch)
+            embeds = {"cond": cond.to(device)}
+            if guided:
+                embeds["uncond"] = uncond.to(device).expand(batch, -1, -1)
+            prefix = self._prefix(image, video, height, width, batch, total, device)
         down, patch = self.vae_scale_factor_spatial, self.transformer.config.patch_size
         size = (self.transformer.config.in_channels, height // down, width // down)
         if latents is not None:
-            wanted = (cond.shape[0], size[0], total, *size[1:])
+            wanted = (batch, size[0], total, *size[1:])
             if latents.ndim != 5 or any(w not in (None, n) for n, w in zip(latents.shape, wanted, strict=True)):
                 raise UsageError(f"latents {tuple(latents.shape)} were given; this video takes {wanted}")
         rollout = self.rollout
@@ -191,7 +196,7 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             self.transformer,
             rollout,
             (size[1] // patch[1], size[2] // patch[2]),
-            batch=cond.shape[0],
+            batch=batch,
             branches=tuple(embeds),
             dtype=self.transformer.dtype,
             device=device,
@@ -272,9 +277,8 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
             **settings,
         )
         made: list[Any] = []
-        lengths = list(chunks.rollout.chunks(chunks.frames))
         try:
-            with self.progress_bar(total=len(lengths)) as bar:
+            with self.progress_bar(total=chunks.chunks) as bar:
                 for chunk in chunks:
                     made.append(chunk.latents if output_type == "latent" else chunk.frames)
                     bar.update()
@@ -285,9 +289,13 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
         video = _joined(made, output_type)
         return WanPipelineOutput(frames=video) if return_dict else (video,)
 
-    def _check(self, prompt: Any, prompt_embeds: Any, height: int, width: int) -> None:
+    def _check(
+        self, prompt: Any, prompt_embeds: Any, negative: Any, negative_embeds: Any, height: int, width: int
+    ) -> None:
         if (prompt is None) == (prompt_embeds is None):
             raise UsageError("give either a prompt or prompt_embeds")
+        if negative is not None and negative_embeds is not None:
+            raise UsageError("give either a negative_prompt or negative_prompt_embeds")
         for name, size, patch in zip(
             ("height", "width"), (height, width), self.transformer.config.patch_size[1:], strict=True
         ):
@@ -319,9 +327,13 @@ class CausalWanPipeline(WanPipeline):  # type: ignore[misc]
                 f"a video of {pixels.shape[2]} frames was given, longer than what was asked for; num_frames counts "
                 "its frames too"
             )
-        if pixels.shape[0] not in (1, batch):
-            raise UsageError(f"{pixels.shape[0]} videos were given for a batch of {batch}; give one, or one for each")
+        _check_batch("videos", pixels.shape[0], batch)
         return encode(self.vae, pixels.to(device)).expand(batch, -1, -1, -1, -1)
+
+
+def _check_batch(what: str, given: int, batch: int) -> None:
+    if given not in (1, batch):
+        raise UsageError(f"{given} {what} were given for a batch of {batch}; give one, or one for each")
 
 
 def _joined(parts: list[Any], output_type: str) -> Any:

@@ -240,6 +240,10 @@ def test_the_prompt_is_projected_once_and_again_when_it_changes(transformer: Any
         hook.remove()
     fresh = chunked(build(transformer, chunk=2), latents, embeds + 1)
     assert not torch.equal(first, fresh)
+    # A forward that ended between two layers has projected it for some.
+    model.new_prompt()
+    model.prompts["cond"][0].stale = False
+    assert model._is_new("cond")
 
 
 def test_the_transformer_is_given_back_whatever_happens(transformer: Any) -> None:

@@ -266,6 +266,20 @@ def test_the_calibrated_form_runs_its_table(transformer: Any, dense: list[torch.
     assert mixed.reuse_rate == 0.5
 
 
+def test_calibration_does_not_look_into_holes(transformer: Any) -> None:
+    seen = []
+
+    class Watch(Calibration):
+        def see(self, call: int, layer: int, out: torch.Tensor, *others: torch.Tensor) -> Any:
+            seen.append(out.shape[1])
+            return super().see(call, layer, out, *others)
+
+    model = build(transformer, LIGHT, FlashBlock(), break_even=2.0)
+    model.turns["cond"].calibration = Watch()
+    run(model)
+    assert set(seen) == {CHUNK * GRID[0] * GRID[1]}
+
+
 def masked_reference(transformer: Any, model: Any) -> Callable[[], None]:
     """Replaces the kernels of a model's chosen blocks by SDPA under the chosen mask; returns how to stop."""
     from vidaccel.reuse import memory

@@ -45,6 +45,10 @@ def pipe(make_wan: Callable[..., Any]) -> CausalWanPipeline:
     return found
 
 
+EMBEDS = torch.ones(3, 8, 32)
+GIVEN: dict[str, Any] = {"prompt": None, "prompt_embeds": EMBEDS}
+
+
 def settings(**changes: Any) -> dict[str, Any]:
     """A tiny clip of 7 latent frames."""
     common = {"prompt": "a cat", "height": 32, "width": 48, "num_frames": 25, "max_sequence_length": 8}
@@ -261,6 +265,12 @@ def test_guidance_has_two_caches_and_none_changes_nothing(pipe: CausalWanPipelin
     assert (found - plain).abs().max() > 1e-3
     same = latents(pipe, guidance_scale=4.0, negative_prompt="a cat")
     torch.testing.assert_close(same, plain, atol=1e-4, rtol=0)
+    # One that is given serves the whole batch.
+    _, none = pipe.encode_prompt("a cat", "", max_sequence_length=8)
+    few = {"num_frames": 5, "guidance_scale": 4.0, "prompt": ["a cat"] * 2}
+    noise = torch.randn(2, 16, 2, 4, 6, generator=torch.Generator().manual_seed(0))
+    each = [latents(pipe, latents=noise, negative_prompt_embeds=x, **few) for x in (none, none.expand(2, -1, -1))]
+    assert torch.equal(*each)
 
 
 def test_many_steps_follow_the_scheduler_in_every_chunk(pipe: CausalWanPipeline) -> None:
@@ -300,6 +310,7 @@ def test_an_image_or_a_video_comes_first(pipe: CausalWanPipeline) -> None:
     torch.testing.assert_close(chunks[0].latents, first, atol=1e-5, rtol=0)
     chunks = list(pipe.stream(**settings(video=frames, num_frames=25)))
     assert [chunk.start for chunk in chunks] == [0, 2, 3, 5]
+    assert pipe.stream(**settings(video=frames, num_frames=25)).chunks == len(chunks)
     torch.testing.assert_close(torch.cat([chunk.latents for chunk in chunks[:2]], 2), known, atol=1e-5, rtol=0)
     other = list(pipe.stream(**settings(video=frames[::-1], num_frames=25)))
     assert (other[-1].latents - chunks[-1].latents).abs().max() > 1e-3, "the beginning has no influence on the end"
@@ -508,6 +519,9 @@ def test_no_step_reads_anything_back(
         ({"prompt": None}, "prompt"),
         ({"image": "x", "video": "y"}, "one of them"),
         ({"cuda_graphs": True}, "CUDA GPU"),
+        ({"negative_prompt": "x", "negative_prompt_embeds": EMBEDS}, "either a negative_prompt or"),
+        (GIVEN | {"negative_prompt_embeds": EMBEDS[:2], "guidance_scale": 3.0}, "for a batch of 3"),
+        (GIVEN | {"generator": [torch.Generator()] * 2}, "2 generators"),
     ],
 )
 def test_what_cannot_be_is_said(pipe: CausalWanPipeline, changes: dict[str, Any], says: str) -> None:

@@ -217,12 +217,16 @@ class LayerMemory:
 
     def _reused(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int) -> tuple[Part, Part]:
         """As `_parts`; the past's is the kept one, anew for heads that would be too far off."""
+        assert self.plan is not None
         assert self._kept is not None
         flash, turn = self.methods.flash, self.turn
         assert flash is not None
         if turn.calibration is not None:
             past, mine = self._parts(q, k, v, start)
-            reuse = turn.calibration.see(turn.calls - 1, self.number, *past, *self._kept)[0]
+            # What stands in holes is no attention.
+            filled = self.plan.layout.slot_of
+            then, now = ((out[:, filled], lse[:, :, filled]) for out, lse in (self._kept, past))
+            reuse = turn.calibration.see(turn.calls - 1, self.number, *now, *then)[0]
         elif flash.calibrated is not None:
             step = flash.calibrated[min(turn.calls, len(flash.calibrated)) - 1][self.number]
             wanted = step * (q.shape[2] // len(step))

@@ -214,10 +214,10 @@ class Methods:
                 f"density {density:g} was asked for, but without a window a dense chunk sees more and more; give the "
                 "rollout a window, take Light Forcing, or set the methods' own densities"
             )
-        near = rollout.window
+        near, merged = rollout.window, 0 if merge is None else merge.frames
         if merge is not None and merge.recent is not None:
             near = min(near, rollout.sink + merge.recent + rollout.chunk)
-        merged = 0 if merge is None else merge.frames
+            merged = min(merged, rollout.window - near)
         wanted = density * rollout.window
         if isinstance(select, CausalAnn):
             past = near - rollout.chunk + merged

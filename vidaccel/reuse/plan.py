@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -75,7 +76,7 @@ class ChunkPlanner:
         device: where plans are used.
 
     Attributes:
-        merge: how evicted frames are merged; None where they are forgotten.
+        merge: how evicted frames are merged, with room for those that are remembered; None where they are forgotten.
         window: frames in the cache, the own chunk included; None for all.
         slots: of one frame.
         extra: slots of merged keys.
@@ -102,7 +103,6 @@ class ChunkPlanner:
         self.slots = grid[0] * grid[1] if self._frame is None else self._frame.slots
         self.token_slots = None if self._frame is None else self._frame.slot_of.to(device)
         self.merge = methods.hybrid.substitute if methods.hybrid is not None else methods.merge
-        self.extra = 0 if self.merge is None else self.merge.frames * self.slots
         self.window = rollout.window
         keeps_window = methods.hybrid is not None or (self.merge is not None and self.merge.recent is None)
         if keeps_window and rollout.window is None:
@@ -112,6 +112,11 @@ class ChunkPlanner:
             wanted = rollout.sink + self.merge.recent + rollout.chunk
             self.horizon = None if rollout.window is None else max(0, rollout.window - wanted)
             self.window = wanted if rollout.window is None else min(wanted, rollout.window)
+            if self.horizon is not None:
+                # More room would hold nothing, and be attended to.
+                room = min(self.merge.frames, self.horizon)
+                self.merge = replace(self.merge, frames=room) if room else None
+        self.extra = 0 if self.merge is None else self.merge.frames * self.slots
 
     def layout(self, frames: int) -> TokenLayout:
         """Order of the tokens of some frames; the same object for every chunk of so many."""
@@ -137,11 +142,13 @@ class ChunkPlanner:
         if isinstance(select, CausalLightForcing) and (history or extra):
             kept, rule, note = self._light_forcing(select, made, own, history, dense_frames, extra)
             if rule is not None:
-                density = kept * select.block / (dense_frames * self.slots)
                 whole = own * self.slots // select.block
                 # Choosing alone drops blocks of the own chunk too; reuse needs all of them, and a launch for each part.
                 rests = self.methods.flash is not None and self.methods.break_even is None and whole >= kept
                 plan = plan._replace(rule=rule, reuses=not rests)
+                # As many blocks are then chosen of the past alone.
+                computed = whole + min(kept, rule.most - whole) if self.methods.flash and not rests else kept
+                density = computed * select.block / (dense_frames * self.slots)
                 if rests:
                     note = (
                         f"FlashBlock is disabled: beside it all {whole} blocks of the own chunk are attended to, where "
@@ -159,9 +166,7 @@ class ChunkPlanner:
             queries, past = own * self.slots, len(history) * self.slots + extra
             few = min(self.methods.flash.probe, queries)
             plan = plan._replace(parts=self._two(queries, past, queries), probe=self._two(few, past, queries))
-        if self.methods.hybrid is not None and self.merge is not None:
-            note = "; ".join(each for each in (note, _SUBSTITUTE) if each)
-        return PlannedChunk(plan, len(history), density, note)
+        return PlannedChunk(plan, len(history), density, "; ".join(filter(None, (note, self._merge_note))))
 
     def oldest(self, start: int, own: int) -> int | None:
         """The oldest frame behind the first ones that a chunk sees, merged or whole; None where all are whole."""
@@ -169,6 +174,16 @@ class ChunkPlanner:
             return None
         first, window = self.rollout.sink, self.rollout.window
         return first if window is None else max(first, start + own - window + first)
+
+    @property
+    def _merge_note(self) -> str:
+        given = self.methods.merge
+        if given is not None and self.merge is None:
+            return (
+                f"TempCache is disabled: a window of {self.rollout.window} frames leaves none to merge beside the "
+                f"{self.rollout.sink} first ones, {given.recent} recent ones and a chunk of {self.rollout.chunk}"
+            )
+        return "" if self.methods.hybrid is None or self.merge is None else _SUBSTITUTE
 
     def _two(self, queries: int, past: int, own: int) -> Parts:
         """The same object for every chunk of this size."""

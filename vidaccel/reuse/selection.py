@@ -152,8 +152,10 @@ class FrameRule(NamedTuple):
     def frame_means(self, key: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """(h, history frames, d), from means (h, key blocks, d) of blocks with so many tokens (key blocks,)."""
         frames = self.always.shape[0]
-        share = length[self._history].float().view(frames, -1, 1)
-        means: torch.Tensor = (key[:, self._history].unflatten(1, (frames, -1)) * share).sum(2) / share.sum(1)
+        share = length[self._history].float().view(frames, self.per_frame, 1)
+        means: torch.Tensor = (key[:, self._history].unflatten(1, (frames, self.per_frame)) * share).sum(2) / share.sum(
+            1
+        )
         return means
 
     def scores(

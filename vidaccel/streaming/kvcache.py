@@ -82,7 +82,7 @@ class LayerCache:
     def move(self, k: torch.Tensor, v: torch.Tensor) -> None:
         """Live in larger buffers from now on, with what is there."""
         for new, old in zip((k, v), self.buffers, strict=True):
-            new[:, : old.shape[1]] = old
+            new[:, : old.shape[1]] = old[:, : new.shape[1]]
         self._hold(k, v)
 
     def open(self, history: int, own: int) -> None:
@@ -199,13 +199,17 @@ class KVCache:
         self._extra = extra
         self._host = host
         self._room: list[torch.Tensor] = []
-        self._capacity = 0
         self._own = 0
         kept = sink if movable_sink else 0
         self._sink_bytes = kept * shape.frame_bytes // 2
         self._make_room(window or 0)
         size = (shape.batch, kept, shape.slots, shape.heads, shape.d)
         self._sink_keys = [layer.keys.new_zeros(size) for layer in self.layers] if kept else []
+
+    @property
+    def _capacity(self) -> int:
+        """Frames that every layer has room for: memory may run out between two of them, and the next call grows on."""
+        return min((layer.keys.shape[1] for layer in self.layers), default=0)
 
     @property
     def bytes(self) -> int:
@@ -332,12 +336,11 @@ class KVCache:
                 "allow more"
             )
         self._synchronize()
-        self._capacity = capacity
         if self._host:
-            self._room[:] = self._buffers(shape.device)
+            self._room[:] = self._buffers(shape.device, capacity)
         home = "cpu" if self._host else shape.device
         if not self.layers:
-            made = [self._buffers(home) for _ in range(shape.layers)]
+            made = [self._buffers(home, capacity) for _ in range(shape.layers)]
             self.layers = [
                 HostLayerCache(k, v, self._extra, shape.slots, self._room)
                 if self._host
@@ -346,12 +349,12 @@ class KVCache:
             ]
             return
         for layer in self.layers:
-            layer.move(*self._buffers(home))
+            layer.move(*self._buffers(home, capacity))
 
-    def _buffers(self, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one layer; pinned, where they wait in host memory for a GPU."""
+    def _buffers(self, device: torch.device | str, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer's frames; pinned, where they wait in host memory for a GPU."""
         shape = self.shape
-        size = (shape.batch, self._extra + self._capacity * shape.slots, shape.heads, shape.d)
+        size = (shape.batch, self._extra + frames * shape.slots, shape.heads, shape.d)
         on_gpu = [torch.device(x).type == "cuda" for x in (shape.device, device)]
         first, second = (
             torch.zeros(size, dtype=shape.dtype, device=device, pin_memory=on_gpu == [True, False]) for _ in range(2)

@@ -19,6 +19,7 @@ EACH = {
     "light-forcing among merged keys": (TempCache(frames=3), CausalLightForcing(block=16)),
     "neighbours": (CausalAnn(block=16),),
     "neighbours among merged keys": (TempCache(frames=2, recent=3), CausalAnn(block=16), FlashBlock()),
+    "neighbours among fewer merged keys than asked for": (TempCache(frames=8, recent=6), CausalAnn(block=16)),
     "merged keys": (TempCache(), AnnCross()),
 }
 
@@ -49,6 +50,13 @@ def test_a_chunk_has_the_density_that_was_asked_for(name: str, density: float, s
         density - grain - 1e-9 <= density_of(within, rollout) <= density + 1e-9 + grain * (methods.select is not None)
     )
     assert (within.flash, within.cross) == (methods.flash, methods.cross)
+
+
+def test_nothing_is_merged_where_the_window_ends_before_it() -> None:
+    planner = ChunkPlanner(Methods.of([TempCache(recent=9)]), ROLLOUT, (8, 8), torch.device("cpu"))
+    planned = planner.plan(300, 3, list(range(291, 300)))
+    assert (planner.merge, planned.plan.extra, planned.density) == (None, 0, 1)
+    assert "TempCache is disabled: a window of 12 frames leaves none to merge" in planned.note
 
 
 @pytest.mark.parametrize("frames", [21, 60])

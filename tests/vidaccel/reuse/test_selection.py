@@ -129,6 +129,11 @@ def test_codes_of_neighbours_and_counts() -> None:
     assert torch.allclose(planes.affinity.diagonal(1), torch.full((63,), 1 / 16))
 
 
+def test_a_rule_without_history_has_no_means_of_frames() -> None:
+    rule = FrameRule(torch.tensor(1), 4, None, torch.zeros(0, dtype=torch.bool), 2, 2)
+    assert rule.frame_means(torch.ones(2, 4, 8), torch.full((4,), 16)).shape == (2, 0, 8)
+
+
 @pytest.mark.parametrize("merged", [0, 40])
 def test_no_row_of_neighbours_is_empty(merged: int) -> None:
     """However few blocks are kept, and however many places for merged keys hold nothing."""
@@ -157,6 +162,9 @@ def test_reuse_rests_where_the_own_chunk_alone_is_more_than_is_chosen() -> None:
     )
     assert found[0.15, True].plan.reuses
     assert found[0.4, False].plan.rule.kept > 75
+    # The own chunk is whole, and as many blocks as are there, up to those kept, are chosen of the past.
+    rule = found[0.4, False].plan.rule
+    assert found[0.4, False].density == pytest.approx(min(75 + int(rule.kept), rule.most) / 300)
     assert found[0.4, False].plan.reuses
     assert not found[0.4, False].note
 

@@ -124,6 +124,17 @@ def test_a_cache_that_grows_fills_the_cap_and_never_passes_it(host: bool) -> Non
     assert kept(cache) == cache.frames == list(range(10))
 
 
+@pytest.mark.parametrize("host", [False, True])
+def test_memory_that_runs_out_between_two_layers_loses_nothing(monkeypatch: pytest.MonkeyPatch, host: bool) -> None:
+    cache = KVCache(SHAPE, window=None, host=host)
+    add(cache, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.layers[1], "move", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            add(cache, 6)
+    assert add(cache, 3) == list(range(6))
+
+
 def kept(cache: KVCache) -> list[int]:
     """Frames in the history, as its values say."""
     return [-int(x) for x in cache.layers[0].values[0, : len(cache.frames), 0, 0, 0]]
