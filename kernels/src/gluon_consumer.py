@@ -27,6 +27,7 @@ from .gluon_parts import (
     softmax,
     stay,
     tokens_of,
+    words_ahead,
     write,
 )  # fmt: skip
 
@@ -75,8 +76,9 @@ def consumer(
             k = tiles_s.index(slot).reshape([KEYS, D]).permute((1, 0))
             running = scores_begun(q, k, bias_s.index(slot), KEYS, S_L, BIAS)
             s = warpgroup_mma_wait(0, deps=(running,))
-            words = words_s.index(slot)
-            s = scores(s, free.index(slot), length, full <= 0, lo, hi, words, guards, KEYS, WINDOW)
+            words = words_s.index(begin // 2 % words_ahead(SLOTS))
+            s = scores(s, length, full <= 0, lo, hi, words, guards, KEYS, WINDOW)
+            mbarrier.arrive(free.index(slot), count=1)
             p, m, mass, shrink = softmax(s, m, mass, scale, D)
             weights = gl.convert_layout(p.to(DT), P_L)
             place = 1
@@ -90,9 +92,9 @@ def consumer(
                 mbarrier.wait(ready.index(last), number // SLOTS & 1)
                 adding = warpgroup_mma(weights, tiles_s.index(last).reshape([KEYS, D]), acc, is_async=True)
                 s = warpgroup_mma_wait(1, deps=(running,))
-                s = scores(
-                    s, free.index(slot), length, place >= full, lo, hi, words_s.index(slot), guards, KEYS, WINDOW
-                )
+                mbarrier.arrive(free.index(slot), count=1)
+                words = words_s.index((begin // 2 + place) % words_ahead(SLOTS))
+                s = scores(s, length, place >= full, lo, hi, words, guards, KEYS, WINDOW)
                 p, m, mass, shrink = softmax(s, m, mass, scale, D)
                 # The multiplication that runs still reads the last ones.
                 behind = gl.convert_layout(p.to(DT), P_L)

@@ -14,7 +14,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from .gluon_consumer import consumer
-from .gluon_parts import FACTS, ROWS
+from .gluon_parts import FACTS, ROWS, words_ahead
 from .gluon_producer import producer
 
 
@@ -35,7 +35,7 @@ def _stream(
     PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     q_s = gl.allocate_shared_memory(q_tma.dtype, [AHEAD * UNITS, 1, 1, ROWS, D], q_tma.layout)
     tiles_s = gl.allocate_shared_memory(k_tma.dtype, [SLOTS, 1, 1, 1, KEYS, D], k_tma.layout)
-    words_s = gl.allocate_shared_memory(gl.int32, [SLOTS, KEYS if WINDOW else 1], PLAIN)
+    words_s = gl.allocate_shared_memory(gl.int32, [words_ahead(SLOTS), KEYS if WINDOW else 1], PLAIN)
     bias_s = gl.allocate_shared_memory(gl.float32, [SLOTS, KEYS if BIAS else 1], PLAIN)
     facts_s = gl.allocate_shared_memory(gl.int32, [AHEAD * FACTS, 1], PLAIN)
     lengths_s = gl.allocate_shared_memory(gl.int32, [SLOTS, 1], PLAIN)

@@ -96,10 +96,19 @@ def _ending(n: int) -> tuple[str, str]:
 ENDING_64, ENDING_128 = (gl.constexpr(_ending(keys // 2)) for keys in (64, 128))
 
 
+@gluon.constexpr_function
+def words_ahead(SLOTS):
+    """Tiles whose words of keys are held. As many go through the ring before one's slot is handed out again.
+
+    Words are read after the product that hands back the slot of their keys; the first ones of a row, whose slot the
+    third tile may have, before.
+    """
+    return SLOTS // 2 + 1
+
+
 @gluon.jit
 def scores(
     s,
-    free,
     length,
     cut,
     lo,
@@ -109,9 +118,7 @@ def scores(
     KEYS: gl.constexpr,
     WINDOW: gl.constexpr,
 ):
-    """Scores of a tile of keys; -inf for keys behind its end and pairs beyond the window. Hands the tile back."""
-    if not WINDOW:
-        mbarrier.arrive(free, count=1)
+    """Scores of a tile of keys; -inf for keys behind its end and pairs beyond the window."""
     if length < KEYS:
         if KEYS == 128:
             s = gl.inline_asm_elementwise(ENDING_128[0], ENDING_128[1], [s, length], gl.float32, True, 64)
@@ -125,7 +132,6 @@ def scores(
             if WINDOW == 2:
                 word &= gl.expand_dims(hi, 1) - pos
             s = gl.where(((word ^ guard) & guards) == 0, s, float("-inf"))
-        mbarrier.arrive(free, count=1)
     return s
 
 

@@ -11,7 +11,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-from .gluon_parts import COUNT, FACTS, FULL, HEAD, ROWS, SAMPLE, START, TOKENS
+from .gluon_parts import COUNT, FACTS, FULL, HEAD, ROWS, SAMPLE, START, TOKENS, words_ahead
 
 # Triton 3.9 gave it its other name.
 _fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
@@ -109,13 +109,16 @@ def producer(
                 length = gl.minimum(gl.load(K_LEN + sample * k_len_stride + block), lk - block * KEYS)
                 number = begin + 2 * place - gl.minimum(place, 1)
                 slot = number % SLOTS
+                if WINDOW:
+                    # On their way while the slot is awaited.
+                    words = gl.load(POS + block * KEYS + key, mask=key >= gl.where(place >= full, 0, KEYS), other=0)
                 mbarrier.wait(free.index(slot), (number // SLOTS & 1) ^ 1)
                 mbarrier.expect(ready.index(slot), k_tma.block_type.nbytes)
                 _fetch(k_tma, [sample, head, 0, block * KEYS, 0], ready.index(slot), tiles_s.index(slot))
                 _tell(lengths_s, slot, length)
                 if WINDOW:
                     if place >= full:
-                        words_s.index(slot).store(gl.load(POS + block * KEYS + key))
+                        words_s.index((begin // 2 + place) % words_ahead(SLOTS)).store(words)
                 if BIAS:
                     bias_s.index(slot).store(gl.load(bias + block * KEYS + key))
                 mbarrier.arrive(ready.index(slot), count=1)
