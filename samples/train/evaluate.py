@@ -31,7 +31,7 @@ from samples.models.world import Scene
 from samples.train import cells, fidelity
 from samples.train.budget import get_logger
 from samples.train.cells import Cell
-from samples.train.record import Record
+from samples.train.record import Record, packed
 from samples.train.sheet import contact_sheet
 from vidaccel.render.stream import is_causal
 from vidaccel.trace import Stopwatch
@@ -158,7 +158,7 @@ def measured(
         result["right_to_dense"] = rounded(fidelity.paired(right, dense.right))
         result["psnr_to_dense"] = mean([fidelity.psnr(*pair).mean() for pair in pairs])
         result["ssim_to_dense"] = mean([fidelity.ssim(*pair).mean() for pair in pairs], 4)
-    result["answers"] = "".join("01"[answer] for answer in right)
+    result["answers"] = packed(right)
     return clips, result
 
 

@@ -29,7 +29,7 @@ from samples.train import fidelity
 from samples.train.budget import get_logger
 from samples.train.causal_controls import drawing_lots, dropping_history
 from samples.train.evaluate import located, mean, pipeline_of, rounded, score, unseen
-from samples.train.record import Record
+from samples.train.record import Record, packed
 from samples.train.sheet import contact_sheet
 from vidaccel.errors import VidaccelError
 from vidaccel.pipelines.causal_wan import CausalWanPipeline
@@ -147,7 +147,7 @@ def main(words: list[str] | None = None) -> None:
         shown = {key: value for key, value in result.items() if key not in ("answers", "stretches")}
         log.info("%s: %s of %d in each stretch; %s", name, [sum(row) for row in answers], len(scenes), shown)
         columns = {key: [row[key] for row in result["stretches"]] for key in result["stretches"][0]}
-        record.add(name, result | {"stretches": columns, "answers": ["".join("01"[a] for a in row) for row in answers]})
+        record.add(name, result | {"stretches": columns, "answers": [packed(row) for row in answers]})
         longest = max(longest, time.monotonic() - begun)
 
 

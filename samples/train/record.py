@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ class Record:
         lines = ",\n".join(f"  {each}: {cell}" for each, cell in cells)
         temporary.write_text(f"{head}{{\n{lines}\n }}\n}}\n")
         temporary.replace(self.file)
+
+
+def packed(answers: Iterable[bool]) -> str:
+    """Write answers as hexadecimal digits: four to a digit, the first one highest, no where the last four are fewer."""
+    bits = "".join("01"[answer] for answer in answers)
+    return "".join(f"{int(bits[start : start + 4].ljust(4, '0'), 2):x}" for start in range(0, len(bits), 4))
+
+
+def unpacked(digits: str, count: int) -> list[bool]:
+    """Read so many answers that were packed."""
+    return [bool(int(digits[place // 4], 16) >> (3 - place % 4) & 1) for place in range(count)]
 
 
 def commit() -> str:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from samples.models import path
 from samples.train import causal, evaluate, evaluate_causal
 from samples.train.causal_controls import drawing_lots, dropping_history
+from samples.train.record import packed, unpacked
 from vidaccel.kernels.attention import attention
 from vidaccel.pipelines.causal_attention import CausalTransformer
 from vidaccel.pipelines.causal_wan import CausalWanPipeline
@@ -81,8 +82,8 @@ def test_the_shipped_model_draws_what_its_reports_say(tmp_path: Path) -> None:
             assert found == pytest.approx(expected, abs=0.3), name
     captions = [scene.caption() for scene in evaluate.unseen(large["settings"]["prompts"])]
     places = [captions.index(scene.caption()) for scene in evaluate.unseen(prompts)]
-    answers = [large["cells"]["dense"]["answers"][0][place] for place in places]
-    assert again["cells"]["dense"]["answers"][0] == "".join(answers)
+    answers = unpacked(large["cells"]["dense"]["answers"][0], len(captions))
+    assert again["cells"]["dense"]["answers"][0] == packed(answers[place] for place in places)
 
 
 def test_each_evaluation_names_the_other_for_a_model_that_is_not_its_own(tmp_path: Path) -> None:

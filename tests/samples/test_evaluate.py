@@ -13,7 +13,7 @@ from samples.models import world
 from samples.models.shared import autoencoder
 from samples.train import cells, cogvideox, evaluate, fidelity, hunyuan, parts
 from samples.train.cells import Cell
-from samples.train.record import Record
+from samples.train.record import Record, packed, unpacked
 
 STEPS = 8
 SETTINGS = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": STEPS, "max_sequence_length": 40}
@@ -94,6 +94,14 @@ def test_a_report_goes_on_and_refuses_other_settings(tmp_path: Path) -> None:
     assert data["versions"]["torch"] == torch.__version__
     with pytest.raises(ValueError, match="other settings"):
         Record(file, {"seed": 1})
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 128])
+def test_packed_answers_are_read_as_they_were(count: int) -> None:
+    answers = [place % 3 == 0 for place in range(count)]
+    assert len(packed(answers)) == -(-count // 4)
+    assert unpacked(packed(answers), count) == answers
+    assert packed([True, False, False, True, True]) == "98"
 
 
 def test_prompts_are_unseen_and_differ() -> None:

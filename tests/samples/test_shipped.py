@@ -11,6 +11,7 @@ import pytest
 from samples.models import MODELS, path
 from samples.train import evaluate
 from samples.train.cells import DENSITIES, SINGLE
+from samples.train.record import unpacked
 from vidaccel.render import find, weights
 
 SWEEPS = {"attention": "repeat.json", "caches": "repeat-caches.json"}
@@ -42,7 +43,8 @@ def test_four_prompts_come_out_as_in_the_report(sweep: str, name: str, report: s
     for cell, before in cells.items():
         now = again["cells"][cell]
         # What hangs on the last digits, which other instruction sets round otherwise, is one clip of a sparse cell.
-        changed = sum(one != other for one, other in zip(now["answers"], before["answers"], strict=True))
+        one, other = (unpacked(each["answers"], given["prompts"]) for each in (now, before))
+        changed = sum(right != was for right, was in zip(one, other, strict=True))
         assert changed <= (cell != "dense"), cell
         assert now.get("delivered_density") == before.get("delivered_density"), cell
         assert now["computed"] == before["computed"], cell
